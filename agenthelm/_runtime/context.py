@@ -1,0 +1,124 @@
+"""Who is running: the identity that follows a run through tasks and threads."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+
+from anyio.lowlevel import EventLoopToken
+
+from agenthelm._runtime.progress import Progress
+
+__all__ = ["RunContext", "StopMark", "current_run", "entered", "new_call_id", "new_run_id", "raise_if_stopped", "report"]
+
+_PROCESS_PREFIX = secrets.token_hex(4)
+_CALLS = itertools.count(1)
+
+
+def new_call_id() -> str:
+    """A process-unique id for one call; a counter behind a random prefix, because uuid4 is dear on the hot path."""
+    return f"{_PROCESS_PREFIX}-{next(_CALLS):x}"
+
+
+def new_run_id() -> str:
+    """A globally unique id for one run that sorts by its start time (UTC)."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
+
+
+class StopMark:
+    """The decision that a scope makes no further calls, and why.
+
+    A budget, a final denial or a lost lease must end its scope whatever the code in between swallows (DSPy's ReAct
+    catches every ``Exception`` of a tool). So the reason is remembered here: every later door raises it again, and the
+    edge of the scope raises it in the end.
+    """
+
+    __slots__ = ("error",)
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def set(self, error: Exception) -> None:
+        """Remember why; the first reason stays."""
+        if self.error is None:
+            self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """The identity of what is running right now.
+
+    Attributes:
+        run_id: The run; nested runs share the outermost one's.
+        session_id: The conversation whose memory is used.
+        namespace: The tenant boundary.
+        agent: The agent at work.
+        step: The saga step at work.
+        effect: The id of the effect whose tool body is running; effects begun inside are its inner effects.
+        depth: How many worker threads stand between here and the event loop; selects the limiter.
+        stops: The stop marks that bind this code, innermost scope first.
+        memory: The ``MemoryContext`` that agents get when none is passed; opaque to this layer.
+        models: The language models of the run, set and read by ``agent.lm``; opaque to this layer.
+        observer: Told about progress (see `agenthelm._runtime.progress`).
+        loop: The event loop of the run, so that threads which anyio did not start find the way back.
+    """
+
+    run_id: str
+    session_id: str
+    namespace: str
+    agent: str | None = None
+    step: str | None = None
+    effect: str | None = None
+    depth: int = 0
+    stops: tuple[StopMark, ...] = ()
+    memory: object | None = None
+    models: object | None = None
+    observer: Callable[[Progress], None] | None = None
+    loop: EventLoopToken | None = None
+
+    def evolve(self, **changes: object) -> RunContext:
+        """A copy with some fields changed."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+_current: ContextVar[RunContext | None] = ContextVar("agenthelm_run", default=None)
+
+
+def current_run() -> RunContext | None:
+    """The identity in force, or None outside of any run."""
+    return _current.get()
+
+
+@contextmanager
+def entered(context: RunContext) -> Iterator[RunContext]:
+    """Put an identity in force for a ``with`` block; child tasks and worker threads inherit it."""
+    token = _current.set(context)
+    try:
+        yield context
+    finally:
+        _current.reset(token)
+
+
+def raise_if_stopped() -> None:
+    """Raise the reason for which an enclosing scope was stopped, if one was.
+
+    Raises:
+        Exception: The very error that stopped the scope; every door calls this first.
+    """
+    context = _current.get()
+    if context is not None:
+        for mark in context.stops:
+            if mark.error is not None:
+                raise mark.error
+
+
+def report(progress: Progress) -> None:
+    """Tell the run's observer, if it has one."""
+    context = _current.get()
+    if context is not None and context.observer is not None:
+        context.observer(progress)

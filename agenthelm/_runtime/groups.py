@@ -1,0 +1,132 @@
+"""Structured concurrency in the three forms the package needs, proof against native cancellation.
+
+anyio's shielded scopes do not hold against ``task.cancel()``, ``asyncio.wait_for`` or a Ctrl-C on asyncio: those cancel
+the *task*. What they can't reach is a child task: the host task is interrupted while it waits for its task group, the
+group turns that into structured cancellation, and waits on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+import anyio
+from anyio import CancelScope
+
+__all__ = ["in_child", "named", "shielded", "wait_through"]
+
+T = TypeVar("T")
+
+
+class _Waitable(Protocol):
+    async def wait(self) -> Any: ...
+
+
+async def in_child(function: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """Run ``function`` in a child task; return its value or raise its error, bare.
+
+    Cancellation of the caller, native or structured, arrives inside as structured cancellation, so the shields in
+    there hold. The caller resumes when the child has ended, with its cancellation if it had one.
+    """
+    value: list[T] = []
+    error: list[Exception] = []
+
+    async def body() -> None:
+        try:
+            value.append(await function(*args))
+        except Exception as exc:
+            error.append(exc)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(body)
+    if error:
+        try:
+            raise error[0]
+        finally:
+            error.clear()  # the frame must not keep its own exception alive
+    return value[0]
+
+
+async def shielded(function: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """Run ``function`` to its end, whatever is cancelled; a pending cancellation is raised afterwards."""
+
+    async def body() -> T:
+        with CancelScope(shield=True):
+            return await function(*args)
+
+    return await in_child(body)
+
+
+async def wait_through(event: _Waitable) -> None:
+    """Wait for an event that another thread sets, through any cancellation, and raise that cancellation afterwards.
+
+    For events whose setting is certain: a commit on the storage's writer thread, for one.
+    """
+    pending: BaseException | None = None
+    with CancelScope(shield=True):
+        while True:
+            try:
+                await event.wait()
+                break
+            except anyio.get_cancelled_exc_class() as exc:
+                pending = exc
+    if pending is not None:
+        try:
+            raise pending
+        finally:
+            pending = None
+
+
+async def named(
+    tasks: Mapping[str, Callable[[], Awaitable[T]]],
+    *,
+    max_concurrency: int | None = None,
+    collect: bool = False,
+) -> tuple[dict[str, T], dict[str, Exception]]:
+    """Run named tasks at once and wait for all of them.
+
+    Args:
+        tasks: What to run, by name.
+        max_concurrency: How many may run at the same time; None for all.
+        collect: Let the others go on when one fails. Otherwise the first failure cancels them.
+
+    Returns:
+        The results and the errors by name, each in the order of ``tasks``. Without ``collect`` there are no errors.
+
+    Raises:
+        Exception: Without ``collect``, the first failure, bare; the failures of siblings are notes on it.
+    """
+    results: dict[str, T] = {}
+    errors: dict[str, Exception] = {}
+    limiter = anyio.Semaphore(max_concurrency) if max_concurrency else None
+
+    async with anyio.create_task_group() as group:
+
+        async def one(name: str, task: Callable[[], Awaitable[T]]) -> None:
+            try:
+                if limiter is None:
+                    results[name] = await task()
+                else:
+                    async with limiter:
+                        results[name] = await task()
+            except Exception as exc:
+                errors[name] = exc
+                if not collect:
+                    group.cancel_scope.cancel()
+
+        for name, task in tasks.items():
+            group.start_soon(one, name, task, name=name)
+
+    if errors and not collect:
+        (first_name, first), *others = errors.items()
+        for name, other in others:
+            if other is not first:
+                first.add_note(f"{name} failed too: {type(other).__name__}: {other}")
+        try:
+            raise first
+        finally:
+            del first, others
+            errors.clear()
+    return {name: results[name] for name in tasks if name in results}, {
+        name: errors[name] for name in tasks if name in errors
+    }

@@ -1,0 +1,88 @@
+"""Back-off delays and the clock they are waited on."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import anyio
+
+__all__ = ["Backoff", "Clock", "SystemClock"]
+
+
+class Clock(Protocol):
+    """Time as the package sees it; tests bring their own."""
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never steps back."""
+        ...
+
+    def wall(self) -> float:
+        """Seconds since the epoch, UTC."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait; a cancellation point."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks; waits on the running event loop."""
+
+    def monotonic(self) -> float:
+        """Seconds on the machine's monotonic clock."""
+        return time.monotonic()
+
+    def wall(self) -> float:
+        """Seconds since the epoch by the machine's clock."""
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait on the running event loop."""
+        await anyio.sleep(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Exponential back-off with full jitter.
+
+    The delay before retry ``n`` (from 1) is drawn evenly from 0 to ``min(maximum, initial * factor ** (n - 1))``, which
+    keeps many callers that failed together from coming back together.
+
+    Source:
+        Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+
+    Attributes:
+        initial: The first delay's upper bound in seconds.
+        factor: What each further bound is multiplied by.
+        maximum: No delay is longer, in seconds, except one that a peer asked for.
+        jitter: Whether to draw the delay; without it the bound itself is waited.
+    """
+
+    initial: float = 0.5
+    factor: float = 2.0
+    maximum: float = 30.0
+    jitter: bool = True
+    random: random.Random = field(default_factory=random.Random, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.initial < 0 or self.factor < 1 or self.maximum < 0:
+            raise ValueError(
+                f"a back-off needs initial >= 0, factor >= 1 and maximum >= 0, not "
+                f"{self.initial}, {self.factor} and {self.maximum}"
+            )
+
+    def delay(self, retry: int, *, error: BaseException | None = None) -> float:
+        """Seconds to wait before a retry.
+
+        Args:
+            retry: Which retry, from 1.
+            error: What failed. A ``retry_after`` attribute on it (seconds) is the least that is waited.
+        """
+        # The exponent is bounded so that no number of retries overflows a float.
+        bound = min(self.maximum, self.initial * self.factor ** min(retry - 1, 64))
+        drawn = self.random.uniform(0.0, bound) if self.jitter else bound
+        asked = getattr(error, "retry_after", None)
+        return max(drawn, float(asked)) if isinstance(asked, (int, float)) and asked > 0 else drawn

@@ -1,0 +1,136 @@
+"""The only thread hop of the package.
+
+An agent in a thread waits for a tool that needs a thread of its own. With one limiter for both, as many agents as there
+are tokens wait for ever. So each nesting depth has a limiter of its own: depth ``n`` only ever waits for ``n + 1``.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+import anyio.to_process
+import anyio.to_thread
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
+
+from agenthelm._runtime.context import current_run, entered
+from agenthelm._runtime.groups import in_child
+
+__all__ = ["DEFAULT_WORKERS", "Workers", "hop_back"]
+
+T = TypeVar("T")
+
+DEFAULT_WORKERS = 64
+"""Threads per nesting depth. Tools and LM calls wait for networks, so more than cores; anyio's own default is 40."""
+
+
+class Workers:
+    """Worker threads with one limiter per nesting depth.
+
+    Safe to share between runs, tasks and event loops: limiters are made on first use in each loop.
+
+    Args:
+        size: Threads per nesting depth.
+    """
+
+    def __init__(self, size: int = DEFAULT_WORKERS) -> None:
+        if size < 1:
+            raise ValueError(f"the number of worker threads must be at least 1, not {size}")
+        self.size = size
+        self._limiters: RunVar[dict[object, CapacityLimiter]] = RunVar(f"agenthelm_limiters_{id(self):x}")
+
+    def limiter(self, key: object) -> CapacityLimiter:
+        """The limiter of one nesting depth in the running event loop."""
+        limiters = self._limiters.get(None)
+        if limiters is None:
+            limiters = {}
+            self._limiters.set(limiters)
+        limiter = limiters.get(key)
+        if limiter is None:
+            limiter = limiters[key] = CapacityLimiter(self.size)
+        return limiter
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Run a function in a worker thread and wait for its end, whatever is cancelled meanwhile.
+
+        Waiting for a free thread is cancellable; once the function runs, the value it returns is the value returned
+        here, and a cancellation shows at the caller's next checkpoint (a native one when the thread has ended).
+        """
+        return await in_child(self._hop, function, args)
+
+    async def hop(self, function: Callable[..., T], *args: Any) -> T:
+        """As `run`, for callers that are already inside a child task that native cancellation can't reach."""
+        return await self._hop(function, args)
+
+    async def _hop(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
+        context = current_run()
+        if context is None:
+            return await anyio.to_thread.run_sync(function, *args, limiter=self.limiter(0))
+        with entered(context.evolve(depth=context.depth + 1)):
+            return await anyio.to_thread.run_sync(function, *args, limiter=self.limiter(context.depth))
+
+    async def run_abandonable(self, function: Callable[..., T], *args: Any) -> T:
+        """Run a function without side effects in a thread that is let go when the caller is cancelled.
+
+        A thread that was let go keeps its place in the limiter until it ends, so there are never more than ``size``
+        of them.
+        """
+        limiter = self.limiter("abandonable")
+        borrower = object()
+        token = anyio.lowlevel.current_token()
+        await limiter.acquire_on_behalf_of(borrower)
+        gate = threading.Lock()
+        started = abandoned = False
+
+        def body() -> T:
+            nonlocal started
+            with gate:
+                if abandoned:  # nobody waits any more, and the place is already given back
+                    raise RuntimeError("abandoned before it began")
+                started = True
+            try:
+                return function(*args)
+            finally:
+                try:
+                    anyio.from_thread.run_sync(limiter.release_on_behalf_of, borrower, token=token)
+                except anyio.RunFinishedError:
+                    pass  # the loop, and the limiter with it, are gone
+
+        try:
+            # `borrower` holds the place; this second limiter only keeps anyio from counting it again.
+            return await anyio.to_thread.run_sync(body, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+        except BaseException:
+            with gate:
+                abandoned = not started
+            if abandoned:
+                limiter.release_on_behalf_of(borrower)
+            raise
+
+    async def run_in_process(self, function: Callable[..., T], *args: Any) -> T:
+        """Run a function in a worker process, which is killed when the caller is cancelled.
+
+        For CPU-bound work, which threads can't keep off the event loop under the GIL. The function, its arguments and
+        its value must pickle, and the process re-imports ``__main__``.
+        """
+        return await anyio.to_process.run_sync(function, *args, cancellable=True, limiter=self.limiter("process"))
+
+
+def hop_back(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Await a coroutine function on the event loop from a worker thread; a cancellation point.
+
+    Raises:
+        RuntimeError: Not called from a worker thread of a run.
+    """
+    try:
+        return anyio.from_thread.run(functools.partial(function, *args, **kwargs))
+    except anyio.NoEventLoopError as exc:
+        raise RuntimeError(
+            "this call hops back to a run's event loop, so it only works inside a sync forward() or a sync tool; "
+            "from other code await the async method"
+        ) from exc

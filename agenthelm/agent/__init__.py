@@ -1,0 +1,1 @@
+"""A DSPy module that can be awaited; the only room that imports dspy."""

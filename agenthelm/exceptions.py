@@ -1,0 +1,407 @@
+"""Every error AgentHelm raises, and nothing else.
+
+The tree, with the builtin each one also is::
+
+    AgentHelmError
+    ├── ConfigError                 ValueError       a setting that is unknown or has no sensible value
+    ├── ToolError
+    │   ├── ToolContractError       TypeError        a contract refused at registration
+    │   ├── UnknownToolError        LookupError      no such tool, or not one this agent was given
+    │   ├── ToolInputError          ValueError       arguments that do not fit the contract
+    │   ├── ToolOutputError         ValueError       a result that does not fit the contract
+    │   ├── ToolTimeoutError        TimeoutError     the tool passed its deadline
+    │   └── OutcomeUnknown          RuntimeError     raised by tools: "I can't say whether it happened"
+    ├── ApprovalDeniedError         PermissionError  a human or a policy said no, or nobody answered
+    ├── BudgetExceededError         RuntimeError     the next call would pass a limit
+    ├── AgentError
+    │   ├── UnknownAgentError       LookupError
+    │   ├── AgentLoadError          ImportError      an app file that can't be loaded
+    │   ├── AgentInputError         ValueError       inputs missing or not declared
+    │   ├── AgentOutputError        ValueError       a declared output is missing
+    │   └── WiringError             ValueError       a flow whose fields don't fit together
+    ├── ModelError
+    │   ├── ModelNotConfiguredError LookupError      no model and no key
+    │   └── ModelCallError          RuntimeError     the model's endpoint failed, retries included
+    ├── RunTimeoutError             TimeoutError     the deadline of a whole run
+    ├── SagaError
+    │   ├── PlanError               ValueError       a plan refused before its first effect
+    │   ├── RunNotFoundError        LookupError
+    │   ├── RunBusyError            RuntimeError     another process is running or undoing that run
+    │   └── LeaseLostError          RuntimeError     this process's claim on its run is stale
+    ├── StorageError                OSError          the log can't be read or written
+    │   ├── StalePositionError                       somebody else appended first
+    │   ├── CorruptRecordError                       a journal line that can't be read
+    │   └── StorageClosedError
+    └── MemoryStoreError            OSError          a memory backend failed or can't be reached
+        ├── MemoryValueError        ValueError       a value JSON can't hold
+        └── EmbedderMismatchError   ValueError       a collection made with another embedder
+
+Messages are one line: what happened, where, and what to do about it. Fields carry the same facts for programs.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+__all__ = [
+    "AgentError",
+    "AgentHelmError",
+    "AgentInputError",
+    "AgentLoadError",
+    "AgentOutputError",
+    "ApprovalDeniedError",
+    "BudgetExceededError",
+    "ConfigError",
+    "CorruptRecordError",
+    "EmbedderMismatchError",
+    "LeaseLostError",
+    "MemoryStoreError",
+    "MemoryValueError",
+    "ModelCallError",
+    "ModelError",
+    "ModelNotConfiguredError",
+    "OutcomeUnknown",
+    "PlanError",
+    "RunBusyError",
+    "RunNotFoundError",
+    "RunTimeoutError",
+    "SagaError",
+    "StalePositionError",
+    "StorageClosedError",
+    "StorageError",
+    "ToolContractError",
+    "ToolError",
+    "ToolInputError",
+    "ToolOutputError",
+    "ToolTimeoutError",
+    "UnknownAgentError",
+    "UnknownToolError",
+    "WiringError",
+    "nearest",
+]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which known names come closest to a mistyped one.
+
+    Returns:
+        ``" Did you mean 'a' or 'b'?"`` with its leading space, or an empty string when nothing is close.
+    """
+    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
+
+
+class AgentHelmError(Exception):
+    """The root of every error this package raises."""
+
+
+class ConfigError(AgentHelmError, ValueError):
+    """A setting is unknown, or its value makes no sense.
+
+    Attributes:
+        setting: The name of the setting, or None where no single one is to blame.
+    """
+
+    def __init__(self, message: str, *, setting: str | None = None) -> None:
+        super().__init__(message)
+        self.setting = setting
+
+
+class ToolError(AgentHelmError):
+    """The root of errors about one tool.
+
+    Attributes:
+        tool_name: The tool in question.
+    """
+
+    def __init__(self, message: str, *, tool_name: str) -> None:
+        super().__init__(message)
+        self.tool_name = tool_name
+
+
+class ToolContractError(ToolError, TypeError):
+    """A contract that contradicts itself, refused when the tool is registered."""
+
+
+class UnknownToolError(ToolError, LookupError):
+    """No tool of that name exists, or the caller was not given it."""
+
+    def __init__(self, tool_name: str, known: Iterable[str], *, where: str = "the registry") -> None:
+        names = sorted(known)
+        listing = f" It has: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}." if names else " It is empty."
+        super().__init__(
+            f"no tool named {tool_name!r} in {where}.{nearest(tool_name, names) or listing}", tool_name=tool_name
+        )
+        self.known: Sequence[str] = names
+
+
+class ToolInputError(ToolError, ValueError):
+    """Arguments do not fit the tool's contract; the tool was not called."""
+
+
+class ToolOutputError(ToolError, ValueError):
+    """The tool ran and returned something its contract does not allow."""
+
+
+class ToolTimeoutError(ToolError, TimeoutError):
+    """An async tool was cancelled at its deadline, or an abandonable one was let go.
+
+    Attributes:
+        timeout: The deadline of one attempt in seconds.
+    """
+
+    def __init__(self, tool_name: str, timeout: float) -> None:
+        super().__init__(f"tool {tool_name!r} did not finish within its deadline of {timeout:g} s", tool_name=tool_name)
+        self.timeout = timeout
+
+
+class OutcomeUnknown(AgentHelmError, RuntimeError):  # noqa: N818 - product vocabulary; tools raise it by this name
+    """Raised by a tool that can't say whether its effect happened; the effect is then in doubt."""
+
+
+class ApprovalDeniedError(AgentHelmError, PermissionError):
+    """A call that needed approval did not get it; the tool was not called.
+
+    Attributes:
+        tool_name: The tool that was refused.
+        reason: Why, in the approver's words.
+        approver: Who or what decided.
+    """
+
+    def __init__(self, tool_name: str, *, reason: str, approver: str) -> None:
+        super().__init__(f"tool {tool_name!r} was not approved by {approver}: {reason}")
+        self.tool_name = tool_name
+        self.reason = reason
+        self.approver = approver
+
+
+class BudgetExceededError(AgentHelmError, RuntimeError):
+    """The next call would pass a limit of its budget, so it was not made.
+
+    Attributes:
+        scope: Whose budget: ``"run"``, ``"agent:NAME"`` or ``"tool:NAME"``.
+        resource: Which limit: ``"usd"``, ``"tokens"``, ``"calls"``, ``"tool_calls"``, ``"seconds"`` or ``"price"``
+            (an unpriced model under ``unpriced="deny"``).
+        limit: The limit, in the resource's own unit.
+        spent: What was spent when the call was refused.
+        reserved: What calls in flight had reserved by then.
+        requested: What the refused call asked for.
+    """
+
+    def __init__(
+        self, *, scope: str, resource: str, limit: float, spent: float, reserved: float = 0.0, requested: float = 0.0
+    ) -> None:
+        if resource == "price":
+            message = f"budget of {scope}: the model has no known price and unpriced='deny'"
+        else:
+            message = (
+                f"budget of {scope} is {limit:g} {resource}; {spent:g} spent and {reserved:g} reserved, "
+                f"so a call that may take {requested:g} was not made"
+            )
+        super().__init__(message)
+        self.scope = scope
+        self.resource = resource
+        self.limit = limit
+        self.spent = spent
+        self.reserved = reserved
+        self.requested = requested
+
+
+class AgentError(AgentHelmError):
+    """The root of errors about agents and flows."""
+
+
+class UnknownAgentError(AgentError, LookupError):
+    """No agent of that name is registered."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        super().__init__(
+            f"no agent named {name!r}.{nearest(name, names)} Known agents: {', '.join(names) or 'none'}."
+        )
+        self.name = name
+        self.known: Sequence[str] = names
+
+
+class AgentLoadError(AgentError, ImportError):
+    """An app file or module could not be loaded, or holds no agent.
+
+    Attributes:
+        target: What was to be loaded.
+        file: The file that raised, when one did.
+        line: The line in that file.
+    """
+
+    def __init__(self, message: str, *, target: str, file: str | None = None, line: int | None = None) -> None:
+        super().__init__(message)
+        self.target = target
+        self.file = file
+        self.line = line
+
+
+class AgentInputError(AgentError, ValueError):
+    """An agent was given inputs it does not declare, or not given one it requires."""
+
+    def __init__(self, message: str, *, agent: str) -> None:
+        super().__init__(message)
+        self.agent = agent
+
+
+class AgentOutputError(AgentError, ValueError):
+    """An agent did not return an output it declares."""
+
+    def __init__(self, message: str, *, agent: str) -> None:
+        super().__init__(message)
+        self.agent = agent
+
+
+class WiringError(AgentError, ValueError):
+    """A flow's fields do not fit together; found before the first LM call.
+
+    Attributes:
+        agent: The agent whose input nothing provides, or None when the flow itself is malformed.
+        field: That input.
+        available: What the flow does provide at that point.
+    """
+
+    def __init__(
+        self, message: str, *, agent: str | None = None, field: str | None = None, available: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message)
+        self.agent = agent
+        self.field = field
+        self.available = tuple(available)
+
+
+class ModelError(AgentHelmError):
+    """The root of errors about language models."""
+
+
+class ModelNotConfiguredError(ModelError, LookupError):
+    """There is neither a model nor a provider key to pick one by."""
+
+
+class ModelCallError(ModelError, RuntimeError):
+    """A model's endpoint failed, its retries included.
+
+    Attributes:
+        model: The model's name.
+        attempts: How many times it was asked.
+        status: The HTTP status of the last answer, when there was one.
+    """
+
+    def __init__(self, message: str, *, model: str, attempts: int, status: int | None = None) -> None:
+        super().__init__(message)
+        self.model = model
+        self.attempts = attempts
+        self.status = status
+
+
+class RunTimeoutError(AgentHelmError, TimeoutError):
+    """A run passed the deadline it was given.
+
+    Attributes:
+        timeout: The deadline in seconds.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        super().__init__(f"the run did not finish within {timeout:g} s")
+        self.timeout = timeout
+
+
+class SagaError(AgentHelmError):
+    """The root of errors about undoing, journals and recovery."""
+
+
+class PlanError(SagaError, ValueError):
+    """A plan, or a contract a run depends on, was refused before the first effect."""
+
+
+class RunNotFoundError(SagaError, LookupError):
+    """No journal is stored under that run id."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"no run {run_id!r} in this storage; `agenthelm saga list` shows the runs it holds")
+        self.run_id = run_id
+
+
+class RunBusyError(SagaError, RuntimeError):
+    """A run is still running, or somebody else is undoing it."""
+
+    def __init__(self, run_id: str, *, owner: str) -> None:
+        super().__init__(f"run {run_id!r} is held by {owner}; wait for it to end, or for its lease to expire")
+        self.run_id = run_id
+        self.owner = owner
+
+
+class LeaseLostError(SagaError, RuntimeError):
+    """Another process claimed this run, so this one stopped without undoing anything."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"run {run_id!r} was claimed by another process, which undoes it; this one stopped")
+        self.run_id = run_id
+
+
+class StorageError(AgentHelmError, OSError):
+    """The event log or the journal can't be read or written."""
+
+
+class StalePositionError(StorageError):
+    """An append expected a position that somebody else has already passed.
+
+    Attributes:
+        stream: The stream in question.
+        expected: The position the append expected.
+        actual: The position it found.
+    """
+
+    def __init__(self, stream: str, *, expected: int, actual: int) -> None:
+        super().__init__(f"stream {stream!r} is at position {actual}, not {expected}: another writer was first")
+        self.stream = stream
+        self.expected = expected
+        self.actual = actual
+
+
+class CorruptRecordError(StorageError):
+    """A record in the middle of a journal can't be read, so nothing may be concluded from the rest.
+
+    Attributes:
+        stream: The stream in question.
+        position: The record's position in it, counted from 0.
+    """
+
+    def __init__(self, stream: str, *, position: int, detail: str) -> None:
+        super().__init__(f"record {position} of stream {stream!r} can't be read ({detail}); restore it or resolve by hand")
+        self.stream = stream
+        self.position = position
+
+
+class StorageClosedError(StorageError):
+    """The storage was used after ``aclose``."""
+
+
+class MemoryStoreError(AgentHelmError, OSError):
+    """A memory backend failed, or can't be reached."""
+
+
+class MemoryValueError(MemoryStoreError, ValueError):
+    """A value or a key that the store can't hold; nothing was written."""
+
+
+class EmbedderMismatchError(MemoryStoreError, ValueError):
+    """A collection was made with another embedder than the one it is opened with."""
+
+
+def note(error: BaseException, text: str) -> BaseException:
+    """Attach a note to an exception once, and hand it back."""
+    if text not in getattr(error, "__notes__", ()):
+        error.add_note(text)
+    return error
+
+
+def describe(error: BaseException) -> str:
+    """One line that names an exception's type even when its message is empty."""
+    text: Any = str(error).strip().replace("\n", " ")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,1 @@
+"""What agents remember: short-term values and texts found by meaning."""

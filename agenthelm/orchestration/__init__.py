@@ -1,0 +1,1 @@
+"""In which order agents run, and how what they did is undone."""

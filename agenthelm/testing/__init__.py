@@ -1,0 +1,1 @@
+"""Test doubles and contract tests for people who build on AgentHelm."""

@@ -1,0 +1,1 @@
+"""Spans and metrics; the only room that imports opentelemetry."""

@@ -1,0 +1,32 @@
+"""Fixtures that every test may use: the backends, and a world without network."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+# Before anything imports DSPy, LiteLLM, Chroma or onnxruntime: no test downloads a price list or sends telemetry.
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+os.environ["ANONYMIZED_TELEMETRY"] = "False"
+for _name in [name for name in os.environ if name.startswith(("AGENTHELM_", "NEXUS_", "OTEL_"))] + [
+    "OPENAI_API_KEY",
+    "ANTHROPIC_API_KEY",
+    "MISTRAL_API_KEY",
+    "OPENAI_API_BASE",
+]:
+    os.environ.pop(_name, None)
+
+import pytest
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("asyncio", id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+        pytest.param("trio", id="trio"),
+    ]
+)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """Every async test runs on asyncio, uvloop and trio."""
+    return request.param
