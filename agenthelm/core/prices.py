@@ -1,0 +1,179 @@
+"""What tokens cost, and the plan-style tracker that adds them up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["MODEL_PRICING", "CostTracker", "Price", "PriceSource", "TokenUsage", "override_price", "to_pico", "to_usd"]
+
+_PICO = 10**12
+
+MODEL_PRICING: dict[str, Mapping[str, float]] = {}
+"""Your own prices, in USD per 1,000 tokens: ``{"my-model": {"input": 0.005, "output": 0.015, "cached_input": 0.0025}}``.
+
+It ships empty and overrides every other source. A name matches exactly, with or without its provider prefix, never by
+part of it. ``cached_input`` may be left out; cached tokens then cost what others do.
+"""
+
+
+class TokenUsage(BaseModel):
+    """The tokens of one LM call.
+
+    Attributes:
+        input_tokens: All input tokens, cached ones included.
+        output_tokens: All output tokens, reasoning included.
+        model: The model's name, with its provider prefix where it has one.
+        cached_input_tokens: Those of the input that the provider read from its prompt cache.
+        cache_write_tokens: Those of the input that the provider wrote to its prompt cache.
+        reasoning_tokens: Those of the output that the model spent on thinking.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    input_tokens: int = Field(ge=0)
+    output_tokens: int = Field(ge=0)
+    model: str
+    cached_input_tokens: int = Field(default=0, ge=0)
+    cache_write_tokens: int = Field(default=0, ge=0)
+    reasoning_tokens: int = Field(default=0, ge=0)
+
+
+def to_pico(usd: float) -> int:
+    """USD as whole picodollars (1e-12 USD), in which every published token price is an integer: sums are exact."""
+    return round(usd * _PICO)
+
+
+def to_usd(pico: int) -> float:
+    """Picodollars as USD: the float nearest to the exact sum."""
+    return pico / _PICO
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What one model's tokens cost, in USD per token.
+
+    Attributes:
+        input: Per input token.
+        output: Per output token.
+        cached_input: Per input token read from the provider's prompt cache; None for the price of other input.
+        cache_write: Per input token written to that cache; None for the price of other input.
+        source: Where the price comes from.
+    """
+
+    input: float
+    output: float
+    cached_input: float | None = None
+    cache_write: float | None = None
+    source: str = "override"
+
+    def pico(self, usage: TokenUsage) -> int:
+        """What a call's tokens cost, in picodollars."""
+        cached = min(usage.cached_input_tokens, usage.input_tokens)
+        written = min(usage.cache_write_tokens, usage.input_tokens - cached)
+        return (
+            (usage.input_tokens - cached - written) * to_pico(self.input)
+            + cached * to_pico(self.input if self.cached_input is None else self.cached_input)
+            + written * to_pico(self.input if self.cache_write is None else self.cache_write)
+            + usage.output_tokens * to_pico(self.output)
+        )
+
+    def cost(self, usage: TokenUsage) -> float:
+        """What a call's tokens cost, in USD."""
+        return to_usd(self.pico(usage))
+
+    def bound(self, input_tokens: int, output_tokens: int) -> float:
+        """The most that a call of at most so many tokens can cost, in USD."""
+        dearest = max(self.input, self.cache_write or 0.0)
+        return to_usd(input_tokens * to_pico(dearest) + output_tokens * to_pico(self.output))
+
+
+class PriceSource(Protocol):
+    """Where prices come from. The model's name carries its provider prefix where it has one."""
+
+    def price(self, model: str) -> Price | None:
+        """A model's price, or None when it is not known. Never a guess by a similar name."""
+        ...
+
+
+def override_price(model: str, table: Mapping[str, Mapping[str, float]] | None = None) -> Price | None:
+    """A model's price in `MODEL_PRICING` (or another table of its form), or None."""
+    table = MODEL_PRICING if table is None else table
+    if not table:
+        return None
+    _, slash, bare = model.partition("/")
+    found = table.get(model)
+    if found is None and slash:
+        found = table.get(bare)
+    if found is None and not slash:
+        prefixed = [entry for name, entry in table.items() if name.partition("/")[2] == model]
+        found = prefixed[0] if len(prefixed) == 1 else None
+    if found is None:
+        return None
+    cached = found.get("cached_input")
+    return Price(
+        input=found["input"] / 1000,
+        output=found["output"] / 1000,
+        cached_input=None if cached is None else cached / 1000,
+        source="override",
+    )
+
+
+class CostTracker:
+    """Adds up the tokens and the cost of LM calls; safe for concurrent use.
+
+    Runs keep their own books (`agenthelm.core.cost.Ledger`); this one is for code that calls models by itself.
+
+    Args:
+        prices: Asked for models that `MODEL_PRICING` does not name.
+    """
+
+    def __init__(self, prices: PriceSource | None = None) -> None:
+        self._prices = prices
+        self._lock = threading.Lock()
+        self._pico = 0
+        self._unpriced = 0
+        self._events: list[TokenUsage] = []
+
+    def track(self, usage: TokenUsage) -> float | None:
+        """Count one call.
+
+        Returns:
+            What it cost in USD, or None when the model's price is not known.
+        """
+        price = override_price(usage.model) or (self._prices.price(usage.model) if self._prices else None)
+        pico = None if price is None else price.pico(usage)
+        with self._lock:
+            self._events.append(usage)
+            if pico is None:
+                self._unpriced += 1
+            else:
+                self._pico += pico
+        return None if pico is None else to_usd(pico)
+
+    def check_budget(self, max_cost: float) -> bool:
+        """Whether no more than ``max_cost`` USD were spent; unpriced calls are not in that sum. 0.0 means free."""
+        with self._lock:
+            return self._pico <= to_pico(max_cost)
+
+    @property
+    def total_cost(self) -> float | None:
+        """USD spent, or None as soon as one call had no known price."""
+        with self._lock:
+            return None if self._unpriced else to_usd(self._pico)
+
+    @property
+    def priced_cost(self) -> float:
+        """USD spent on calls whose price is known."""
+        with self._lock:
+            return to_usd(self._pico)
+
+    @property
+    def events(self) -> list[TokenUsage]:
+        """The calls so far, as a copy."""
+        with self._lock:
+            return list(self._events)
