@@ -1,0 +1,61 @@
+"""Takes secrets of well-known shapes out of free text, such as error messages and URLs."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["MASK", "scrub"]
+
+MASK: Final = "***"
+"""What stands in the place of a secret."""
+
+_SECRETS: Final = re.compile(
+    r"""
+      (?P<url>\b[a-zA-Z][a-zA-Z0-9+.\-]*://)[^\s/?\#@'"<>]*@                       # user:password@ of a URL
+    | (?P<scheme>\b(?:bearer|basic|token)\s+)[A-Za-z0-9._~+/\-]{8,}=*              # Authorization: Bearer ...
+    | (?P<name>[?&;\s'"{,(\[\b]?\b(?:[A-Za-z0-9]+[_\-])*
+        (?:password|passwd|passphrase|secret|api[_\-]?key|access[_\-]?key|private[_\-]?key|secret[_\-]?key
+          |client[_\-]?secret|auth[_\-]?token|access[_\-]?token|refresh[_\-]?token|id[_\-]?token|session[_\-]?token
+          |token|authorization|credentials?|signature|sig)
+        ['"]?\s*(?:=|:\s?)\s*)(?P<quote>['"]?)(?:(?:bearer|basic|token)\s+)?(?!\*\*\*)[^\s'"&,;)}\]<>]{3,}       # password=..., "api_key": "..."
+    | \bsk-[A-Za-z0-9_\-]{8,}                                                       # OpenAI, Anthropic
+    | \b(?:gh[pousr]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,})                 # GitHub
+    | \b(?:AKIA|ASIA)[A-Z0-9]{16}\b                                                 # AWS
+    | \bAIza[A-Za-z0-9_\-]{30,}                                                     # Google
+    | \bxox[abprse]-[A-Za-z0-9\-]{8,}                                               # Slack
+    | \b[rsp]k_(?:live|test)_[A-Za-z0-9]{8,}                                        # Stripe
+    | \bhf_[A-Za-z0-9]{20,}                                                         # Hugging Face
+    | \beyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]*                  # JSON Web Token
+    | -----BEGIN[ ][A-Z ]*PRIVATE[ ]KEY-----(?:.|\n)*?(?:-----END[ ][A-Z ]*PRIVATE[ ]KEY-----|\Z)
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+_HINT: Final = re.compile(
+    r"://|sk-|bearer|basic|token|pass|secret|key|auth|cred|sig|gh[pousr]_|github_pat|akia|asia|aiza|xox|k_live|k_test"
+    r"|hf_|eyj",
+    re.IGNORECASE,
+)
+
+
+def _replacement(match: re.Match[str]) -> str:
+    if match["url"]:
+        return f"{match['url']}{MASK}@"
+    if match["scheme"]:
+        return f"{match['scheme']}{MASK}"
+    if match["name"]:
+        return f"{match['name']}{match['quote']}{MASK}"
+    return MASK
+
+
+def scrub(text: str) -> str:
+    """Replace what looks like a secret in free text by ``***``.
+
+    Knows credentials in URLs, ``Authorization`` headers, ``name=value`` and ``"name": "value"`` with a secret-looking
+    name, private keys, JSON Web Tokens, and the key shapes of well-known providers. A last resort for text nobody
+    structured: values that are known to be secret are masked by name or by type before.
+    """
+    if _HINT.search(text) is None:
+        return text
+    return _SECRETS.sub(_replacement, text)
