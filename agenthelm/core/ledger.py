@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from agenthelm._runtime.context import StopMark
 from agenthelm._runtime.retry import Clock, SystemClock
@@ -397,4 +397,5 @@ def _sum(rows: Iterable[list[int]]) -> Totals:
     for row in rows:
         for index, value in enumerate(row):
             total[index] += value
-    return Totals(*total[:_PICO], to_usd(total[_PICO]))
+    fields: dict[str, Any] = dict(zip(_COUNTS, total, strict=False))
+    return Totals(**fields, priced_usd=to_usd(total[_PICO]))
