@@ -14,11 +14,12 @@ _SECRETS: Final = re.compile(
     r"""
       (?P<url>\b[a-zA-Z][a-zA-Z0-9+.\-]*://)[^\s/?\#@'"<>]*@                       # user:password@ of a URL
     | (?P<scheme>\b(?:bearer|basic|token)\s+)[A-Za-z0-9._~+/\-]{8,}=*              # Authorization: Bearer ...
-    | (?P<name>[?&;\s'"{,(\[\b]?\b(?:[A-Za-z0-9]+[_\-])*
+    | (?P<name>\b(?:[A-Za-z0-9]{1,40}[_\-]){0,6}
         (?:password|passwd|passphrase|secret|api[_\-]?key|access[_\-]?key|private[_\-]?key|secret[_\-]?key
           |client[_\-]?secret|auth[_\-]?token|access[_\-]?token|refresh[_\-]?token|id[_\-]?token|session[_\-]?token
           |token|authorization|credentials?|signature|sig)
-        ['"]?\s*(?:=|:\s?)\s*)(?P<quote>['"]?)(?:(?:bearer|basic|token)\s+)?(?!\*\*\*)[^\s'"&,;)}\]<>]{3,}       # password=..., "api_key": "..."
+        ['"]?\s*(?:=|:\s?)\s*)(?P<quote>['"])?(?!\*\*\*)
+        (?(quote)[^'"]+|(?:(?:bearer|basic|token)\s+)?[^\s'"&,;)}\]<>]{3,})          # password=..., "api_key": "..."
     | \bsk-[A-Za-z0-9_\-]{8,}                                                       # OpenAI, Anthropic
     | \b(?:gh[pousr]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,})                 # GitHub
     | \b(?:AKIA|ASIA)[A-Z0-9]{16}\b                                                 # AWS
@@ -32,11 +33,13 @@ _SECRETS: Final = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 
-_HINT: Final = re.compile(
-    r"://|sk-|bearer|basic|token|pass|secret|key|auth|cred|sig|gh[pousr]_|github_pat|akia|asia|aiza|xox|k_live|k_test"
-    r"|hf_|eyj",
-    re.IGNORECASE,
-)
+_HINTS: Final = (
+    "://", "sk-", "bearer", "basic", "token", "pass", "secret", "key", "auth", "cred", "sig", "ghp_", "gho_", "ghu_",
+    "ghs_", "ghr_", "github_pat", "akia", "asia", "aiza", "xox", "k_live", "k_test", "hf_", "eyj",
+)  # fmt: skip
+"""What every secret that is known here contains. Plain searches are several times quicker than the expression."""
+_SHORTEST: Final = 7
+"""Nothing shorter holds a name and a value."""
 
 
 def _replacement(match: re.Match[str]) -> str:
@@ -45,7 +48,7 @@ def _replacement(match: re.Match[str]) -> str:
     if match["scheme"]:
         return f"{match['scheme']}{MASK}"
     if match["name"]:
-        return f"{match['name']}{match['quote']}{MASK}"
+        return f"{match['name']}{match['quote'] or ''}{MASK}"
     return MASK
 
 
@@ -56,6 +59,10 @@ def scrub(text: str) -> str:
     name, private keys, JSON Web Tokens, and the key shapes of well-known providers. A last resort for text nobody
     structured: values that are known to be secret are masked by name or by type before.
     """
-    if _HINT.search(text) is None:
+    if len(text) < _SHORTEST:
         return text
-    return _SECRETS.sub(_replacement, text)
+    lowered = text.lower()
+    for hint in _HINTS:
+        if hint in lowered:
+            return _SECRETS.sub(_replacement, text)
+    return text
