@@ -1,0 +1,133 @@
+"""What a memory can hold: JSON, and nothing that would come back as something else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from agenthelm.exceptions import MemoryStoreError, MemoryValueError
+
+__all__ = ["check_key", "check_ttl", "decode", "encode", "same"]
+
+_LONGEST_TTL = 10**10
+"""Seconds, about 317 years: more than this is a mistake, and some stores can't hold it."""
+
+_HINTS = {
+    "datetime": "store value.isoformat()",
+    "date": "store value.isoformat()",
+    "Decimal": "store str(value)",
+    "UUID": "store str(value)",
+    "bytes": "store base64 text",
+    "set": "store a sorted list",
+    "frozenset": "store a sorted list",
+}
+
+
+def encode(value: Any, *, where: str = "the value") -> str:
+    """A value as JSON text.
+
+    Pydantic models and dataclasses are dumped, at any depth; tuples become lists, as JSON has no others.
+
+    Args:
+        value: What to encode.
+        where: How the error message names it.
+
+    Raises:
+        MemoryValueError: JSON can't hold it: another type, a key that is no string, NaN or an infinity, a cycle.
+    """
+    try:
+        return json.dumps(_plain(value, where), separators=(",", ":"), allow_nan=False)
+    except RecursionError:
+        raise MemoryValueError(f"{where} is nested too deeply, or contains itself") from None
+    except MemoryValueError:
+        raise
+    except ValueError as exc:  # an integer with more digits than Python turns into text
+        raise MemoryValueError(f"{where} can't be stored as JSON: {exc}") from exc
+
+
+def _plain(value: Any, where: str) -> Any:
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise MemoryValueError(f"{where} is {value}, which JSON can't hold; store None or a text instead")
+        return value
+    if isinstance(value, Mapping):
+        return {_plain_key(key, where): _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, BaseModel):
+        return _plain(value.model_dump(mode="json"), where)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {item.name: _plain(getattr(value, item.name), f"{where}.{item.name}") for item in fields}
+    kind = type(value).__name__
+    hint = _HINTS.get(kind, "store plain data, a pydantic model or a dataclass")
+    raise MemoryValueError(f"{where} is a {kind}, which JSON can't hold; {hint}")
+
+
+def _plain_key(key: Any, where: str) -> str:
+    if not isinstance(key, str):
+        raise MemoryValueError(
+            f"{where} has the key {key!r} of type {type(key).__name__}; JSON keys are strings, so store str(key)"
+        )
+    return key
+
+
+def decode(text: str, *, key: str) -> Any:
+    """The value that a JSON text holds.
+
+    Raises:
+        MemoryStoreError: It is not JSON, so somebody else wrote it.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as exc:
+        raise MemoryStoreError(
+            f"what is stored under {_short(key)} is not JSON ({exc}); something other than AgentHelm wrote it, delete it"
+        ) from exc
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two decoded values are the same JSON: the order of keys is nothing, 1 is not 1.0 and not true."""
+    return left is right or json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)
+
+
+def check_key(key: Any, *, what: str = "a key") -> str:
+    """A key as it came, if a store can hold it.
+
+    Raises:
+        MemoryValueError: It is no string, empty, or has code points that UTF-8 can't hold (lone surrogates).
+    """
+    if not isinstance(key, str) or not key:
+        raise MemoryValueError(f"{what} must be a non-empty string, not {key!r}")
+    if not key.isascii():
+        try:
+            key.encode()
+        except UnicodeEncodeError as exc:
+            raise MemoryValueError(f"{what} must be valid Unicode text: {exc.reason} in {_short(key)}") from exc
+    return key
+
+
+def check_ttl(ttl: float | None) -> float | None:
+    """A time to live in seconds, if it makes sense.
+
+    Raises:
+        MemoryValueError: It is no positive, finite number.
+    """
+    if ttl is None:
+        return None
+    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not 0 < ttl <= _LONGEST_TTL:
+        raise MemoryValueError(
+            f"ttl must be a positive number of seconds up to {_LONGEST_TTL:g}, or None to keep the value; not {ttl!r}"
+        )
+    return ttl
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 80 else f"{text[:60]!r}… ({len(text)} characters)"
