@@ -12,10 +12,9 @@ MASK: Final = "***"
 
 _SECRETS: Final = re.compile(
     r"""
-      (?P<url>\b[a-zA-Z][a-zA-Z0-9+.\-]*://)[^\s/?\#@'"<>]*@                       # user:password@ of a URL
+      (?P<url>\b[a-zA-Z][a-zA-Z0-9+.\-]{0,30}://)[^\s/?\#@'"<>]{0,512}@                       # user:password@ of a URL
     | (?P<scheme>\b(?:bearer|basic|token)\s+)[A-Za-z0-9._~+/\-]{8,}=*              # Authorization: Bearer ...
-    | (?P<name>\b(?:[A-Za-z0-9]{1,40}[_\-]){0,6}
-        (?:password|passwd|passphrase|secret|api[_\-]?key|access[_\-]?key|private[_\-]?key|secret[_\-]?key
+    | (?P<name>(?:password|passwd|passphrase|secret|api[_\-]?key|access[_\-]?key|private[_\-]?key|secret[_\-]?key
           |client[_\-]?secret|auth[_\-]?token|access[_\-]?token|refresh[_\-]?token|id[_\-]?token|session[_\-]?token
           |token|authorization|credentials?|signature|sig)
         ['"]?\s*(?:=|:\s?)\s*)(?P<quote>['"])?(?!\*\*\*)
