@@ -1,0 +1,310 @@
+"""Nothing secret is shown or stored, and nothing that is shown can break what stores it."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, SecretBytes, SecretStr
+
+from agenthelm.core.redaction import MASK, Redacted, digest, looks_secret, masked, scrub
+
+SECRET = "hunter2-correct-horse"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "password", "PASSWORD", "user_password", "userPassword", "dbpassword", "passwd", "passphrase", "pwd", "secret",
+        "client_secret", "clientSecret", "api_key", "apiKey", "apikey", "API-KEY", "X-Api-Key", "openai_api_key", "token",
+        "access_token", "accessToken", "refresh-token", "auth_tokens", "bearer", "authorization", "Authorization",
+        "proxy-authorization", "auth", "credentials", "aws_secret_access_key", "private_key", "privateKey", "ssh_key",
+        "session_token", "Set-Cookie", "cvv", "token_value",
+    ],
+)  # fmt: skip
+def test_names_of_secrets_are_recognised(key: str) -> None:
+    assert looks_secret(key)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "max_tokens", "maxTokens", "token_usage", "token_count", "input_tokens", "tokens", "total_tokens", "tokenizer",
+        "idempotency_key", "key", "keys", "primary_key", "author", "authors", "authored_by", "city", "secretary",
+        "password_length", "token_type", "passenger", "compass", "monkey", "keyboard", "", "…", "token_budget",
+    ],
+)  # fmt: skip
+def test_names_that_only_resemble_secrets_are_not(key: str) -> None:
+    assert not looks_secret(key)
+
+
+class Account(BaseModel):
+    user: str
+    password: str
+    pin: Annotated[str, Redacted] = "0000"
+    note: Annotated[str, Redacted()] = "n"
+    wrapped: SecretStr = SecretStr(SECRET)
+
+
+@dataclass
+class Login:
+    user: str
+    api_key: str
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"password": SECRET},
+        {"deep": [{"headers": {"Authorization": SECRET}}]},
+        {"value": SecretStr(SECRET)},
+        {"value": [SecretBytes(SECRET.encode())]},
+        {"mine": SECRET},
+        {"account": Account(user="u", password=SECRET, pin=SECRET, note=SECRET)},
+        {"login": Login("u", SECRET)},
+        {"text": f"https://user:{SECRET}@example.org/"},
+        {"text": f"é Bearer {SECRET}"},
+        {"error": ValueError(f"api_key={SECRET}")},
+        {"list": (f"Authorization: Bearer {SECRET}",)},
+        {"mapping": OrderedDict(password=SECRET)},
+        {f"password={SECRET}": 1, "x": [1]},
+        {"password": 123456789012, "x": SECRET[:0]},
+    ],
+    ids=repr,
+)
+def test_secrets_are_masked_wherever_they_are(value: dict[str, Any]) -> None:
+    shown = json.dumps(masked(value, sensitive=frozenset({"mine"})))
+    assert SECRET not in shown
+    assert "123456789012" not in shown
+    assert MASK in shown
+
+
+def test_what_is_not_secret_stays_as_it_is() -> None:
+    value = {
+        "city": "Lisbon",
+        "nights": 3,
+        "price": 1.5,
+        "max_tokens": 10,
+        "ok": True,
+        "none": None,
+        "l": [1, {"a": "b"}],
+    }
+    assert masked(value) == value
+
+
+def test_the_copy_is_not_the_original() -> None:
+    inner = [1]
+    value = {"inner": inner}
+    copy = masked(value)
+    inner.append(2)
+    assert copy == {"inner": [1]}
+
+
+def test_none_and_flags_under_a_secret_name_say_nothing_and_stay() -> None:
+    assert masked({"password": None, "token": True}) == {"password": None, "token": True}
+
+
+def test_sensitive_names_count_at_the_top_only() -> None:
+    assert masked({"a": 1, "b": {"a": 1}}, sensitive={"a"}) == {"a": MASK, "b": {"a": 1}}
+    assert masked({"a": True}, sensitive={"a"}) == {"a": MASK}
+
+
+def test_the_hook_sees_every_named_value_and_its_result_is_masked_too() -> None:
+    seen = []
+
+    def hook(name: str, value: Any) -> Any:
+        seen.append(name)
+        return {"password": "x"} if name == "inner" else value
+
+    assert masked({"a": 1, "b": [{"inner": 2}]}, hook=hook) == {"a": 1, "b": [{"inner": {"password": MASK}}]}
+    assert seen == ["a", "b", "inner"]
+
+
+def test_a_hook_never_sees_what_is_masked_already() -> None:
+    assert masked({"password": "x", "s": SecretStr("y")}, hook=lambda name, value: "shown") == {
+        "password": MASK,
+        "s": MASK,
+    }
+
+
+def test_a_hook_that_raises_shows_nothing() -> None:
+    def hook(name: str, value: Any) -> Any:
+        raise RuntimeError(value)
+
+    assert masked({"a": "x"}, hook=hook) == {"a": MASK}
+
+
+def test_long_texts_are_cut_and_say_how_long_they_were() -> None:
+    shown = masked({"text": "x" * 100_000}, cap=100)["text"]
+    assert shown.startswith("x" * 100 + "…")
+    assert "100 of 100000 characters" in shown
+    assert len(shown) < 200
+
+
+def test_a_secret_across_the_cut_is_not_left_in_half() -> None:
+    text = "a" * 90 + " sk-" + "k" * 40
+    assert "sk-" not in masked(text, cap=100)
+
+
+def test_long_collections_are_cut_and_say_how_long_they_were() -> None:
+    shown = masked({"many": list(range(5000)), "wide": {str(i): i for i in range(5000)}})
+    assert shown["many"][-1] == "<256 of 5000 items>"
+    assert shown["wide"]["…"] == "<256 of 5000 entries>"
+
+
+def test_the_whole_copy_is_bounded() -> None:
+    assert len(json.dumps(masked({"l": [["x" * 1000] * 200] * 200}, cap=1000))) < 20_000
+
+
+def test_cycles_and_depth_end() -> None:
+    cycle: list[Any] = [1]
+    cycle.append(cycle)
+    deep: Any = "end"
+    for _ in range(1000):
+        deep = {"d": deep}
+    shown = json.dumps(masked({"cycle": cycle, "deep": deep}))
+    assert "contains itself" in shown
+    assert "nested too deeply" in shown
+
+
+def test_the_same_value_twice_is_no_cycle() -> None:
+    shared = {"a": 1}
+    assert masked([shared, shared]) == [shared, shared]
+
+
+class Hostile:
+    def __repr__(self) -> str:
+        raise RuntimeError(SECRET)
+
+
+class HostileMapping(dict[str, Any]):
+    def items(self) -> Any:
+        raise RuntimeError(SECRET)
+
+
+class HostileError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError(SECRET)
+
+
+@pytest.mark.parametrize("value", [Hostile(), [Hostile()], HostileMapping(a=1), HostileError(), {Hostile(): 1}])
+def test_a_value_whose_own_methods_fail_is_told_by_its_type(value: object) -> None:
+    shown = json.dumps(masked({"value": value}))
+    assert "unreadable" in shown
+    assert SECRET not in shown
+
+
+def test_values_json_does_not_have_are_told_by_name() -> None:
+    shown = masked(
+        {
+            "when": datetime(2026, 1, 2, tzinfo=UTC), "amount": Decimal("1.10"), "path": Path("a/b"), "colour": Colour.RED,
+            "bytes": b"abc", "set": {1}, "tuple": (1, 2), "nan": float("nan"), "huge": 10**5000, "object": object,
+            3: "number", "surrogate": "\ud800",
+        }
+    )  # fmt: skip
+    assert shown["when"] == "2026-01-02T00:00:00+00:00"
+    assert (shown["amount"], shown["path"], shown["colour"]) == ("1.10", "a/b", "red")
+    assert (shown["bytes"], shown["set"], shown["tuple"], shown["nan"]) == ("<3 bytes>", [1], [1, 2], "nan")
+    assert shown["huge"].startswith("<integer of")
+    assert shown["3"] == "number"
+    json.dumps(shown, allow_nan=False, ensure_ascii=False).encode()
+
+
+_ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.text().map(SecretStr),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text() | st.integers(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(_ANYTHING)
+def test_whatever_comes_json_and_utf8_can_hold_the_copy(value: object) -> None:
+    text = json.dumps(masked({"value": value}), allow_nan=False, ensure_ascii=False)
+    text.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"postgres://user:{SECRET}@db/x is down", f"redis://:{SECRET}@h", f"Authorization: Bearer {SECRET}",
+        f"authorization=Basic {SECRET}", f"Incorrect key sk-proj-{SECRET}", f"sk-ant-{SECRET}", f"api_key={SECRET}",
+        f"https://h/?access_token={SECRET}&x=1", f'{{"password": "{SECRET}"}}', f"{{'clientSecret': '{SECRET} {SECRET}'}}",
+        "ghp_" + "a" * 36 + SECRET[:0], f"X-Api-Key: {SECRET}", f"PASSWORD={SECRET}",
+        f"-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n-----END RSA PRIVATE KEY-----",
+    ],
+)  # fmt: skip
+def test_secrets_of_known_shapes_are_taken_out_of_texts(text: str) -> None:
+    shown = scrub(text)
+    assert SECRET not in shown
+    assert "a" * 36 not in shown
+    assert MASK in shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "all is well", "the token was refused", "https://example.org/a?b=c@d", "used 12 tokens: fine", "basic idea",
+        "mail ann@example.org", "idempotency_key=abc-1", "secretly: no", "a monkey=banana", "risk-averse approach",
+    ],
+)  # fmt: skip
+def test_ordinary_texts_stay(text: str) -> None:
+    assert scrub(text) == text
+
+
+@pytest.mark.parametrize("word", ["a-", "token-", "a://", "token:", "secret =  ", "eyJaaaaaaaaa.", "Bearer ", "sk-"])
+def test_long_hostile_texts_are_scrubbed_in_a_time_that_grows_with_their_length(word: str) -> None:
+    import time
+
+    def seconds(length: int) -> float:
+        text = "key" + word * (length // len(word))
+        began = time.perf_counter()
+        scrub(text)
+        return time.perf_counter() - began
+
+    seconds(2_000)
+    # Quadratic growth would be a factor of 256; the margin is for a busy machine.
+    assert seconds(64_000) < 100 * max(min(seconds(4_000) for _ in range(5)), 1e-4)
+
+
+def test_digests_are_the_same_for_the_same_call_only() -> None:
+    base = digest("pay", {"to": "ann", "amount": 5})
+    assert len(base) == 64
+    assert base == digest("pay", {"amount": 5, "to": "ann"})
+    others = [
+        digest("pay", {"to": "bob", "amount": 5}), digest("pay", {"to": "ann", "amount": 5.5}),
+        digest("pay", {"to": "ann", "amount": "5"}), digest("refund", {"to": "ann", "amount": 5}),
+        digest("pay", {"to": "ann"}),
+    ]  # fmt: skip
+    assert len({base, *others}) == len(others) + 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (SecretStr("a"), SecretStr("b")), (SecretStr("a"), "a"), (SecretBytes(b"a"), SecretBytes(b"b")), (b"a", b"b"),
+        (b"a", "61"), ({1, 2}, {1, 3}), (Decimal("1.0"), Decimal("1.1")), (Path("a"), "a"),
+        (Account(user="u", password="a"), Account(user="u", password="b")), (Login("u", "a"), Login("u", "b")),
+        ({1: "a", "1": "b"}, {1: "b", "1": "a"}), ({1: "a"}, {1: "b", "c": 1}), ("\ud800", "\ud801"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_the_digest_covers_secrets_and_what_json_does_not_have(one: object, other: object) -> None:
+    assert digest("t", {"v": one}) == digest("t", {"v": one})
+    assert digest("t", {"v": one}) != digest("t", {"v": other})
+
+
+def test_sets_have_one_digest_whatever_their_order() -> None:
+    assert digest("t", {"v": {"a", "b", "c"}}) == digest("t", {"v": {"c", "b", "a"}})
