@@ -1,0 +1,40 @@
+"""The event log and the journals: an append-only port, and three storages behind it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from agenthelm.core.storage.base import EVENTS, BaseStorage, Between, Record, StoredRecord, StreamInfo, Where
+from agenthelm.core.storage.codec import INDEXED_FIELDS
+from agenthelm.core.storage.memory_storage import InMemoryStorage
+
+if TYPE_CHECKING:
+    from agenthelm.core.storage.json_storage import JsonStorage
+    from agenthelm.core.storage.sqlite_storage import SqliteStorage
+
+__all__ = [
+    "EVENTS",
+    "INDEXED_FIELDS",
+    "BaseStorage",
+    "Between",
+    "InMemoryStorage",
+    "JsonStorage",
+    "Record",
+    "SqliteStorage",
+    "StoredRecord",
+    "StreamInfo",
+    "Where",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # sqlite3 and what surrounds it take 15 ms to import; a run in memory needs none of it.
+    if name == "SqliteStorage":
+        from agenthelm.core.storage.sqlite_storage import SqliteStorage
+
+        return SqliteStorage
+    if name == "JsonStorage":
+        from agenthelm.core.storage.json_storage import JsonStorage
+
+        return JsonStorage
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

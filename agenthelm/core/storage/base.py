@@ -22,7 +22,7 @@ class Between:
     high: float | str | None = None
 
 
-Where = Mapping[str, "str | int | float | None | Between"]
+Where = Mapping[str, "str | int | float | Between | None"]
 """Conditions that all hold: field of the record's data -> the value it equals, or a range it lies in."""
 
 

@@ -1,0 +1,48 @@
+"""A lock on a file between processes, with a time limit."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from agenthelm.core.storage.writer import UnavailableError
+
+__all__ = ["locked"]
+
+
+@contextmanager
+def locked(descriptor: int, path: Path, *, exclusive: bool, timeout: float) -> Iterator[None]:
+    """Hold ``flock`` on an open file; the system releases it when the process dies.
+
+    On Windows, where there is no ``flock``, nothing is locked: one process at a time there.
+
+    Raises:
+        StorageError: Somebody else held it for longer than ``timeout`` seconds.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    mode = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    deadline = time.monotonic() + timeout
+    pause = 0.0002
+    while True:
+        try:
+            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"can't lock {path}: another process has held it for {timeout:g} s") from None
+            time.sleep(pause)
+            pause = min(pause * 2, 0.01)
+    try:
+        yield
+    finally:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        except OSError:
+            pass  # the descriptor was closed meanwhile, and its lock with it

@@ -1,0 +1,160 @@
+"""A storage in this process's memory: for tests, for trying things out, and for runs that need no recovery."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agenthelm.core.storage.base import BaseStorage, Record, StoredRecord, StreamInfo, Where
+from agenthelm.core.storage.codec import decode, encode, is_journal, matches, state_of
+from agenthelm.exceptions import CorruptRecordError, StalePositionError, StorageClosedError, StorageError
+
+__all__ = ["InMemoryStorage"]
+
+
+class _Stream:
+    __slots__ = ("created_at", "name", "number", "records", "state", "updated_at")
+
+    def __init__(self, name: str, number: int, now: float) -> None:
+        self.name = name
+        self.number = number
+        self.records: list[Record] = []
+        self.state: str | None = None
+        self.created_at = self.updated_at = now
+
+
+class InMemoryStorage(BaseStorage):
+    """Keeps everything until the process ends, or until `drop`; its runs can't be recovered.
+
+    Appending costs a few microseconds and never suspends. Records are kept as they are and copied through JSON when
+    they are read, so a value that JSON can't hold shows only then: as a skipped event, or as an unreadable journal.
+    Safe to share between event loops and threads.
+    """
+
+    durable = False
+
+    def __init__(self) -> None:
+        self._streams: dict[str, _Stream] = {}
+        self._by_state: dict[str, dict[str, _Stream]] = {}
+        self._numbers = itertools.count()
+        self._guard = threading.Lock()
+        self._skipped = 0
+        self._closed = False
+
+    async def append(self, records: Sequence[Record], expected: Mapping[str, int] | None = None) -> dict[str, int]:
+        """Append records, all or none; see `BaseStorage.append`."""
+        now = time.time()
+        streams = self._streams
+        touched: dict[str, int] = {}
+        with self._guard:
+            self._check_open()
+            if expected:
+                for name, position in expected.items():
+                    known = streams.get(name)
+                    actual = 0 if known is None else len(known.records)
+                    if actual != position:
+                        raise StalePositionError(name, expected=position, actual=actual)
+            for record in records:
+                name = record.stream
+                stream = streams.get(name)
+                if stream is None:
+                    stream = streams[name] = _Stream(name, next(self._numbers), now)
+                stream.records.append(record)
+                stream.updated_at = now
+                if record.state is not None and record.state != stream.state:
+                    self._enter(stream, record.state)
+                touched[name] = len(stream.records)
+        return touched
+
+    async def read(
+        self,
+        stream: str,
+        *,
+        where: Where | None = None,
+        limit: int | None = None,
+        newest_first: bool = False,
+        after: int | None = None,
+    ) -> list[StoredRecord]:
+        """Read a stream, record by record without an index; see `BaseStorage.read`."""
+        self._check_open()
+        known = self._streams.get(stream)
+        if known is None or limit == 0:
+            return []
+        end = len(known.records)
+        if newest_first:
+            positions = range(min(end, end if after is None else after) - 1, -1, -1)
+        else:
+            positions = range(0 if after is None else after + 1, end)
+        found: list[StoredRecord] = []
+        for position in positions:
+            record = known.records[position]
+            if where and not matches(record.data, where):
+                continue
+            data = self._copied(record, position)
+            if data is not None:
+                found.append(StoredRecord(stream, position, data))
+                if len(found) == limit:
+                    break
+        return found
+
+    async def streams(
+        self,
+        *,
+        where: Mapping[str, str] | None = None,
+        prefix: str = "",
+        limit: int | None = None,
+        newest_first: bool = True,
+    ) -> list[StreamInfo]:
+        """List streams; see `BaseStorage.streams`."""
+        self._check_open()
+        state = state_of(where)
+        with self._guard:
+            known = self._streams if state is None else self._by_state.get(state, {})
+            chosen = [stream for stream in known.values() if stream.name.startswith(prefix)]
+            # Dictionaries keep the order of creation, but a state is entered in any order.
+            if state is not None:
+                chosen.sort(key=lambda stream: stream.number)
+            listed = reversed(chosen) if newest_first else iter(chosen)
+            return [
+                StreamInfo(s.name, len(s.records), s.state, s.created_at, s.updated_at)
+                for s in itertools.islice(listed, limit)
+            ]
+
+    async def drop(self, stream: str) -> None:
+        """Forget a stream with all its records."""
+        with self._guard:
+            self._check_open()
+            known = self._streams.pop(stream, None)
+            if known is not None and known.state is not None:
+                self._by_state[known.state].pop(stream)
+
+    async def aclose(self) -> None:
+        """Refuse further use."""
+        self._closed = True
+
+    @property
+    def skipped(self) -> int:
+        """How many events held a value that JSON can't, and were left out of reads."""
+        return self._skipped
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StorageClosedError("the in-memory storage was closed")
+
+    def _enter(self, stream: _Stream, state: str) -> None:
+        if stream.state is not None:
+            del self._by_state[stream.state][stream.name]
+        stream.state = state
+        self._by_state.setdefault(state, {})[stream.name] = stream
+
+    def _copied(self, record: Record, position: int) -> dict[str, Any] | None:
+        try:
+            return decode(encode(record))
+        except (StorageError, ValueError) as exc:
+            if is_journal(record.stream):
+                raise CorruptRecordError(record.stream, position=position, detail=str(exc)) from None
+            self._skipped += 1
+            return None

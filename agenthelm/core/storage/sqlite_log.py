@@ -1,0 +1,138 @@
+"""The writing side of the SQLite storage; lives on its writer thread."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from agenthelm.core.storage.base import EVENTS
+from agenthelm.core.storage.codec import INDEXED_FIELDS
+from agenthelm.core.storage.sqlite_schema import connect, migrate, private_file, translated
+from agenthelm.core.storage.writer import Append, Outcome, place
+from agenthelm.exceptions import StalePositionError
+
+__all__ = ["SqliteLog"]
+
+_INSERT_EVENT = f"INSERT INTO events VALUES ({', '.join('?' * (len(INDEXED_FIELDS) + 2))})"
+_INSERT_RECORD = "INSERT INTO records VALUES (?, ?, ?)"
+_MOVE_STREAM = """INSERT INTO streams (name, position, state, created_at, updated_at) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (name) DO UPDATE SET
+        position = excluded.position, state = coalesce(excluded.state, state), updated_at = excluded.updated_at"""
+
+
+class SqliteLog:
+    """One connection that writes; opened with the first append, and again after a failure."""
+
+    def __init__(self, path: Path, *, busy_timeout: float) -> None:
+        self._path = path
+        self._busy_timeout = busy_timeout
+        self._connection: sqlite3.Connection | None = None
+
+    def prepare(self) -> bool:
+        """Bring an existing file to the current schema; False when there is no file."""
+        if not self._path.exists():
+            return False
+        with translated(self._path, verb="open"):
+            self._open()
+        return True
+
+    def commit(self, appends: Sequence[Append]) -> list[Outcome]:
+        """Write all appends in one transaction.
+
+        Positions are checked before anything is written, so a stale append leaves nothing to take back; and when the
+        transaction fails, the writer tries the appends one by one. That does what a savepoint per append would.
+        """
+        with translated(self._path, verb="write"):
+            connection = self._open()
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                outcomes = _write(connection, appends)
+                connection.execute("COMMIT")
+            except BaseException:
+                self.close()  # rolls back; and a connection whose disk has failed is not to be trusted
+                raise
+        return outcomes
+
+    def drop(self, stream: str) -> None:
+        """Forget a stream."""
+        with translated(self._path, verb="write"):
+            connection = self._open()
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("DELETE FROM streams WHERE name = ?", (stream,))
+                if stream == EVENTS:
+                    connection.execute("DELETE FROM events")
+                    connection.execute("DELETE FROM zones")
+                else:
+                    connection.execute("DELETE FROM records WHERE stream = ?", (stream,))
+                connection.execute("COMMIT")
+            except BaseException:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            private_file(self._path)
+            connection = connect(self._path, busy_timeout=self._busy_timeout, writing=True)
+            try:
+                migrate(connection, self._path)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+
+def _write(connection: sqlite3.Connection, appends: Sequence[Append]) -> list[Outcome]:
+    names = {entry.stream for append in appends for entry in append.entries}.union(*(a.expected for a in appends))
+    positions: dict[str, int] = dict(
+        connection.execute(
+            "SELECT name, position FROM streams WHERE name IN (SELECT value FROM json_each(?))",
+            (json.dumps(sorted(names)),),
+        ).fetchall()
+    )
+    events: list[tuple[Any, ...]] = []
+    records: list[tuple[str, int, str]] = []
+    moved: dict[str, str | None] = {}
+    outcomes: list[Outcome] = []
+    for append in appends:
+        before = {entry.stream: positions.get(entry.stream, 0) for entry in append.entries}
+        try:
+            outcomes.append(place(append, positions))
+        except StalePositionError as exc:
+            outcomes.append(exc)
+            continue
+        for entry in append.entries:
+            position = before[entry.stream]
+            before[entry.stream] = position + 1
+            moved[entry.stream] = entry.state if entry.state is not None else moved.get(entry.stream)
+            if entry.stream == EVENTS:
+                events.append((position, *_fields(entry.data), entry.text))
+            else:
+                records.append((entry.stream, position, entry.text))
+    now = time.time()
+    # One statement per table and commit, however many appends share it: each one lets go of the GIL.
+    if events:
+        connection.executemany(_INSERT_EVENT, events)
+    if records:
+        connection.executemany(_INSERT_RECORD, records)
+    connection.executemany(_MOVE_STREAM, [(name, positions[name], state, now, now) for name, state in moved.items()])
+    return outcomes
+
+
+def _fields(data: Mapping[str, Any]) -> list[str | float | int | None]:
+    """What the indexes hold of an event; what is no plain value is left to the JSON beside it."""
+    values = [data.get(field) for field in INDEXED_FIELDS]
+    return [value if isinstance(value, (str, int, float)) else None for value in values]

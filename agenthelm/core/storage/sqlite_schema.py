@@ -1,0 +1,184 @@
+"""The SQLite file of a log: how it is opened, what is in it, and what its errors mean."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from agenthelm.core.storage.codec import INDEXED_FIELDS, decode
+from agenthelm.core.storage.writer import UnavailableError
+from agenthelm.exceptions import StorageError
+
+__all__ = ["RANGED_FIELDS", "SCHEMA_VERSION", "ZONE_BITS", "connect", "migrate", "private_file", "translated"]
+
+RANGED_FIELDS = ("timestamp", "execution_time", "estimated_cost_usd")
+"""The fields people ask ranges of; `sqlite_query` skips whole zones of events by them."""
+
+ZONE_BITS = 10
+"""A zone is a block of 1024 consecutive events."""
+
+APPLICATION_ID = 0x4147484C  # "AGHL"
+
+
+def _base() -> Iterator[str]:
+    yield """CREATE TABLE streams (
+        number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, position INTEGER NOT NULL, state TEXT,
+        created_at REAL NOT NULL, updated_at REAL NOT NULL)"""
+    yield "CREATE INDEX streams_by_state ON streams (state)"
+    yield """CREATE TABLE records (
+        stream TEXT NOT NULL, position INTEGER NOT NULL, data TEXT NOT NULL,
+        PRIMARY KEY (stream, position)) WITHOUT ROWID"""
+    # The fields come before the data: a filter then never reads a long row's overflow pages.
+    yield f"CREATE TABLE events (position INTEGER PRIMARY KEY, {', '.join(INDEXED_FIELDS)}, data TEXT NOT NULL)"
+    for name in INDEXED_FIELDS:
+        yield f"CREATE INDEX events_by_{name} ON events ({name})"
+
+
+def _zones() -> Iterator[str]:
+    bounds = [f"{side}_{name}" for name in RANGED_FIELDS for side in ("low", "high")]
+    yield f"CREATE TABLE zones (zone INTEGER PRIMARY KEY, {', '.join(bounds)})"
+    lowest_and_highest = ", ".join(f"min({name}), max({name})" for name in RANGED_FIELDS)
+    yield f"""INSERT INTO zones SELECT position >> {ZONE_BITS}, {lowest_and_highest} FROM events
+        GROUP BY position >> {ZONE_BITS}"""
+    # Of two values, min() and max() give NULL when either is NULL; the other one is meant.
+    widened = ", ".join(
+        f"{side}_{name} = coalesce({function}({side}_{name}, new.{name}), {side}_{name}, new.{name})"
+        for name in RANGED_FIELDS
+        for side, function in (("low", "min"), ("high", "max"))
+    )
+    values = ", ".join(f"new.{name}, new.{name}" for name in RANGED_FIELDS)
+    yield f"""CREATE TRIGGER events_widen_zone AFTER INSERT ON events BEGIN
+        INSERT INTO zones VALUES (new.position >> {ZONE_BITS}, {values})
+        ON CONFLICT (zone) DO UPDATE SET {widened}; END"""
+
+
+MIGRATIONS = (_base, _zones)
+"""What leads from each schema version to the next; a new file goes through all of them."""
+
+SCHEMA_VERSION = len(MIGRATIONS)
+
+
+def migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring a file to `SCHEMA_VERSION`, in one transaction.
+
+    Raises:
+        StorageError: The file is newer than this version of AgentHelm, or holds something else.
+    """
+    if _version(connection, path) == SCHEMA_VERSION:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # Another process may have migrated it while this one waited for the lock.
+        for steps in MIGRATIONS[_version(connection, path) :]:
+            for statement in steps():
+                connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _version(connection: sqlite3.Connection, path: Path) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    ours = connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+    if not ours and (version or connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()):
+        raise UnavailableError(f"{path} is a SQLite file of something else; name another file")
+    if version > SCHEMA_VERSION:
+        raise UnavailableError(
+            f"{path} has schema version {version} and this AgentHelm knows up to {SCHEMA_VERSION}; upgrade AgentHelm"
+        )
+    return version
+
+
+def connect(path: Path, *, busy_timeout: float, writing: bool) -> sqlite3.Connection:
+    """Open a connection that any thread may use, one at a time.
+
+    Args:
+        path: The file.
+        busy_timeout: Seconds to wait for another process.
+        writing: For commits that outlive a power failure; otherwise for reading only.
+    """
+    connection = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None, check_same_thread=False)
+    try:
+        if writing:
+            _enter_wal(connection, deadline=time.monotonic() + busy_timeout)
+            connection.execute("PRAGMA synchronous = FULL")
+        else:
+            connection.execute("PRAGMA query_only = ON")
+            connection.create_function("json_field", 2, _json_field, deterministic=True)
+        connection.execute("PRAGMA temp_store = MEMORY")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _json_field(text: str, name: str) -> str | float | None:
+    try:
+        value = decode(text).get(name)
+    except ValueError:
+        return None
+    return value if isinstance(value, (str, int, float)) else None
+
+
+def _enter_wal(connection: sqlite3.Connection, *, deadline: float) -> None:
+    # SQLite does not wait for its busy timeout here when two processes create one file at once.
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+
+
+def private_file(path: Path) -> None:
+    """Create a file only its owner may read, and its folder, where they are missing.
+
+    Raises:
+        StorageError: That is not possible.
+    """
+    if path.exists():
+        return
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as exc:
+        raise UnavailableError(f"can't create {path}: {exc.strerror}") from None
+
+
+_MEANINGS = {
+    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_READONLY: "it is read-only",
+    sqlite3.SQLITE_BUSY: "another process has locked it for too long",
+    sqlite3.SQLITE_LOCKED: "another connection has locked it for too long",
+    sqlite3.SQLITE_NOTADB: "it is damaged, or no SQLite file; restore it from a copy or name another file",
+    sqlite3.SQLITE_CORRUPT: "it is damaged; restore it from a copy or name another file",
+    sqlite3.SQLITE_CANTOPEN: "it can't be opened",
+    sqlite3.SQLITE_PERM: "its permissions forbid that",
+    sqlite3.SQLITE_IOERR: "the disk failed or is full",
+}
+_FOR_ALL = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN}
+
+
+@contextmanager
+def translated(path: Path, *, verb: str) -> Iterator[None]:
+    """Turn SQLite's errors into ours.
+
+    Raises:
+        StorageError: One line: what could not be done, with which file, and why.
+    """
+    try:
+        yield
+    except sqlite3.Error as exc:
+        code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
+        message = f"can't {verb} {path}: {_MEANINGS.get(code, exc)}"
+        raise (UnavailableError if code in _FOR_ALL else StorageError)(message) from exc
