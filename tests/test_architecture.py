@@ -1,0 +1,178 @@
+"""The house as drawn in docs/architecture.md: which room may import which, and who may catch everything."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "agenthelm"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+BELOW = {
+    "exceptions": set(),
+    "config": {"exceptions"},
+    "_runtime": {"exceptions", "config"},
+    "tracing": {"exceptions", "config"},
+    "core": {"_runtime", "tracing", "exceptions", "config"},
+    "memory": {"_runtime", "tracing", "exceptions", "config"},
+    "agent": {"core", "memory", "_runtime", "tracing", "exceptions", "config"},
+    "orchestration": {"agent", "core", "memory", "_runtime", "tracing", "exceptions", "config"},
+    "testing": {"orchestration", "agent", "core", "memory", "_runtime", "tracing", "exceptions", "config"},
+    "cli": {"orchestration", "agent", "core", "memory", "_runtime", "tracing", "exceptions", "config"},
+}
+"""Each room, and the rooms it may import."""
+
+ONLY_IN = {
+    "dspy": ("agent/", "testing/", "memory/embedders.py"),
+    "opentelemetry": ("tracing/",),
+    "redis": ("memory/",),
+    "chromadb": ("memory/",),
+    "asyncio": (),
+    "trio": (),
+    "sniffio": (),
+}
+"""Each outside library, and the only places that may import it."""
+
+CATCH_ALL: dict[str, str] = {}
+"""Who catches ``Exception`` or more without raising it again at once: module:function -> why that hides nothing."""
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def where(path: Path, node: ast.AST) -> str:
+    return f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', '?')}"
+
+
+def imports(path: Path) -> Iterator[tuple[ast.AST, str]]:
+    """Every module a file imports, wherever it does: under TYPE_CHECKING, inside functions, by name."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{where(path, node)}: imports are absolute"
+            assert node.module is not None
+            yield node, node.module
+            yield from ((node, f"{node.module}.{alias.name}") for alias in node.names if node.module == "agenthelm")
+        elif isinstance(node, ast.Call) and _name(node.func).endswith("import_module"):
+            yield from ((node, text.value) for text in node.args[:1] if isinstance(text, ast.Constant))
+
+
+def _name(node: ast.AST) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{_name(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def test_import_contracts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert lint_imports(no_logo=True, cache_dir=None) == 0
+
+
+def test_arrows_point_down_also_under_type_checking_and_inside_functions() -> None:
+    upward = [
+        f"{where(path, node)}: {room(path)} imports {name}"
+        for path in MODULES
+        if path != PACKAGE / "__init__.py"
+        for node, name in imports(path)
+        if name.startswith("agenthelm.")
+        and (target := name.split(".")[1]) in BELOW
+        and target != room(path)
+        and target not in BELOW[room(path)]
+    ]
+    assert upward == []
+
+
+def test_every_room_is_on_the_picture() -> None:
+    rooms = {room(path) for path in MODULES if path.parent != PACKAGE or path.name != "__init__.py"}
+    assert rooms <= BELOW.keys()
+
+
+def test_the_package_root_is_above_everything() -> None:
+    importers = [
+        where(path, node)
+        for path in MODULES
+        if room(path) not in ("cli", "testing", "__init__")
+        for node, name in imports(path)
+        if name == "agenthelm"
+    ]
+    assert importers == []
+
+
+def test_outside_libraries_are_imported_only_where_they_are_at_home() -> None:
+    strays = [
+        f"{where(path, node)}: {name}"
+        for path in MODULES
+        for node, name in imports(path)
+        if (library := name.split(".")[0]) in ONLY_IN
+        and not str(path.relative_to(PACKAGE).as_posix()).startswith(ONLY_IN[library] or ("nowhere",))
+    ]
+    assert strays == []
+
+
+def test_dspy_settings_are_never_changed_for_the_whole_process() -> None:
+    calls = [
+        where(path, node)
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and _name(node.func) in ("dspy.configure", "dspy.settings.configure")
+    ]
+    assert calls == []
+
+
+def _catch_all(path: Path) -> Iterator[tuple[str, ast.ExceptHandler]]:
+    """Handlers of everything that do not end by raising, with the function they stand in."""
+
+    def visit(node: ast.AST, inside: tuple[str, ...]) -> Iterator[tuple[str, ast.ExceptHandler]]:
+        for child in ast.iter_child_nodes(node):
+            named = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            if (
+                isinstance(child, ast.ExceptHandler)
+                and _everything(child)
+                and not isinstance(child.body[-1], ast.Raise)
+            ):
+                module = path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
+                yield f"{module}:{'.'.join(inside)}", child
+            yield from visit(child, (*inside, child.name) if named else inside)
+
+    yield from visit(ast.parse(path.read_text("utf-8")), ())
+
+
+def _everything(handler: ast.ExceptHandler) -> bool:
+    kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    return any(kind is None or _name(kind) in ("Exception", "BaseException") for kind in kinds)
+
+
+def test_nobody_swallows_what_he_does_not_know() -> None:
+    found = {name: where(path, handler) for path in MODULES for name, handler in _catch_all(path)}
+    assert {name: place for name, place in found.items() if name not in CATCH_ALL} == {}
+    assert [name for name in CATCH_ALL if name not in found] == []
+
+
+def test_the_old_name_is_gone() -> None:
+    texts = [
+        path
+        for top in ("agenthelm", "tests", "docs", "examples")
+        for path in (ROOT / top).rglob("*")
+        if path.suffix in (".py", ".md", ".toml") and path != Path(__file__).resolve()
+    ]
+    stale = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in [*texts, ROOT / "README.md", ROOT / "pyproject.toml"]
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if "nexus" in line.replace("NEXUS_TRACE", "").replace('"NEXUS_"', "").lower()
+    ]
+    assert stale == []
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    silent = [
+        str(path.relative_to(ROOT)) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text("utf-8")))
+    ]
+    assert silent == []

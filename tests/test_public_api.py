@@ -1,0 +1,127 @@
+"""What can be imported is what is promised: names, their homes, their documentation, and what importing them costs."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import agenthelm
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "agenthelm"
+MODULES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if not any(part.startswith("_") and part != "__init__.py" for part in path.relative_to(PACKAGE).parts)
+]
+HEAVY = ("dspy", "chromadb", "redis", "opentelemetry.sdk", "litellm", "openai", "numpy", "onnxruntime")
+
+
+def tree_of(module: str) -> ast.Module:
+    path = ROOT.joinpath(*module.split("."))
+    return ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text("utf-8"))
+
+
+def loaded(program: str) -> set[str]:
+    """The heavy libraries in `sys.modules` after a program ran in a process of its own."""
+    report = (
+        f"import json, sys; print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import atexit\natexit.register(lambda: exec({report!r}))\n{program}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+def test_every_public_name_is_there() -> None:
+    assert [name for name in agenthelm.__all__ if not hasattr(agenthelm, name)] == []
+    assert len(set(agenthelm.__all__)) == len(agenthelm.__all__)
+    assert set(agenthelm.__all__) <= set(dir(agenthelm))
+
+
+def test_type_checkers_and_the_running_program_find_the_same_names_in_the_same_places() -> None:
+    (checked,) = (node for node in tree_of("agenthelm").body if isinstance(node, ast.If))
+    seen = {
+        alias.name: node.module for node in checked.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert seen == agenthelm._HOME
+    assert {*seen, "__version__"} == set(agenthelm.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Agnet'"):
+        agenthelm.Agnet  # noqa: B018
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", agenthelm.__version__)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_name_a_module_declares_is_there(name: str) -> None:
+    module = importlib.import_module(name)
+    assert [entry for entry in getattr(module, "__all__", ()) if not hasattr(module, entry)] == []
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in MODULES if name != "agenthelm" and (PACKAGE.parent / name.replace(".", "/")).is_dir()]
+)
+def test_a_packages_names_are_exactly_those_it_declares(name: str) -> None:
+    taken = {
+        alias.asname or alias.name
+        for node in ast.walk(tree_of(name))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("agenthelm.")
+        for alias in node.names
+    }
+    assert {entry for entry in taken if not entry.startswith("_")} == set(
+        getattr(importlib.import_module(name), "__all__", ())
+    )
+
+
+def test_a_public_name_is_public_at_home_too() -> None:
+    strays = [
+        f"{home}.{name}" for name, home in agenthelm._HOME.items() if name not in importlib.import_module(home).__all__
+    ]
+    assert strays == []
+
+
+def test_every_public_name_is_documented() -> None:
+    silent = [
+        name
+        for name in agenthelm.__all__
+        if (inspect.isclass(value := getattr(agenthelm, name)) or inspect.isroutine(value))
+        and not inspect.getdoc(value)
+    ]
+    assert silent == []
+
+
+def test_every_public_name_has_its_place_in_the_api_reference() -> None:
+    pages = "\n".join(path.read_text("utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
+    described = {line.rsplit(".", 1)[-1] for line in re.findall(r"^::: (agenthelm\S*)", pages, re.MULTILINE)}
+    errors = set(importlib.import_module("agenthelm.exceptions").__all__)  # described together, as one module
+    assert set(agenthelm.__all__) - errors - described == {"__version__"}
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert loaded("import agenthelm; agenthelm.Budget; agenthelm.AgentHelmError") == set()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]], ids=" ".join)
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    assert (
+        loaded(f"from agenthelm.cli.main import main\nimport sys\ntry:\n  main({arguments!r})\nexcept SystemExit: pass")
+        == set()
+    )
