@@ -1,0 +1,75 @@
+"""The ways between a sync agent and the event loop: its context, and calls that must be awaited."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+
+from agenthelm._runtime.context import current_run
+from agenthelm._runtime.workers import hop_back
+from agenthelm.agent.scratch import AsyncScratch, Scratch
+from agenthelm.memory.context import MemoryContext
+from agenthelm.memory.sync_context import SyncMemoryContext
+
+__all__ = ["async_context", "await_from_sync", "sync_context"]
+
+T = TypeVar("T")
+
+
+def async_context(context: object | None) -> Any:
+    """The memory for code on the event loop: the one given, or the running one, or a scratch pad."""
+    context = _given_or_running(context)
+    if isinstance(context, SyncMemoryContext):
+        return MemoryContext(context.session_id, context.hub, namespace=context.namespace)
+    return AsyncScratch() if context is None else context
+
+
+def sync_context(context: object | None) -> Any:
+    """The memory for code in a worker thread, with the same method names as plain calls."""
+    context = _given_or_running(context)
+    if isinstance(context, (MemoryContext, AsyncScratch)):
+        return context.sync()
+    return Scratch() if context is None else context
+
+
+def _given_or_running(context: object | None) -> object | None:
+    if context is not None:
+        return context
+    running = current_run()
+    return running.memory if running is not None else None
+
+
+def await_from_sync(function: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """Await a coroutine function from sync code.
+
+    In a worker thread of a run that happens on the run's event loop, and is a cancellation point. In a thread that no
+    event loop started, such as an optimizer's, a loop of its own runs until the call is done.
+
+    Raises:
+        RuntimeError: Called on the event loop itself, which it would block.
+    """
+    if _on_event_loop():
+        raise RuntimeError("this sync call would block the event loop: await the async method (ause, run) instead")
+    if _in_worker_thread():
+        return hop_back(function, *args)  # type: ignore[no-any-return]
+    return anyio.run(function, *args)
+
+
+def _on_event_loop() -> bool:
+    try:
+        anyio.lowlevel.current_token()
+    except anyio.NoEventLoopError:
+        return False
+    return True
+
+
+def _in_worker_thread() -> bool:
+    try:
+        anyio.from_thread.check_cancelled()
+    except anyio.NoEventLoopError:
+        return False
+    return True

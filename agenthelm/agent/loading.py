@@ -1,0 +1,212 @@
+"""Finding agents in a module or a file of the user's."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from agenthelm.agent.base import Agent
+from agenthelm.agent.signature import Runnable
+from agenthelm.exceptions import AgentLoadError, describe, nearest
+
+__all__ = ["load_agents"]
+
+
+def load_agents(target: str) -> list[Runnable]:
+    """The agents and flows that a module or a file defines.
+
+    Args:
+        target: ``"package.module"``, ``"file.py"``, or either with ``":attribute"``. Without an attribute: the instances
+            at module level, and the agent classes defined there that need no arguments and have no instance. The
+            attribute may be an agent, a flow, a class, a list of these, or a function without arguments that makes them.
+
+    Raises:
+        AgentLoadError: It can't be found, it raised (with its file and line), or there are no agents in it.
+    """
+    place, attribute = _split(target)
+    module = _load_file(place, target) if place.endswith(".py") else _load_module(place, target)
+    if attribute:
+        found = list(_instances(_resolve(module, attribute, target), module=module, target=target))
+    else:
+        found = _at_module_level(module, target)
+    if not found:
+        raise AgentLoadError(
+            f"{target} holds no agents; define a subclass of agenthelm.Agent, or an instance of one, at module level",
+            target=target,
+        )
+    return found
+
+
+def _split(target: str) -> tuple[str, str]:
+    place, colon, attribute = target.strip().rpartition(":")
+    if not colon or "/" in attribute or "\\" in attribute:  # no attribute; the colon of a drive letter is none either
+        return target.strip(), ""
+    return place, attribute
+
+
+def _load_file(place: str, target: str) -> ModuleType:
+    path = Path(place).expanduser().resolve()
+    if not path.is_file():
+        raise AgentLoadError(f"there is no file {place}", target=target, file=str(path))
+    # The same file is the same module however often it is named: executing it twice would register its tools twice.
+    name = f"agenthelm_app_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    _importable(path.parent)
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise AgentLoadError(f"{place} is not a Python file", target=target, file=str(path))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # pydantic and pickle look a class's module up while it is being defined
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(name, None)
+        raise _broken(error, target, path) from error
+    return module
+
+
+def _load_module(place: str, target: str) -> ModuleType:
+    if not place or not all(part.isidentifier() for part in place.split(".")):
+        raise AgentLoadError(
+            f"{target!r} is neither a file nor a module; write 'file.py', 'package.module' or 'package.module:agent'",
+            target=target,
+        )
+    _importable(Path.cwd())
+    try:
+        return importlib.import_module(place)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
+            raise AgentLoadError(
+                f"there is no module {error.name!r} here or among the installed packages", target=target
+            ) from None
+        raise _broken(error, target, None) from error
+
+
+def _importable(folder: Path) -> None:
+    """Let an app import what lies beside it, as ``python file.py`` would."""
+    present = str(folder) in sys.path or ("" in sys.path and folder == Path.cwd())
+    if not present:
+        sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+
+
+def _broken(error: BaseException, target: str, path: Path | None) -> AgentLoadError:
+    """The error for code of the user's that raised: where, in the innermost line that is the user's."""
+    if isinstance(error, SyntaxError) and error.filename:
+        file, line = error.filename, error.lineno
+        what = f"SyntaxError: {error.msg}"
+    else:
+        frames = [
+            (frame.filename, frame.lineno)
+            for frame in traceback.extract_tb(error.__traceback__)
+            if "importlib" not in frame.filename and frame.filename != __file__
+        ]
+        own = [frame for frame in frames if path is not None and frame[0] == str(path)]
+        users = [frame for frame in frames if "site-packages" not in frame[0] and not frame[0].startswith(_PACKAGE)]
+        file, line = (own or users or frames or [(None, None)])[-1]
+        what = describe(error)
+    where = f"{file}:{line}" if file else target
+    return AgentLoadError(f"{target} could not be loaded: {where}: {what}", target=target, file=file, line=line)
+
+
+_PACKAGE = str(Path(__file__).resolve().parents[1])
+
+
+def _resolve(module: ModuleType, attribute: str, target: str) -> Any:
+    value: Any = module
+    for part in attribute.split("."):
+        try:
+            value = getattr(value, part)
+        except AttributeError:
+            known = [name for name in vars(value) if not name.startswith("_")] if hasattr(value, "__dict__") else []
+            raise AgentLoadError(f"{target}: there is no {part!r}.{nearest(part, known)}", target=target) from None
+    return value
+
+
+def _instances(value: Any, *, module: ModuleType, target: str) -> Iterator[Runnable]:
+    """What a named attribute stands for."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _instances(item, module=module, target=target)
+    elif is_runnable(value):
+        yield value
+    elif inspect.isclass(value) or inspect.isfunction(value):
+        made = _make(value, module, target)
+        if not isinstance(made, (list, tuple)) and not is_runnable(made):
+            raise AgentLoadError(f"{target} made a {type(made).__name__}, which is no agent", target=target)
+        yield from _instances(made, module=module, target=target)
+    else:
+        raise AgentLoadError(f"{target} is a {type(value).__name__}, not an agent", target=target)
+
+
+def _at_module_level(module: ModuleType, target: str) -> list[Runnable]:
+    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    found: list[Runnable] = []
+    for value in public.values():
+        if is_runnable(value) and not any(value is other for other in found):
+            found.append(value)
+    present = {type(value) for value in found}
+    for value in public.values():
+        if (
+            inspect.isclass(value)
+            and issubclass(value, Agent)
+            and value.__module__ == module.__name__
+            and value not in present
+            and not _required_arguments(value)
+            and not inspect.isabstract(value)
+            and not _is_base(value, public)
+        ):
+            present.add(value)
+            found.append(_make(value, module, target))
+    return found
+
+
+def _is_base(kind: type[Agent], public: dict[str, Any]) -> bool:
+    """Whether a class only serves as the base of others: it has nothing to do by itself."""
+    return not kind._overridden and getattr(kind, "Signature", None) is None and "__init__" not in vars(kind)
+
+
+def is_runnable(value: Any) -> bool:
+    """Whether something is an agent or a flow: it has a name, a signature, and can be run."""
+    return (
+        not inspect.isclass(value)
+        and isinstance(getattr(value, "name", None), str)
+        and inspect.iscoroutinefunction(getattr(value, "run", None))
+        and callable(getattr(value, "get_signature", None))
+    )
+
+
+def _make(factory: Any, module: ModuleType, target: str) -> Any:
+    needs = _required_arguments(factory)
+    if needs:
+        raise AgentLoadError(
+            f"{target}: {factory.__name__} needs {', '.join(needs)}; make an instance at module level", target=target
+        )
+    made: dict[Any, Any] = vars(module).setdefault("__agenthelm_made__", {})
+    if factory in made:  # loading a file again finds the same agents
+        return made[factory]
+    try:
+        return made.setdefault(factory, factory())
+    except Exception as error:
+        path = getattr(module, "__file__", None)
+        raise _broken(error, target, Path(path) if path else None) from error
+
+
+def _required_arguments(factory: Any) -> list[str]:
+    function = factory.__init__ if inspect.isclass(factory) else factory
+    parameters = list(inspect.signature(function).parameters.values())
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [
+        parameter.name
+        for parameter in (parameters[1:] if inspect.isclass(factory) else parameters)
+        if parameter.default is inspect.Parameter.empty and parameter.kind not in variadic
+    ]

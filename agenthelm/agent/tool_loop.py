@@ -1,0 +1,161 @@
+"""The loop in which an LM chooses among tools: think, call, observe, until it can answer.
+
+It stands on ``dspy.Predict`` alone. DSPy's own ReAct changes its shape between releases, ends with a parser's error
+when the LM names a tool it was not given, shows tracebacks to the LM, and swallows every exception of a tool, also
+those that must end a run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import dspy
+
+from agenthelm._runtime.context import raise_if_stopped
+from agenthelm.agent.bridge import await_from_sync
+from agenthelm.agent.toolset import Toolset
+from agenthelm.exceptions import (
+    AgentError,
+    ApprovalDeniedError,
+    BudgetExceededError,
+    LeaseLostError,
+    StorageError,
+    describe,
+)
+
+__all__ = ["DEFAULT_STEPS", "ToolLoop"]
+
+DEFAULT_STEPS = 20
+"""Tool calls after which the LM must answer with what it knows."""
+
+FINISH = "finish"
+_MISREADINGS = 3
+_STOPS = (BudgetExceededError, LeaseLostError, StorageError)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    thought: str
+    tool: str
+    arguments: str
+    observation: str
+
+    def __str__(self) -> str:
+        return (
+            f"thought: {self.thought}\ntool: {self.tool}\narguments: {self.arguments}\nobservation: {self.observation}"
+        )
+
+
+class ToolLoop(dspy.Module):
+    """Fills a Signature with the help of tools; sync, for a worker thread.
+
+    Errors and denials of tools are observations of one line. What ends a run ends the loop at once: a used-up budget, a
+    final denial, a lost lease, a log that can't be written, a cancellation.
+
+    Args:
+        signature: What to fill.
+        tools: What the LM may choose from.
+        max_steps: Tool calls after which it must answer with what it knows.
+    """
+
+    def __init__(self, signature: type[dspy.Signature], tools: Toolset, *, max_steps: int = DEFAULT_STEPS) -> None:
+        super().__init__()
+        if FINISH in tools:
+            raise AgentError(f"an agent can't be given a tool named {FINISH!r}: that is how its LM ends the work")
+        if max_steps < 1:
+            raise AgentError(f"an agent with tools needs at least one step, not {max_steps}")
+        self.signature = signature
+        self.tools = tools
+        self.max_steps = max_steps
+        choices = Literal[(FINISH, *tools)]  # type: ignore[valid-type]
+        self.choose = dspy.Predict(
+            dspy.Signature(dict(signature.input_fields), _instructions(signature, tools))
+            .append("trajectory", dspy.InputField(desc="what was done and observed so far"), str)
+            .append("next_thought", dspy.OutputField(), str)
+            .append("next_tool_name", dspy.OutputField(), choices)
+            .append("next_tool_args", dspy.OutputField(desc="a JSON object"), dict[str, Any])
+        )
+        self.answer = dspy.ChainOfThought(
+            signature.append("trajectory", dspy.InputField(desc="what was done and observed"), str)
+        )
+
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        """Let the LM work with the tools, then answer."""
+        turns: list[_Turn] = []
+        misread = 0
+        for _ in range(self.max_steps):
+            raise_if_stopped()
+            try:
+                choice = _ask(self.choose, turns, inputs)
+            except dspy.AdapterParseError:
+                raise_if_stopped()
+                misread += 1
+                if misread == _MISREADINGS:
+                    raise
+                known = ", ".join([*self.tools, FINISH])
+                turns.append(_Turn("", "?", "", f"refused: name one of {known}, with its arguments as a JSON object"))
+                continue
+            misread = 0
+            if choice.next_tool_name == FINISH:
+                break
+            arguments = choice.next_tool_args or {}
+            observation = self._observe(choice.next_tool_name, arguments)
+            turns.append(_Turn(str(choice.next_thought), choice.next_tool_name, _shown(arguments), observation))
+        raise_if_stopped()
+        answer = _ask(self.answer, turns, inputs)
+        return dspy.Prediction(**{name: getattr(answer, name) for name in self.signature.output_fields})
+
+    def _observe(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """One tool call, and what the LM is told of it."""
+        try:
+            return _shown(await_from_sync(self.tools.call, name, arguments))
+        except _STOPS:
+            raise
+        except ApprovalDeniedError as denied:
+            raise_if_stopped()
+            return f"denied by {denied.approver}: {denied.reason}"
+        except Exception as error:
+            raise_if_stopped()
+            return f"error: {describe(error)}"
+
+
+def _ask(predictor: dspy.Module, turns: list[_Turn], inputs: Mapping[str, Any]) -> Any:
+    """One prediction over the turns so far; the oldest are forgotten where the context window is too small."""
+    while True:
+        trajectory = "\n\n".join(f"[{number}]\n{turn}" for number, turn in enumerate(turns, 1)) or "nothing yet"
+        try:
+            return predictor(**inputs, trajectory=trajectory)
+        except dspy.ContextWindowExceededError:
+            if len(turns) < 2:
+                raise
+            del turns[: (len(turns) + 1) // 2]
+
+
+def _instructions(signature: type[dspy.Signature], tools: Toolset) -> str:
+    outputs = ", ".join(f"`{name}`" for name in signature.output_fields)
+    lines = [
+        signature.instructions,
+        "",
+        f"You work step by step with tools until you can produce {outputs}. In each step you see what was done and "
+        "observed so far; say in `next_thought` what you need, and choose `next_tool_name` and `next_tool_args`. "
+        "Errors and denials are observations: find another way, or finish with what you know.",
+        f"The tools, each with the JSON schema of its arguments; `{FINISH}`, without arguments, ends the work:",
+    ]
+    for tool in tools.values():
+        schema = json.dumps(tool.json_schema, ensure_ascii=False, default=str)
+        lines.append(f"- {tool.name}: {tool.description or 'no description'} Arguments: {schema}")
+    return "\n".join(lines).strip()
+
+
+def _shown(value: Any) -> str:
+    """A value as the LM reads it."""
+    if isinstance(value, str):
+        return value
+    dump = getattr(value, "model_dump", None)
+    try:
+        return json.dumps(dump(mode="json") if dump is not None else value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError):
+        return str(value)

@@ -1,0 +1,64 @@
+"""The tools one agent was given: the only ones its LM may choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from agenthelm.core.executor import current_executor, detached
+from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
+from agenthelm.exceptions import UnknownToolError
+
+__all__ = ["Toolset"]
+
+
+class Toolset(Mapping[str, Tool]):
+    """Tools by name; immutable, so the copies that optimizers make of an agent share it."""
+
+    def __init__(self, tools: Mapping[str, Tool]) -> None:
+        self._tools = dict(tools)
+
+    @classmethod
+    def of(cls, tools: ToolRegistry | Iterable[Tool | Callable[..., Any] | str]) -> Toolset:
+        """Make a set of functions, tools, registered names, or a whole registry.
+
+        Raises:
+            UnknownToolError: A name that is not in `TOOL_REGISTRY`.
+            ToolContractError: Two different tools share a name.
+        """
+        if isinstance(tools, (Toolset, ToolRegistry)):
+            return cls(tools)
+        chosen = ToolRegistry()
+        for item in [tools] if isinstance(tools, str) else tools:
+            chosen.register(TOOL_REGISTRY.resolve(item) if isinstance(item, str) else item)
+        return cls(chosen)
+
+    async def call(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """Call one of them through the executor in force.
+
+        Raises:
+            UnknownToolError: It is none of these, whatever else the orchestrator has.
+            Exception: As `ToolExecutor.call`.
+        """
+        if name not in self._tools:
+            raise UnknownToolError(name, self._tools, where="the tools this agent was given")
+        executor = current_executor() or detached()
+        mine, known = self._tools[name], executor.tools.get(name)
+        # The registry's own entry is preferred, so that undoing finds the same one; never a stranger of that name.
+        target = known if known is not None and known.function is mine.function else mine
+        return await executor.call(target, arguments)
+
+    def __getitem__(self, name: str) -> Tool:
+        return self._tools[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tools)
+
+    def __len__(self) -> int:
+        return len(self._tools)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Toolset:
+        return self
+
+    def __repr__(self) -> str:
+        return f"Toolset({', '.join(self._tools)})"

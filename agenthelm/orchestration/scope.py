@@ -1,0 +1,302 @@
+"""The saga scope: the one mechanism that undoes effects when what it encloses does not complete."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import anyio
+from anyio import CancelScope
+from anyio.abc import TaskGroup
+
+from agenthelm._runtime.context import RunContext, StopMark, current_run, entered
+from agenthelm._runtime.groups import shielded
+from agenthelm.core.cost import Budget
+from agenthelm.core.executor import ToolExecutor, current_executor, using
+from agenthelm.exceptions import LeaseLostError, StorageError, describe
+from agenthelm.orchestration.journal import RENEW_SECONDS, Journal
+from agenthelm.orchestration.live import LiveRun, ScopeLog
+from agenthelm.orchestration.results import SagaResult, SagaStatus, StepRecord
+from agenthelm.orchestration.state import EffectState
+from agenthelm.orchestration.unwind import GRACE_SECONDS, Unwinder
+
+__all__ = ["Opening", "SagaScope", "branch_scope"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a run's journal begins with.
+
+    Attributes:
+        name: What runs.
+        kind: Whether it is a plan of steps, which can be resumed, or anything else, which can only be undone.
+        plan: The plan's journal form.
+        trace_id: The trace it belongs to.
+        span_id: The span of the run.
+    """
+
+    name: str = "saga"
+    kind: Literal["agents", "steps"] = "agents"
+    plan: Any = None
+    trace_id: str | None = None
+    span_id: str | None = None
+
+
+@dataclass(slots=True)
+class SagaScope:
+    """Undoes the effects of a ``with`` block that fails or is cancelled; nests.
+
+    Inside another run it is a sub-saga of that run: same journal, same lease, and what it did joins the outer scope
+    when it completes. Alone it is a run of its own.
+
+    Attributes:
+        executor: Calls tools inside; this scope gives it an effect log.
+        context: The identity in force inside.
+        opening: What the journal says about it.
+        budget: What the block may spend.
+        rollback: Whether a failure undoes anything.
+        grace: Seconds for one compensation.
+        journal: An existing journal, when a claimed run is resumed.
+        states: The effects it already has, when it is resumed.
+        result: How it ended; there after the block.
+        steps: The steps that succeeded, for the result.
+    """
+
+    executor: ToolExecutor
+    context: RunContext
+    opening: Opening = field(default_factory=Opening)
+    budget: Budget | None = None
+    rollback: bool = True
+    grace: float = GRACE_SECONDS
+    journal: Journal | None = None
+    states: dict[str, EffectState] = field(default_factory=dict)
+    steps: list[StepRecord] = field(default_factory=list)
+    errors: dict[str, str] = field(default_factory=dict)
+    result: SagaResult | None = None
+    stop: StopMark = field(default_factory=StopMark)
+    _log: ScopeLog = field(init=False)
+    _outer: ScopeLog | None = field(init=False, default=None)
+    _stack: ExitStack = field(init=False, default_factory=ExitStack)
+    _group: TaskGroup | None = field(init=False, default=None)
+    _beat: CancelScope = field(init=False)
+
+    async def __aenter__(self) -> Self:
+        outer = self.executor.effects
+        if isinstance(outer, ScopeLog) and current_run() is not None:
+            self._outer = outer
+            run, path = outer.run, outer.run.inner_scope(outer.scope)
+        else:
+            run, path = await self._open(), ""
+        self._log = ScopeLog(run, path, self.executor.tools, self.stop)
+        ledger = self.executor.ledger.child("run", self.budget, stop=self.stop)
+        self.executor = replace(self.executor, effects=self._log, ledger=ledger)
+        self.context = self.context.evolve(run_id=run.journal.run_id, stops=(self.stop, *self.context.stops))
+        self._stack.enter_context(entered(self.context))
+        self._stack.enter_context(using(self.executor))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._stack.close()
+        try:
+            final = self._verdict(error)
+            if self._run.journal.lost is None:
+                await shielded(self._finish, final)
+        finally:
+            await self._close_group(error)
+        lost = self._run.journal.lost
+        if lost is not None:
+            final = lost
+        if isinstance(final, Exception):
+            self._sign(final)
+        if final is not None and final is not error:
+            raise final from (error if isinstance(error, Exception) else None)
+        return False
+
+    async def use(self, tool: str, /, **arguments: Any) -> Any:
+        """Call a tool under its contract; see `ToolExecutor.call` for what is raised."""
+        return await self.executor.call(tool, arguments)
+
+    @property
+    def run_id(self) -> str:
+        """The run it belongs to."""
+        return self._run.journal.run_id
+
+    @property
+    def _run(self) -> LiveRun:
+        return self._log.run
+
+    # -- beginning ----------------------------------------------------------------------------------------------------
+
+    async def _open(self) -> LiveRun:
+        """Begin a run of its own: its journal, and the heartbeat that keeps its lease."""
+        self._group = anyio.create_task_group()
+        await self._group.__aenter__()
+        try:
+            if self.journal is None:
+                journal = Journal(
+                    self.executor.storage, self.context.run_id, self.executor.clock, on_lost=self._on_lost
+                )
+                await journal.opened(
+                    name=self.opening.name,
+                    kind=self.opening.kind,
+                    rollback=self.rollback,
+                    session_id=self.context.session_id,
+                    namespace=self.context.namespace,
+                    plan=self.opening.plan,
+                    trace_id=self.opening.trace_id,
+                    span_id=self.opening.span_id,
+                )
+            else:
+                journal = self.journal
+                journal.on_lost = self._on_lost
+        except BaseException as error:
+            self._group.cancel_scope.cancel()
+            await self._group.__aexit__(type(error), error, error.__traceback__)
+            raise
+        self._beat = CancelScope(shield=True)
+        self._group.start_soon(self._heartbeat, journal, name="agenthelm lease")
+        done = sum(1 for state in self.states.values() if state.outcome is not None)
+        return LiveRun(journal, self.states, numbered=len(self.states), completions=done)
+
+    async def _heartbeat(self, journal: Journal) -> None:
+        """Renew the lease when nothing else was written; shielded, because unwinding needs the lease as well."""
+        clock = self.executor.clock
+        with self._beat:
+            while True:
+                await anyio.sleep(max(0.05, RENEW_SECONDS - (clock.monotonic() - journal.last_append)))
+                if clock.monotonic() - journal.last_append >= RENEW_SECONDS:
+                    try:
+                        await journal.append("renewed")
+                    except LeaseLostError:
+                        return
+                    except StorageError as error:
+                        self.stop.set(error)
+                        return
+
+    def _on_lost(self, error: LeaseLostError) -> None:
+        """Somebody else undoes this run now: stop at once and undo nothing."""
+        self.stop.set(error)
+        if self._group is not None:
+            self._group.cancel_scope.cancel()
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    def _verdict(self, error: BaseException | None) -> BaseException | None:
+        """What the block ends with: a stop goes over whatever else was made of it, a cancellation over that."""
+        if error is not None and not isinstance(error, Exception):
+            return error
+        for mark in self.context.stops:
+            if mark.error is not None:
+                return mark.error
+        return error
+
+    async def _finish(self, error: BaseException | None) -> None:
+        await self._run.idle(self._log.scope)
+        self._log.closed = True
+        effects = self._run.in_scope(self._log.scope) if self._log.scope else list(self._run.states.values())
+        if error is None:
+            await self._close("success", effects)
+        elif not self.rollback:
+            await self._close("stopped", effects, error)
+        else:
+            await self._unwind(effects, error)
+
+    async def _unwind(self, effects: list[EffectState], error: BaseException) -> None:
+        journal = self._run.journal
+        unwinder = Unwinder(self.executor, journal, self.grace, trace=(self.opening.trace_id, self.opening.span_id))
+        if any(not state.settled for state in effects):
+            try:
+                await journal.append("unwinding", scope=self._log.scope, reason=describe(error))
+            except StorageError as broken:
+                # The decision can't be put on record; what is harmless to repeat is undone all the same.
+                _log.error("journal of run %s: %s", journal.run_id, broken)
+            await unwinder.unwind(effects)
+        stuck = any(state.reason is not None and not state.settled for state in effects)
+        await self._close("failed" if stuck else "rolled_back", effects, error, undone=tuple(unwinder.undone))
+
+    async def _close(
+        self,
+        status: SagaStatus,
+        effects: list[EffectState],
+        error: BaseException | None = None,
+        *,
+        undone: tuple[str, ...] = (),
+    ) -> None:
+        left = [state for state in effects if state.reason is not None and not state.settled]
+        if status == "success" and left:
+            status = "failed"  # a nested scope failed and left something that could not be undone
+        self.result = SagaResult(
+            status,
+            steps=list(self.steps),
+            error=None if error is None else describe(error),
+            exception=error,
+            errors=dict(self.errors),
+            stuck=tuple(state.stuck() for state in left),
+            undone=undone,
+            in_doubt=tuple(s.effect.id for s in effects if s.doubtful and not s.settled and s.reason is None),
+            irreversible=tuple(s.effect.id for s in effects if self._irreversible(s)),
+            run_id=self._run.journal.run_id,
+        )
+        if self._outer is None:
+            try:
+                await self._run.journal.append("closed", state=status, status=status, error=self.result.error)
+            except StorageError as broken:
+                if error is None:
+                    raise
+                _log.error("journal of run %s: %s", self._run.journal.run_id, broken)
+
+    def _irreversible(self, state: EffectState) -> bool:
+        return state.effect.compensating_tool is None and not state.settled and state.outcome != "failed"
+
+    def _sign(self, error: Exception) -> None:
+        """Let the exception say which run it ended, and how that was undone."""
+        for name, value in (("run_id", self._run.journal.run_id), ("saga", self.result)):
+            try:
+                setattr(error, name, value)
+            except AttributeError:
+                pass  # an exception with slots carries no more than it was made for
+        if self.result is not None:
+            for stuck in self.result.stuck:
+                text = f"not undone: {stuck.tool} ({stuck.effect_id}): {stuck.reason}"
+                if text not in getattr(error, "__notes__", ()):
+                    error.add_note(text)
+
+    async def _close_group(self, error: BaseException | None) -> None:
+        if self._group is None:
+            return
+        self._beat.cancel()
+        if self._run.journal.lost is not None and error is not None and not isinstance(error, Exception):
+            # Our own cancellation of the block ends here.
+            await self._group.__aexit__(type(error), error, error.__traceback__)
+        else:
+            await self._group.__aexit__(None, None, None)
+
+
+class branch_scope:  # noqa: N801 - used like a function: `async with branch_scope("left"):`
+    """A sub-saga for one collected branch; nothing outside of a run.
+
+    Args:
+        name: The branch.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._scope: SagaScope | None = None
+
+    async def __aenter__(self) -> None:
+        executor, context = current_executor(), current_run()
+        if executor is not None and context is not None and isinstance(executor.effects, ScopeLog):
+            self._scope = SagaScope(executor, context, Opening(self._name))
+            await self._scope.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        return False if self._scope is None else await self._scope.__aexit__(kind, error, traceback)
