@@ -1,0 +1,100 @@
+"""What the command line prints with: results to stdout, everything else to stderr, and data is never markup."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+__all__ = ["clean", "err", "escape_controls", "note", "out", "print_json", "say", "table", "to_json"]
+
+_PIPE_WIDTH = 200  # no terminal to fit into: wide enough that nothing worth grepping is wrapped
+
+
+def _console(stream: IO[str]) -> Console:
+    from rich.console import Console
+
+    width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPE_WIDTH
+    return Console(file=stream, markup=False, emoji=False, highlight=False, width=width, soft_wrap=False)
+
+
+def out() -> Console:
+    """The console for results. Markup is off: what looks like ``[/tag]`` in data is printed as it is."""
+    return _console(sys.stdout)
+
+
+def err() -> Console:
+    """The console for everything that is not the result."""
+    return _console(sys.stderr)
+
+
+def escape_controls(text: str) -> str:
+    """Make control characters visible, so that data can't drive the terminal; tabs and line ends stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def clean(value: object, *, width: int | None = None) -> str:
+    """A value as one line of text: strings as they are, the rest as JSON; cut at ``width`` characters."""
+    text = value if isinstance(value, str) else "" if value is None else json.dumps(to_json(value), ensure_ascii=False)
+    text = escape_controls(" ".join(text.split()))
+    return text if width is None or len(text) <= width else text[: width - 1] + "…"
+
+
+def say(text: str, *, style: str | None = None) -> None:
+    """Print a line to stderr."""
+    err().print(escape_controls(text), style=style)
+
+
+def note(text: str) -> None:
+    """Print a line to stderr that a person may skip."""
+    say(text, style="dim")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> Table:
+    """A plain table. A column whose name begins with ``#`` is right-aligned; cells may be renderables."""
+    from rich import box
+    from rich.table import Table
+
+    drawn = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    for column in columns:
+        drawn.add_column(
+            column.removeprefix("#"), justify="right" if column.startswith("#") else "left", overflow="fold"
+        )
+    for row in rows:
+        drawn.add_row(*(_cell(value) for value in row))
+    return drawn
+
+
+def _cell(value: object) -> RenderableType:
+    return value if hasattr(value, "__rich_console__") or hasattr(value, "__rich__") else clean(value)  # type: ignore[return-value]
+
+
+def to_json(value: Any) -> Any:
+    """A JSON-compatible copy of anything: models and dataclasses by their fields, the rest by ``str``."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):  # NaN and infinities are no JSON: they become their names
+        return value if value - value == 0 else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_json(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    dump = getattr(value, "model_dump", None)
+    return to_json(dump(mode="json")) if callable(dump) else str(value)
+
+
+def print_json(document: object) -> None:
+    """Print the one JSON document of a ``--json`` call to stdout."""
+    sys.stdout.write(json.dumps(to_json(document), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    sys.stdout.flush()

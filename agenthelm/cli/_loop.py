@@ -1,0 +1,146 @@
+"""Where the event loop starts, and what Ctrl-C does to it: the first unwinds, the second stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import NoReturn, TypeVar
+
+import anyio
+from anyio import CancelScope
+from anyio.abc import TaskStatus
+
+__all__ = ["Interrupted", "Watch", "end_process", "run", "watch"]
+
+T = TypeVar("T")
+
+_FLUSH_SECONDS = 2.0
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error of anybody's
+    """The command was interrupted by a signal and has unwound.
+
+    Attributes:
+        code: The exit code: 128 and the signal's number.
+        saga: What became of the run's effects, where there was a run.
+    """
+
+    def __init__(self, signum: int, saga: object | None = None) -> None:
+        super().__init__("interrupted")
+        self.code = 128 + signum
+        self.saga = saga
+
+
+class Watch:
+    """What the running command wants done when it is interrupted.
+
+    Attributes:
+        first: Said on the first signal, when the command is cancelled.
+        flush: Awaited on the second signal, for two seconds at most, before the process ends.
+        last: Said when the process ends on the second signal.
+        restore: Called before anything is printed then: puts the terminal right.
+    """
+
+    def __init__(self) -> None:
+        self.first = "interrupted"
+        self.flush: Callable[[], Awaitable[object]] | None = None
+        self.last = "stopped"
+        self.restore: Callable[[], object] = lambda: None
+
+
+_watch: ContextVar[Watch] = ContextVar("agenthelm_cli_watch")
+
+
+def watch() -> Watch:
+    """The watch over the running command."""
+    return _watch.get()
+
+
+def run(function: Callable[[], Awaitable[T]]) -> T:
+    """Run a coroutine function to its end, with signals watched.
+
+    Raises:
+        Interrupted: It was cancelled by a signal.
+    """
+    return anyio.run(_watched, function)
+
+
+async def _watched(function: Callable[[], Awaitable[T]]) -> T:
+    token = _watch.set(Watch())
+    received: list[int] = []
+    value: list[T] = []
+    error: list[Exception] = []
+    try:
+        async with anyio.create_task_group() as group:
+            with CancelScope() as scope:
+                await group.start(_listen, scope, received)
+                try:
+                    value.append(await function())
+                except Exception as exc:  # noqa: BLE001 - raised again below, outside of the task group
+                    error.append(exc)
+            group.cancel_scope.cancel()
+        if error:
+            raise error[0]
+        if not value:
+            raise Interrupted(received[0])
+        return value[0]
+    finally:
+        error.clear()
+        _watch.reset(token)
+
+
+async def _listen(scope: CancelScope, received: list[int], *, task_status: TaskStatus[None]) -> None:
+    try:
+        receiver = anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM)
+        with receiver as signals:
+            task_status.started()
+            async for signum in signals:
+                received.append(signum)
+                if len(received) == 1:
+                    _write(watch().first)
+                    scope.cancel()
+                else:
+                    await _stop(signum)
+    except NotImplementedError:  # an event loop without signal handlers (Windows): KeyboardInterrupt is all there is
+        task_status.started()
+
+
+async def _stop(signum: int) -> None:
+    """End the process now; a thread that hangs can't be waited for."""
+    current = watch()
+    current.restore()
+    with anyio.move_on_after(_FLUSH_SECONDS, shield=True):
+        if current.flush is not None:
+            await current.flush()
+    _write(current.last)
+    end_process(128 + signum, force=True)
+
+
+def _write(text: str) -> None:
+    sys.stderr.write(f"\r{text}\n")
+    sys.stderr.flush()
+
+
+def end_process(code: int, *, force: bool = False) -> NoReturn:
+    """Leave the interpreter, without joining threads that will not end.
+
+    A tool that was let go at its deadline may still sit in its thread; joining it would keep the shell waiting.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            force = True  # a closed pipe: the interpreter would complain about it on its way out
+    if not force:
+        main = threading.main_thread()
+        lingering = [thread for thread in threading.enumerate() if thread is not main and not thread.daemon]
+        for thread in lingering:
+            thread.join(0.5)
+        force = any(thread.is_alive() for thread in lingering)
+    if force:
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,121 @@
+"""Sagas written down: YAML or JSON files of steps."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agenthelm.exceptions import PlanError, nearest
+
+if TYPE_CHECKING:
+    from agenthelm.core.tool import ToolRegistry
+    from agenthelm.orchestration.plan import Step
+
+__all__ = ["preview", "read"]
+
+_FIELDS = ("tool", "arguments", "id", "depends_on", "compensate_with")
+
+
+def read(path: Path) -> list[Step | list[Step]]:
+    """The steps of a file: a list (nested lists run at once), or a mapping with such a list under ``steps``.
+
+    A step is ``{tool, arguments, id, depends_on, compensate_with}``; ``{"$ref": "step.field"}`` in arguments stands for
+    an earlier result.
+
+    Raises:
+        PlanError: The file can't be read or is no plan; it names the step.
+    """
+    try:
+        text = path.expanduser().read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise PlanError(f"can't read {path}: {getattr(exc, 'strerror', None) or exc}") from exc
+    document = _parsed(path, text)
+    if isinstance(document, Mapping):
+        if unknown := [key for key in document if key not in ("steps", "name")]:
+            raise PlanError(f"{path}: unknown key {unknown[0]!r}.{nearest(str(unknown[0]), ('steps', 'name'))}")
+        document = document.get("steps")
+    if not isinstance(document, list) or not document:
+        raise PlanError(f"{path} holds no steps; write a list of steps, or one under the key steps")
+    steps: list[Step | list[Step]] = []
+    for number, entry in enumerate(document, 1):
+        if isinstance(entry, list):
+            steps.append([_step(path, f"{number}.{inner}", item) for inner, item in enumerate(entry, 1)])
+        else:
+            steps.append(_step(path, str(number), entry))
+    return steps
+
+
+def _parsed(path: Path, text: str) -> Any:
+    import yaml
+
+    try:
+        return jsonlib.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except ValueError as exc:
+        raise PlanError(f"{path} is not valid JSON: {exc}") from exc
+    except yaml.YAMLError as exc:
+        raise PlanError(f"{path} is not valid YAML: {' '.join(str(exc).split())}") from exc
+
+
+def _step(path: Path, number: str, entry: Any) -> Step:
+    from agenthelm.orchestration.plan import Step, from_data
+
+    def refuse(what: str) -> PlanError:
+        return PlanError(f"{path}, step {number}: {what}")
+
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("tool"), str):
+        raise refuse("a step needs a tool, as in {tool: book_hotel, arguments: {city: Lisbon}}")
+    if unknown := [key for key in entry if key not in _FIELDS]:
+        raise refuse(f"unknown key {unknown[0]!r}.{nearest(str(unknown[0]), _FIELDS)}")
+    arguments = entry.get("arguments") or {}
+    if not isinstance(arguments, Mapping):
+        raise refuse("arguments must be names and values")
+    after = entry.get("depends_on") or ()
+    return Step(
+        entry["tool"],
+        {str(name): from_data(value) for name, value in arguments.items()},
+        id=entry.get("id"),
+        depends_on=(after,) if isinstance(after, str) else tuple(after),
+        compensate_with=entry.get("compensate_with"),
+    )
+
+
+def preview(steps: list[Step | list[Step]], tools: ToolRegistry, *, json: bool) -> None:
+    """Print in which order steps would run, what would undo each, and what could not be undone.
+
+    Raises:
+        PlanError: The plan would be refused.
+    """
+    from agenthelm.cli import _console
+    from agenthelm.orchestration.plan import Plan, to_data
+
+    plan = Plan.of(steps)
+    plan.check_tools(tools)
+    rows: list[dict[str, Any]] = []
+    for wave, names in enumerate(plan.order(), 1):
+        for name in names:
+            step = plan.steps[name]
+            contract = tools[step.tool_name].contract
+            undo = step.compensate_with or contract.compensating_tool
+            rows.append(
+                {
+                    "order": wave,
+                    "step": name,
+                    "tool": step.tool_name,
+                    "arguments": to_data(step.arguments),
+                    "undone_by": undo,
+                    "irreversible": undo is None and contract.changes_something,
+                }
+            )
+    if json:
+        _console.print_json(rows)
+        return
+    shown = [
+        (
+            row["order"], row["step"], row["tool"], _console.clean(row["arguments"], width=60),
+            row["undone_by"] or ("CAN'T be undone" if row["irreversible"] else "nothing to undo"),
+        )
+        for row in rows
+    ]  # fmt: skip
+    _console.out().print(_console.table(["#order", "step", "tool", "arguments", "undone by"], shown))

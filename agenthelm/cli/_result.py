@@ -1,0 +1,150 @@
+"""Shows what a run came to: its result on stdout, its cost and its loose ends on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from agenthelm.cli._console import clean, err, escape_controls, out, print_json, say, table, to_json
+from agenthelm.cli._units import dollars
+
+if TYPE_CHECKING:
+    from agenthelm.cli._live import View
+
+__all__ = ["print_failure", "render", "show", "tell_undone"]
+
+_MAIN_KEYS = ("text", "answer")
+
+
+def show(result: Any, *, as_json: bool, quiet: bool) -> None:
+    """Print a finished run."""
+    if as_json:
+        print_json(
+            {
+                "run_id": result.run_id,
+                "session_id": result.session_id,
+                "status": "success",
+                "result": dict(result),
+                "cost_usd": result.cost_usd,
+                "priced_usd": result.priced_usd,
+                "usage": result.usage,
+                "in_doubt": result.in_doubt,
+                "irreversible": result.irreversible,
+            }
+        )
+    else:
+        render(dict(result))
+    sys.stdout.flush()
+    if result.in_doubt:
+        say(f"in doubt (may or may not have happened): {', '.join(result.in_doubt)}", style="yellow")
+    if result.irreversible and not as_json:
+        say(f"can't be taken back: {', '.join(result.irreversible)}", style="yellow")
+    if quiet or as_json:
+        return
+    _cost_table(result)
+    say(f"run {result.run_id}  session {result.session_id}", style="dim")
+
+
+def render(result: Mapping[str, Any]) -> None:
+    """Print a result as a person reads it: Markdown where there is a text, else each value under its name."""
+    console = out()
+    main = next((key for key in _MAIN_KEYS if isinstance(result.get(key), str)), None)
+    if main is None:
+        for key, value in result.items():
+            _panel(console, key, value)
+        return
+    text = escape_controls(result[main])
+    if console.is_terminal:
+        from rich.markdown import Markdown
+
+        console.print(Markdown(text))
+    else:
+        sys.stdout.write(text.rstrip("\n") + "\n")
+    others = [key for key in result if key != main]
+    if others:
+        say(f"also in the result: {', '.join(others)} (--json prints all of it)", style="dim")
+
+
+def _panel(console: Any, key: str, value: object) -> None:
+    if isinstance(value, str):
+        text = escape_controls(value)
+    elif isinstance(value, list) and all(isinstance(item, str) for item in value):
+        text = "\n".join(f"- {clean(item)}" for item in value)
+    else:
+        import json
+
+        text = escape_controls(json.dumps(to_json(value), ensure_ascii=False, indent=2))
+    if console.is_terminal:
+        from rich.panel import Panel
+        from rich.text import Text
+
+        console.print(Panel(Text(text), title=Text(clean(key)), title_align="left", border_style="dim"))
+    else:
+        separator = "\n" if "\n" in text else " "
+        sys.stdout.write(f"{clean(key)}:{separator}{text}\n")
+
+
+def tell_undone(view: View, saga: Any, *, run_id: str | None = None) -> None:
+    """Say what became of the effects of a run that did not succeed."""
+    run_id = run_id or view.run_id or getattr(saga, "run_id", None)
+    stuck = [f"{effect['tool']} ({effect['reason']})" for effect in _stuck(saga)] or view.not_undone
+    if view.undone:
+        say(f"undone: {', '.join(clean(name) for name in view.undone)}")
+    if stuck:
+        say(f"could not be undone: {', '.join(clean(name) for name in stuck)}", style="bold red")
+        say(f"`agenthelm saga show {run_id or 'RUN'}` says more; `saga retry` and `saga resolve` end it")
+    elif getattr(saga, "status", None) == "stopped":
+        say(f"nothing was undone, as asked; `agenthelm saga undo {run_id or 'RUN'}` does it", style="yellow")
+    if run_id:
+        say(f"run {run_id}", style="dim")
+
+
+def print_failure(error: BaseException, *, code: int, message: str) -> None:
+    """The JSON document of a run that failed."""
+    saga = getattr(error, "saga", None)
+    print_json(
+        {
+            "run_id": getattr(error, "run_id", None),
+            "status": getattr(saga, "status", None) or "failed",
+            "error": {"type": type(error).__name__, "message": message},
+            "stuck": _stuck(saga),
+            "exit_code": code,
+        }
+    )
+
+
+def _stuck(saga: Any) -> list[dict[str, Any]]:
+    return [to_json(effect) for effect in getattr(saga, "stuck", None) or ()]
+
+
+def _cost_table(result: Any) -> None:
+    """Who used what: two lines that can be handed to finance, and the table they sum up."""
+    total = result.usage
+    if not (total.calls or total.cached_calls or total.priced_usd):
+        return
+    rows = [
+        (name, entry.calls, entry.input_tokens, entry.output_tokens + entry.estimated_tokens, dollars(entry.cost_usd))
+        for by in ("agent", "model")
+        for name, entry in result.totals(by).items()
+    ]
+    err().print(table(["agent / model", "#calls", "#tokens in", "#tokens out", "#cost"], rows))
+    say(
+        f"total {dollars(total.cost_usd)}{_caveats(total)} for {_count(total.calls, 'model call')} and "
+        f"{_count(total.tool_calls, 'tool call')}, {total.tokens} tokens"
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _caveats(total: Any) -> str:
+    parts = []
+    if total.unpriced_calls:
+        parts.append(f"{dollars(total.priced_usd)} known, {_count(total.unpriced_calls, 'call')} without a known price")
+    if total.estimated_calls:
+        parts.append(f"{_count(total.estimated_calls, 'lost answer')} estimated")
+    if total.cached_calls:
+        parts.append(f"{_count(total.cached_calls, 'answer')} from the cache")
+    return f" ({'; '.join(parts)})" if parts else ""

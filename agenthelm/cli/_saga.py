@@ -1,0 +1,279 @@
+"""Reads journals for ``agenthelm saga``, draws them, and runs what changes them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from agenthelm.cli._command import Failure, exit_code, report, summary
+from agenthelm.exceptions import RunNotFoundError
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from agenthelm.config import Settings
+    from agenthelm.core.storage.base import BaseStorage, StreamInfo
+    from agenthelm.orchestration.results import SagaResult
+    from agenthelm.orchestration.state import EffectState, RunState
+
+__all__ = ["facts", "perform", "prune", "read", "row", "run_id", "runs", "tree", "undo_preview"]
+
+_OPEN = "open"
+_STYLES = {
+    "finished": "green", "undone": "cyan", "accepted": "green", "failed": "dim", "in doubt": "bold yellow",
+    "begun": "bold yellow", "undoing": "yellow", "stuck": "bold red",
+}  # fmt: skip
+_MARKS = {
+    "finished": "✓", "undone": "↶", "accepted": "✓", "failed": "·", "in doubt": "?", "begun": "?", "undoing": "…",
+    "stuck": "!",
+}  # fmt: skip
+
+
+async def run_id(storage: BaseStorage, run: str) -> str:
+    """The id of the run that was named; ``last`` is the latest with a journal.
+
+    Raises:
+        RunNotFoundError: There is none.
+    """
+    from agenthelm.orchestration.journal import run_of, stream_of
+
+    if run == "last":
+        latest = await storage.streams(prefix=stream_of(""), limit=1)
+        if not latest:
+            raise RunNotFoundError(run)
+        return run_of(latest[0].name)
+    return run
+
+
+async def read(storage: BaseStorage, run: str) -> RunState:
+    """A run's journal.
+
+    Raises:
+        RunNotFoundError: There is none.
+        CorruptRecordError: It can't be read.
+    """
+    from agenthelm.orchestration.journal import stream_of
+    from agenthelm.orchestration.state import fold
+
+    name = await run_id(storage, run)
+    records = await storage.read(stream_of(name))
+    if not records:
+        raise RunNotFoundError(name)
+    return fold(name, records)
+
+
+async def runs(storage: BaseStorage, *, state: str | None, limit: int) -> AsyncIterator[RunState]:
+    """The runs with a journal, newest first."""
+    from agenthelm.orchestration.journal import run_of, stream_of
+
+    found = await storage.streams(prefix=stream_of(""), limit=limit, where={"state": state} if state else None)
+    for stream in found:
+        yield await read(storage, run_of(stream.name))
+
+
+async def prune(storage: BaseStorage, *, before: float, dry_run: bool) -> list[str]:
+    """Drop the journals of runs that were closed before then; open runs and stuck ones stay."""
+    from agenthelm.orchestration.journal import run_of, stream_of
+
+    def old(stream: StreamInfo) -> bool:
+        return stream.updated_at < before and stream.state not in (_OPEN, "failed", None)
+
+    found = [stream.name for stream in await storage.streams(prefix=stream_of("")) if old(stream)]
+    for name in [] if dry_run else found:
+        await storage.drop(name)
+    return [run_of(name) for name in found]
+
+
+def status(run: RunState) -> str:
+    """A run's state in one phrase."""
+    if run.status is not None:
+        return run.status
+    doing = "unwinding" if run.decided else "running"
+    return f"{doing} ({run.owner})" if run.owner.fate() != "dead" else "interrupted: its process is gone"
+
+
+def row(run: RunState) -> Sequence[object]:
+    """A run in the list."""
+    counts: dict[str, int] = {}
+    for effect in run.effects.values():
+        counts[effect.status] = counts.get(effect.status, 0) + 1
+    effects = ", ".join(f"{number} {name}" for name, number in counts.items()) or "none"
+    return run.run_id, _when(run.opened_at), run.name, status(run), effects
+
+
+def _when(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%S") if moment else ""
+
+
+def facts(run: RunState, *, effects: bool = False) -> dict[str, Any]:
+    """A run as JSON-compatible data; arguments and results stay in the journal."""
+    document: dict[str, Any] = {
+        "run_id": run.run_id,
+        "name": run.name,
+        "kind": run.kind,
+        "status": status(run) if run.status is None else run.status,
+        "open": run.status is None,
+        "session_id": run.session_id,
+        "namespace": run.namespace,
+        "owner": str(run.owner),
+        "opened_at": run.opened_at,
+        "closed_at": run.closed_at,
+        "reason": run.reason,
+        "trace_id": run.trace_id,
+    }
+    if effects:
+        document["effects"] = [
+            {
+                "effect_id": effect.effect.id,
+                "tool": effect.effect.tool,
+                "step": effect.effect.step,
+                "agent": effect.effect.agent,
+                "parent": effect.effect.parent,
+                "status": effect.status,
+                "error": effect.error,
+                "reason": effect.reason,
+                "compensating_tool": effect.effect.compensating_tool,
+            }
+            for effect in run.effects.values()
+        ]
+    return document
+
+
+def tree(run: RunState) -> Tree:
+    """A run's journal as a drawing."""
+    from rich.text import Text
+    from rich.tree import Tree
+
+    from agenthelm.cli._console import clean
+
+    head = Text.assemble(
+        (f"run {clean(run.run_id)}", "bold"), f"  {clean(run.name)}  ", (status(run), _status_style(run))
+    )
+    head.append(f"  began {_when(run.opened_at)} UTC", "dim")
+    if run.trace_id:
+        head.append(f"  trace {run.trace_id}", "dim")
+    drawn = Tree(head, guide_style="dim")
+    branches: dict[str, Tree] = {}
+    for effect in run.effects.values():
+        above = branches.get(effect.effect.parent or "", drawn)
+        branches[effect.effect.id] = above.add(_line(effect))
+    if run.reason:
+        drawn.add(Text(f"unwound because: {clean(run.reason, width=200)}", style="yellow"))
+    if not run.effects:
+        drawn.add(Text("no effects", style="dim"))
+    return drawn
+
+
+def _status_style(run: RunState) -> str:
+    return {"success": "green", "rolled_back": "cyan", "failed": "bold red"}.get(run.status or "", "yellow")
+
+
+def _line(effect: EffectState) -> Any:
+    from rich.text import Text
+
+    from agenthelm.cli._console import clean
+
+    style = _STYLES[effect.status]
+    line = Text.assemble((f"{_MARKS[effect.status]} ", style), clean(effect.effect.step or effect.effect.tool))
+    shown = ", ".join(f"{key}={clean(value, width=30)}" for key, value in effect.effect.arguments.items())
+    tool = effect.effect.tool if effect.effect.step else ""
+    line.append(f"  {tool}({shown})", "dim")
+    line.append(f"  {effect.status}", style)
+    if effect.effect.compensating_tool:
+        line.append(f"  {'by' if effect.undone else 'undone by'} {effect.effect.compensating_tool}", "dim")
+    for problem in (effect.error, effect.reason):
+        if problem:
+            line.append(f"\n  {clean(problem, width=160)}", "red" if problem is effect.reason else "dim")
+    line.append(f"  [{effect.effect.id}]", "dim")
+    return line
+
+
+def undo_preview(run: RunState) -> list[str]:
+    """What undoing a run would do, in the order in which it would; empty when nothing is left."""
+    open_effects = [e for e in run.effects.values() if not e.settled and e.outcome != "failed"]
+    doubtful = sorted((e for e in open_effects if e.doubtful), key=lambda e: -e.order)
+    certain = sorted((e for e in open_effects if not e.doubtful), key=lambda e: -e.completed)
+    lines = []
+    for effect in (*doubtful, *certain):
+        by = effect.effect.compensating_tool
+        doubt = " (in doubt)" if effect.doubtful else ""
+        what = effect.effect.tool + (f" [{effect.effect.step}]" if effect.effect.step else "") + doubt
+        lines.append(f"undo {what} by {by}" if by else f"CAN'T undo {what}: nothing undoes it")
+    return lines
+
+
+async def perform(
+    settings: Settings, work: Callable[[Any], Awaitable[list[SagaResult]]], *, json: bool, quiet: bool = False
+) -> None:
+    """Do something to sagas with an orchestrator, show it, and end with the right exit code."""
+    from agenthelm.cli import _result, _session
+    from agenthelm.cli._live import View
+    from agenthelm.cli._loop import watch
+
+    view = View(quiet=quiet)
+    watch().restore = view.restore
+    watch().first = "interrupted: undoing what was done (Ctrl-C again stops at once)"
+    watch().last = "stopped: what is left to undo is in the journal; `agenthelm saga recover` finishes it"
+    with _session.telemetry(settings):
+        try:
+            with view.shown():
+                async with _session.open_orchestrator(
+                    settings, memory=False, prompt=view.prompting, observer=view.observe
+                ) as orchestrator:
+                    results = await work(orchestrator)
+        except Exception as exc:
+            code = report(exc)
+            if json:
+                _result.print_failure(exc, code=exit_code(exc), message=summary(exc))
+            raise Failure(code) from exc
+    _show(results, json=json)
+    code = max((_code(result) for result in results), default=0)
+    if code:
+        raise Failure(code)
+
+
+def _code(result: SagaResult) -> int:
+    if result.status == "failed":
+        return 3
+    return 1 if result.error is not None or result.errors else 0
+
+
+def _show(results: list[SagaResult], *, json: bool) -> None:
+    from agenthelm.cli._console import clean, out, print_json, say
+
+    if json:
+        documents = [_document(result) for result in results]
+        print_json(documents[0] if len(documents) == 1 else documents)
+        return
+    for result in results:
+        for record in result.steps:
+            out().print(f"{record.step.name}: {clean(record.result, width=160)}")
+        if result.error:
+            say(f"error: {clean(result.error)}")
+        for step, error in result.errors.items():
+            say(f"step {step} failed: {clean(error)}")
+        for effect in result.stuck:
+            say(f"could not be undone: {effect.tool} ({clean(effect.reason)})", style="bold red")
+        parts = [f"run {result.run_id}: {result.status}"]
+        if result.undone:
+            parts.append(f"{len(result.undone)} undone")
+        if result.in_doubt:
+            parts.append(f"{len(result.in_doubt)} in doubt")
+        if result.irreversible:
+            parts.append(f"{len(result.irreversible)} can't be taken back")
+        say(", ".join(parts))
+
+
+def _document(result: SagaResult) -> dict[str, Any]:
+    return {
+        "run_id": result.run_id,
+        "status": result.status,
+        "steps": {record.step.name: record.result for record in result.steps},
+        "error": result.error,
+        "errors": result.errors,
+        "undone": result.undone,
+        "stuck": result.stuck,
+        "in_doubt": result.in_doubt,
+        "irreversible": result.irreversible,
+    }

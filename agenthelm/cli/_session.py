@@ -1,0 +1,275 @@
+"""Opens what the settings name: storage, memory, model, approvals, and the orchestrator over them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agenthelm.config import Settings, load_settings
+from agenthelm.exceptions import AgentLoadError, ConfigError, StorageError
+
+if TYPE_CHECKING:
+    from agenthelm.agent import AgentRegistry, Runnable
+    from agenthelm.core.cost import Budget
+    from agenthelm.core.handlers import ApprovalHandler
+    from agenthelm.core.storage.base import BaseStorage
+    from agenthelm.memory import MemoryHub
+
+__all__ = ["approval_handler", "ensure_home", "load_app", "open_hub", "open_storage", "settings_from", "stored"]
+
+
+def settings_from(**arguments: object) -> Settings:
+    """The settings of one call, with what was said on its command line."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the working directory is gone; change to another one") from None
+    return load_settings(arguments)
+
+
+def ensure_home(settings: Settings) -> None:
+    """Make the folder that holds everything, for its owner only.
+
+    Raises:
+        StorageError: It can't be made or written.
+    """
+    home = settings.home
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        home.chmod(0o700)
+    except OSError as exc:
+        raise StorageError(
+            f"can't make the folder {home}: {exc.strerror or exc}; choose another one with AGENTHELM_HOME or `home`"
+        ) from exc
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise StorageError(f"can't write to {home}; choose another folder with AGENTHELM_HOME or `home`")
+
+
+def _inside_home(settings: Settings, location: str) -> bool:
+    return Path(location.removeprefix("sqlite:///")).is_relative_to(settings.home)
+
+
+def make_storage(settings: Settings) -> BaseStorage:
+    """The storage that the settings name; its file is made on first use."""
+    location = settings.storage
+    if location.startswith("memory:"):
+        from agenthelm.core.storage import InMemoryStorage
+
+        return InMemoryStorage()
+    path = Path(location.removeprefix("sqlite:///").removeprefix("json:///"))
+    if _inside_home(settings, str(path)):
+        ensure_home(settings)
+    if location.startswith("json:///") or path.suffix in (".json", ".jsonl"):
+        from agenthelm.core.storage import JsonStorage
+
+        return JsonStorage(path)
+    if "://" in location and not location.startswith("sqlite:///"):
+        raise ConfigError(
+            f"storage {location!r} is neither a path nor sqlite:///, json:/// or memory://", setting="storage"
+        )
+    from agenthelm.core.storage import SqliteStorage
+
+    return SqliteStorage(path)
+
+
+@asynccontextmanager
+async def open_storage(settings: Settings) -> AsyncIterator[BaseStorage]:
+    """The storage, closed at the end."""
+    storage = make_storage(settings)
+    try:
+        yield storage
+    finally:
+        await storage.aclose()
+
+
+def stored(settings: Settings) -> bool:
+    """Whether there is anything to read yet: looking must not make files."""
+    location = settings.storage
+    return not location.startswith("memory:") and Path(location.partition(":///")[2] or location).exists()
+
+
+def make_hub(settings: Settings) -> MemoryHub:
+    """The memory hub that the settings name; it connects on first use."""
+    from agenthelm.memory import MemoryHub
+
+    if any("://" not in place or place.startswith("sqlite:") for place in (settings.memory_url, settings.vectors)) and (
+        _inside_home(settings, settings.memory_url) or _inside_home(settings, settings.vectors)
+    ):
+        ensure_home(settings)
+    return MemoryHub(short_term=settings.memory_url, semantic=settings.vectors, embedder=settings.embedder)
+
+
+@asynccontextmanager
+async def open_hub(settings: Settings) -> AsyncIterator[MemoryHub]:
+    """The memory hub, closed at the end."""
+    async with make_hub(settings) as hub:
+        yield hub
+
+
+def approval_handler(settings: Settings, *, prompt: Callable[[ApprovalHandler], ApprovalHandler]) -> ApprovalHandler:
+    """Who answers approval requests; ``prompt`` wraps whoever talks to the terminal."""
+    from agenthelm.core import handlers
+
+    match settings.approve:
+        case "ask":
+            return prompt(handlers.CliHandler())
+        case "allow":
+            return handlers.AutoApprove()
+        case "deny":
+            return handlers.AutoDeny("everything is denied (--approve deny)")
+        case path:
+            return handlers.PolicyHandler.from_toml(path, ask=prompt(handlers.CliHandler()))
+
+
+def load_app(settings: Settings, *, agents: bool = True) -> tuple[AgentRegistry, list[str]]:
+    """The registry of agents with the app's agents in it, and the names that came with the app.
+
+    The app's tools register themselves.
+
+    Args:
+        settings: Names the app.
+        agents: Whether an app without agents is refused; else it may also hold tools only.
+
+    Raises:
+        AgentLoadError: The app can't be loaded; it names the file and line that raised.
+    """
+    from agenthelm.agent.registry import AGENT_REGISTRY
+    from agenthelm.core.tool import TOOL_REGISTRY
+
+    if settings.app is None:
+        return AGENT_REGISTRY, []
+    known = len(TOOL_REGISTRY)
+    try:
+        return AGENT_REGISTRY, [agent.name for agent in AGENT_REGISTRY.load(settings.app)]
+    except AgentLoadError as error:
+        only_tools = error.line is None and error.__cause__ is None and len(TOOL_REGISTRY) > known
+        if agents or not only_tools:
+            raise
+        return AGENT_REGISTRY, []
+
+
+def choose_agents(settings: Settings, names: Sequence[str]) -> list[Runnable]:
+    """The agents of a run; an app with a single agent needs no name.
+
+    Raises:
+        UnknownAgentError: With the nearest names.
+        ConfigError: No name was given and there is no single candidate.
+    """
+    registry, own = load_app(settings)
+    wanted = [name.strip() for part in names for name in part.split(",") if name.strip()]
+    if not wanted:
+        if len(own) != 1:
+            known = ", ".join(own or sorted(registry))
+            raise ConfigError(f"say which agents to run: --agents NAME[,NAME…]; there are: {known}", setting="agents")
+        wanted = own
+    return [registry[name] for name in wanted]
+
+
+def agent_names() -> list[str]:
+    """The names that the shell completes: the app's agents and the built-in ones; none when the app can't be loaded."""
+    try:
+        return sorted(load_app(load_settings())[0])
+    except Exception:  # noqa: BLE001 - a shell that is completing a word must not see a traceback
+        return []
+
+
+def model_for(settings: Settings) -> Any:
+    """The language model, said aloud when it was picked by key alone.
+
+    Raises:
+        ModelNotConfiguredError: Neither a model nor a key is there; three lines say what to do.
+    """
+    from agenthelm.agent.models import resolve_model
+
+    return resolve_model(settings.model, api_base=settings.api_base)
+
+
+@contextmanager
+def telemetry(settings: Settings) -> Iterator[None]:
+    """Export spans for a ``with`` block, and flush them at its end however it ends."""
+    if settings.trace is None:
+        yield
+        return
+    from agenthelm.tracing.setup import configure
+
+    shutdown = configure(settings.trace)
+    try:
+        yield
+    finally:
+        shutdown()
+
+
+def apply_pricing(settings: Settings) -> None:
+    """Let the configured prices override the bundled ones."""
+    if settings.pricing:
+        from agenthelm.core.cost import MODEL_PRICING
+
+        MODEL_PRICING.update({model: dict(price) for model, price in settings.pricing.items()})
+
+
+@asynccontextmanager
+async def open_orchestrator(
+    settings: Settings,
+    *,
+    lm: object = None,
+    budget: Budget | None = None,
+    prompt: Callable[[ApprovalHandler], ApprovalHandler] = lambda handler: handler,
+    observer: Callable[[Any], None] | None = None,
+    memory: bool = True,
+    **options: Any,
+) -> AsyncIterator[Any]:
+    """The orchestrator over everything that the settings name, closed at the end; Ctrl-C twice flushes its journal."""
+    from agenthelm.cli._loop import watch
+    from agenthelm.orchestration.orchestrator import Orchestrator
+
+    apply_pricing(settings)
+    async with AsyncExitStack() as stack:
+        storage = await stack.enter_async_context(open_storage(settings))
+        watch().flush = storage.aclose
+        hub = await stack.enter_async_context(open_hub(settings)) if memory else None
+        yield await stack.enter_async_context(
+            Orchestrator(
+                hub,
+                lm=lm,
+                storage=storage,
+                approval_handler=approval_handler(settings, prompt=prompt),
+                budget=budget,
+                workers=settings.workers,
+                unpriced=settings.unpriced,
+                lm_timeout=settings.lm_timeout,
+                observer=observer,
+                **options,
+            )
+        )
+
+
+def budget_from(settings: Settings, *, tokens: int | None = None, calls: int | None = None) -> Budget | None:
+    """The budget of one run; None when nothing limits it."""
+    if settings.budget_usd is None and tokens is None and calls is None:
+        return None
+    from agenthelm.core.cost import Budget
+
+    return Budget(usd=settings.budget_usd, tokens=tokens, calls=calls)
+
+
+def parse_inputs(pairs: list[str]) -> Mapping[str, object]:
+    """``key=value`` pairs; a value that is valid JSON means what JSON says, anything else is text.
+
+    Raises:
+        ConfigError: A pair without ``=``.
+    """
+    import json
+
+    inputs: dict[str, object] = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"--input takes key=value, not {pair!r}", setting="input")
+        try:
+            inputs[key.strip()] = json.loads(text)
+        except ValueError:
+            inputs[key.strip()] = text
+    return inputs

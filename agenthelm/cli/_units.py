@@ -1,0 +1,19 @@
+"""Money and time as a person reads them."""
+
+from __future__ import annotations
+
+__all__ = ["dollars", "seconds"]
+
+
+def dollars(usd: float | None) -> str:
+    """An amount; unknown is not zero."""
+    if usd is None:
+        return "unknown"
+    return "$0" if usd == 0 else f"${usd:.4f}" if abs(usd) >= 0.0001 else f"${usd:.2g}"
+
+
+def seconds(value: float) -> str:
+    """A duration."""
+    if value < 1:
+        return f"{value * 1000:.0f} ms" if value >= 0.01 else f"{value * 1000:.1f} ms"
+    return f"{value:.1f} s" if value < 60 else f"{int(value // 60)} min {int(value % 60):02d} s"

@@ -1,0 +1,205 @@
+"""``agenthelm memory``: what agents remember, to look at and to put right."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from agenthelm.cli._command import Failure, command
+from agenthelm.cli._options import Json, Limit, Namespace
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Read and write what agents remember.", no_args_is_help=True)
+
+Session = Annotated[
+    str | None,
+    typer.Option("--session", "-s", metavar="ID", help="The session's own values instead of the shared ones."),
+]
+Key = Annotated[str, typer.Argument(metavar="KEY")]
+
+
+def _open() -> Any:
+    from agenthelm.cli import _session
+
+    return _session.open_hub(_session.settings_from())
+
+
+def _context(hub: Any, session: str | None, namespace: str) -> Any:
+    return hub.create_context(session or "agenthelm-cli", namespace=namespace)
+
+
+@command(app, "get")
+async def get(key: Key, session: Session = None, namespace: Namespace = "default", json: Json = False) -> None:
+    """Print a value: text as it is, anything else as JSON."""
+    from agenthelm.cli import _console
+
+    missing = object()
+    async with _open() as hub:
+        memory = _context(hub, session, namespace)
+        value = await (memory.read(key, missing) if session else memory.get_shared(key, missing))
+    if value is missing:
+        _console.say(f"error: no value under {key!r} {_where(session, namespace)}")
+        raise Failure(1)
+    if json or not isinstance(value, str):
+        _console.print_json(value)
+    else:
+        sys.stdout.write(value + "\n")
+
+
+def _where(session: str | None, namespace: str) -> str:
+    return f"in session {session!r} of namespace {namespace!r}" if session else f"shared in namespace {namespace!r}"
+
+
+@command(app, "set")
+async def set_value(
+    key: Key,
+    value: Annotated[str, typer.Argument(metavar="VALUE", help="JSON, or any text; - reads stdin.")],
+    ttl: Annotated[float | None, typer.Option("--ttl", metavar="SECONDS", help="Forget it after so long.")] = None,
+    session: Session = None,
+    namespace: Namespace = "default",
+) -> None:
+    """Keep a value."""
+    from agenthelm.cli import _console
+
+    text = sys.stdin.read() if value == "-" else value
+    try:
+        parsed: object = jsonlib.loads(text)
+    except ValueError:
+        parsed = text
+    async with _open() as hub:
+        memory = _context(hub, session, namespace)
+        await (memory.write(key, parsed, ttl=ttl) if session else memory.set_shared(key, parsed, ttl=ttl))
+    _console.note(f"kept {_where(session, namespace)}")
+
+
+@command(app, "list")
+async def list_keys(
+    prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Only keys that begin so.")] = "",
+    session: Session = None,
+    namespace: Namespace = "default",
+    json: Json = False,
+) -> None:
+    """List keys and their values."""
+    from agenthelm.cli import _console
+
+    async with _open() as hub:
+        memory = _context(hub, session, namespace)
+        keys = await (memory.list_keys(prefix) if session else memory.list_shared(prefix))
+        read = memory.read if session else memory.get_shared
+        values = {key: await read(key) for key in keys}
+    if json:
+        _console.print_json(values)
+    elif not values:
+        _console.note(f"no values {_where(session, namespace)}")
+    else:
+        rows = [(key, _console.clean(value, width=100)) for key, value in values.items()]
+        _console.out().print(_console.table(["key", "value"], rows))
+
+
+@command(app, "search")
+async def search(
+    query: Annotated[str, typer.Argument(metavar="QUERY")],
+    session: Annotated[
+        str | None, typer.Option("--session", "-s", metavar="ID", help="Only what this session remembered.")
+    ] = None,
+    namespace: Namespace = "default",
+    limit: Limit = 5,
+    min_score: Annotated[float, typer.Option("--min-score", min=0, max=1, help="Only matches at least so near.")] = 0.0,
+    json: Json = False,
+) -> None:
+    """Find remembered texts by what they are about, nearest first."""
+    from agenthelm.cli import _console
+
+    async with _open() as hub:
+        memory = _context(hub, session, namespace)
+        found = await memory.search(query, limit, min_score=min_score, this_session=session is not None)
+    if json:
+        _console.print_json([{"id": m.id, "score": m.score, "text": m.text, "metadata": m.metadata} for m in found])
+    elif not found:
+        _console.note(f"nothing remembered in namespace {namespace!r} is near that")
+    else:
+        rows = [(f"{match.score:.2f}", match.id, _console.clean(match.text, width=160)) for match in found]
+        _console.out().print(_console.table(["#score", "id", "text"], rows))
+
+
+@command(app, "remember")
+async def remember(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to remember; - reads stdin.")],
+    id: Annotated[str | None, typer.Option("--id", help="Its id; a text under the same id is replaced.")] = None,  # noqa: A002
+    session: Annotated[str | None, typer.Option("--session", "-s", metavar="ID", help="In whose name.")] = None,
+    namespace: Namespace = "default",
+) -> None:
+    """Remember a text for the namespace, and print its id."""
+    content = sys.stdin.read() if text == "-" else text
+    async with _open() as hub:
+        made = await _context(hub, session, namespace).remember(content, id=id)
+    sys.stdout.write(made + "\n")
+
+
+@command(app, "forget")
+async def forget(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A key; with --text the id of a remembered text.")],
+    text: Annotated[bool, typer.Option("--text", help="Forget a remembered text by its id.")] = False,
+    session: Session = None,
+    namespace: Namespace = "default",
+) -> None:
+    """Forget a value, or a remembered text."""
+    from agenthelm.cli import _console
+
+    async with _open() as hub:
+        memory = _context(hub, session, namespace)
+        if text:
+            gone = await memory.forget(name)
+        else:
+            gone = await (memory.delete(name) if session else memory.delete_shared(name))
+    if not gone:
+        what = (
+            f"text with the id {name!r} in namespace {namespace!r}"
+            if text
+            else f"value under {name!r} {_where(session, namespace)}"
+        )
+        _console.say(f"error: no {what}")
+        raise Failure(1)
+    _console.note("forgotten")
+
+
+@command(app, "stats")
+async def stats(namespace: Namespace = "default", json: Json = False) -> None:
+    """What is kept, where, and by which embedder."""
+    from agenthelm.cli import _console
+    from agenthelm.cli._units import seconds
+
+    async with _open() as hub:
+        health = await hub.health()
+        memory = _context(hub, None, namespace)
+        sessions = await hub.sessions(namespace) if health["short_term"].ok else {}
+        shared = len(await memory.list_shared()) if health["short_term"].ok else 0
+        texts = await memory.count() if health["semantic"].ok else 0
+        embedder = hub.semantic.embedder
+    if json:
+        _console.print_json(
+            {
+                "namespace": namespace,
+                "sessions": sessions,
+                "shared": shared,
+                "texts": texts,
+                "embedder": embedder,
+                "health": health,
+            }
+        )
+    else:
+        console = _console.out()
+        rows = [
+            (name.replace("_", "-"), store.location, "ok" if store.ok else store.error, seconds(store.latency))
+            for name, store in health.items()
+        ]
+        console.print(_console.table(["memory", "where", "state", "#answered in"], rows))
+        console.print(f"namespace {namespace}: {shared} shared values, {texts} remembered texts, embedder {embedder}")
+        if sessions:
+            console.print(_console.table(["session", "#values"], sessions.items()))
+    if not all(store.ok for store in health.values()):
+        raise Failure(1)

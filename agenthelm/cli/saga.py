@@ -1,0 +1,237 @@
+"""``agenthelm saga``: what runs did to the world, and taking it back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agenthelm.cli._command import Failure, command
+from agenthelm.cli._options import App, Approve, Json, Limit, Trace, Yes
+
+if TYPE_CHECKING:
+    from agenthelm.orchestration.results import SagaResult
+    from agenthelm.orchestration.state import RunState
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Run, look at, undo and recover what runs did to the world.", no_args_is_help=True)
+
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id; last is the latest one.")]
+
+
+@command(app, "list")
+async def list_runs(
+    state: Annotated[
+        str | None, typer.Option("--state", help="Only runs in this state: open, success, rolled_back, …")
+    ] = None,
+    limit: Limit = 50,
+    json: Json = False,
+) -> None:
+    """The runs with a journal, newest first."""
+    from agenthelm.cli import _console, _saga, _session
+
+    settings = _session.settings_from()
+    runs: list[RunState] = []
+    if _session.stored(settings):
+        async with _session.open_storage(settings) as storage:
+            runs = [run async for run in _saga.runs(storage, state=state, limit=limit)]
+    if json:
+        _console.print_json([_saga.facts(run) for run in runs])
+    elif not runs:
+        _console.note("no runs" + (f" in state {state!r}" if state else " yet"))
+    else:
+        _console.out().print(_console.table(["run", "began (UTC)", "what", "state", "effects"], map(_saga.row, runs)))
+
+
+@command(app, "show")
+async def show(run: RunId, json: Json = False) -> None:
+    """Draw a run's journal: what was done, is in doubt, was undone, or is stuck."""
+    from agenthelm.cli import _console, _saga, _session
+
+    async with _session.open_storage(_existing(_session.settings_from(), run)) as storage:
+        state = await _saga.read(storage, run)
+    if json:
+        _console.print_json(_saga.facts(state, effects=True))
+    else:
+        _console.out().print(_saga.tree(state))
+
+
+def _existing(settings: Any, run: str) -> Any:
+    from agenthelm.cli import _session
+    from agenthelm.exceptions import RunNotFoundError
+
+    if not _session.stored(settings):
+        raise RunNotFoundError(run)
+    return settings
+
+
+@command(app, "run")
+async def run_plan(
+    plan: Annotated[Path, typer.Argument(metavar="FILE", help="The steps, as YAML or JSON.")],
+    app: App = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the order and what undoes what; do nothing.")
+    ] = False,
+    on_error: Annotated[str, typer.Option("--on-error", help="rollback, stop or continue.")] = "rollback",
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", metavar="SECONDS", help="The deadline of the whole run.")
+    ] = None,
+    approve: Approve = None,
+    trace: Trace = None,
+    json: Json = False,
+) -> None:
+    """Run a saga that is written as YAML or JSON."""
+    from agenthelm.cli import _plan, _saga, _session
+    from agenthelm.core.tool import TOOL_REGISTRY
+    from agenthelm.exceptions import ConfigError
+
+    if on_error not in ("rollback", "stop", "continue"):
+        raise ConfigError(f"--on-error must be rollback, stop or continue, not {on_error!r}", setting="on_error")
+    settings = _session.settings_from(app=app, approve=approve, trace=trace)
+    _session.load_app(settings, agents=False)
+    steps = _plan.read(plan)
+    if dry_run:
+        _plan.preview(steps, TOOL_REGISTRY, json=json)
+        return
+
+    async def work(orchestrator: Any) -> list[SagaResult]:
+        return [await orchestrator.run_saga(steps, on_error=on_error, timeout=timeout)]
+
+    await _saga.perform(settings, work, json=json)
+
+
+@command(app, "undo")
+async def undo(
+    run: RunId,
+    app: App = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be undone.")] = False,
+    yes: Yes = False,
+    trace: Trace = None,
+    json: Json = False,
+) -> None:
+    """Take back a finished run, after a preview and a yes."""
+    from agenthelm.cli import _console, _saga, _session
+
+    settings = _existing(_session.settings_from(app=app, trace=trace), run)
+    _session.load_app(settings, agents=False)
+    async with _session.open_storage(settings) as storage:
+        state = await _saga.read(storage, run)
+    lines = _saga.undo_preview(state)
+    if dry_run or not json:
+        for line in lines or ["nothing to undo"]:
+            _console.say(line)
+    if dry_run:
+        return
+    if lines and not yes:
+        _confirm(f"Undo run {state.run_id}?")
+
+    async def work(orchestrator: Any) -> list[SagaResult]:
+        return [await orchestrator.undo(state.run_id)]
+
+    await _saga.perform(settings, work, json=json)
+
+
+def _confirm(question: str) -> None:
+    import sys
+
+    from agenthelm.cli import _console
+
+    if not sys.stdin.isatty():
+        _console.say("error: nobody to ask at this terminal; say --yes to go ahead")
+        raise Failure(2)
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        _console.say("left as it is")
+        raise Failure(1)
+
+
+@command(app, "recover")
+async def recover(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Only this run.")] = None,
+    app: App = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with sagas of steps instead of undoing them.")
+    ] = False,
+    trace: Trace = None,
+    json: Json = False,
+) -> None:
+    """Undo (or resume) the runs whose process died."""
+    from agenthelm.cli import _console, _saga, _session
+
+    settings = _session.settings_from(app=app, trace=trace)
+    _session.load_app(settings, agents=False)
+    if not _session.stored(settings):
+        _console.note("nothing to recover")
+        return
+
+    async def work(orchestrator: Any) -> list[SagaResult]:
+        results: list[SagaResult] = await orchestrator.recover(run, resume=resume)
+        if not results:
+            _console.note("nothing to recover")
+        return results
+
+    await _saga.perform(settings, work, json=json)
+
+
+@command(app, "retry")
+async def retry(run: RunId, app: App = None, trace: Trace = None, json: Json = False) -> None:
+    """Try again to undo what could not be undone."""
+    from agenthelm.cli import _saga, _session
+
+    settings = _existing(_session.settings_from(app=app, trace=trace), run)
+    _session.load_app(settings, agents=False)
+
+    async def work(orchestrator: Any) -> list[SagaResult]:
+        return [await orchestrator.retry(await _saga.run_id(orchestrator.storage, run))]
+
+    await _saga.perform(settings, work, json=json)
+
+
+@command(app, "resolve")
+async def resolve(
+    run: RunId,
+    step: Annotated[
+        str, typer.Argument(metavar="STEP", help="The step, the effect's id, or the tool if it is the only one.")
+    ],
+    as_: Annotated[
+        str, typer.Option("--as", metavar="done|undone", help="done: it stands. undone: it was taken back by hand.")
+    ],
+    json: Json = False,
+) -> None:
+    """Record a human's word on an effect that is in doubt or stuck."""
+    from agenthelm.cli import _saga, _session
+    from agenthelm.exceptions import ConfigError
+
+    if as_ not in ("done", "undone"):
+        raise ConfigError(f"--as must be done or undone, not {as_!r}", setting="as")
+    settings = _existing(_session.settings_from(), run)
+
+    async def work(orchestrator: Any) -> list[SagaResult]:
+        run_id = await _saga.run_id(orchestrator.storage, run)
+        return [await orchestrator.resolve(run_id, step, as_=as_)]
+
+    await _saga.perform(settings, work, json=json)
+
+
+@command(app, "prune")
+async def prune(
+    older_than: Annotated[str, typer.Option("--older-than", metavar="SPAN", help="30d, 12w, or a date.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
+    json: Json = False,
+) -> None:
+    """Drop the journals of finished runs; they can't be undone any more then."""
+    from agenthelm.cli import _console, _events, _saga, _session
+
+    settings = _session.settings_from()
+    before = _events.parse_when(older_than, option="older-than").timestamp()
+    dropped: list[str] = []
+    if _session.stored(settings):
+        async with _session.open_storage(settings) as storage:
+            dropped = await _saga.prune(storage, before=before, dry_run=dry_run)
+    if json:
+        _console.print_json({"dropped": dropped, "dry_run": dry_run})
+    else:
+        _console.out().print(f"{len(dropped)} journals {'would be ' if dry_run else ''}dropped")

@@ -1,0 +1,274 @@
+"""Every setting, where it may come from, and what it is when nobody says: frozen, and read at the edges only.
+
+Arguments win over the environment, the environment over the file, the file over the defaults. The file is
+``agenthelm.toml`` in the working directory, or else the table ``[tool.agenthelm]`` of its ``pyproject.toml``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from agenthelm.exceptions import ConfigError, nearest
+
+__all__ = ["CONFIG_FILE", "ENVIRONMENT_PREFIX", "Settings", "load_settings"]
+
+CONFIG_FILE = "agenthelm.toml"
+ENVIRONMENT_PREFIX = "AGENTHELM_"
+_ALIASES = {"NEXUS_TRACE": "trace"}
+
+Unpriced = Literal["warn", "deny", "allow"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the command line runs with.
+
+    Attributes:
+        model: The language model, as DSPy names it (``"openai/gpt-4o-mini"``), or ``"offline"``; None picks by key.
+        api_base: Base URL of an endpoint that speaks the OpenAI protocol, for local servers.
+        home: The folder for everything the command line keeps; made with mode 0700 when first needed.
+        storage: Events and journals: a path (``.db`` is SQLite, ``.jsonl`` JSON Lines) or ``"memory://"``.
+            Default: ``{home}/agenthelm.db``.
+        memory_url: Short-term memory: ``redis://``, ``rediss://``, ``sqlite:///file`` or ``memory://``.
+            Default: ``{home}/memory.db``.
+        vectors: Semantic memory: a folder, ``memory://``, or the ``http://`` address of a Chroma server.
+            Default: ``{home}/vectors``.
+        embedder: ``"auto"``, ``"lexical"``, ``"minilm"``, or an embedding model's name.
+        budget_usd: The budget of each run in USD; None for no limit.
+        approve: Who answers approval requests: ``"ask"``, ``"allow"``, ``"deny"``, or the path of a policy file.
+        trace: Where spans go: ``"console"``, ``"otlp"``, or the path of a JSON Lines file; None for nowhere.
+        app: The module or file that defines agents and tools, as ``--app`` takes it.
+        lm_timeout: The deadline of one LM call in seconds.
+        unpriced: What to do about models without a known price: ``"warn"``, ``"deny"`` or ``"allow"``.
+        workers: How many worker threads sync tools and sync agents may use, per nesting depth.
+        pricing: Prices that override the bundled ones: model -> ``{"input": usd, "output": usd}`` per 1K tokens.
+        sources: Where each setting came from that is not a default; for people, not for programs.
+    """
+
+    model: str | None = None
+    api_base: str | None = None
+    home: Path = Path(".agenthelm")
+    storage: str = ""
+    memory_url: str = ""
+    vectors: str = ""
+    embedder: str = "auto"
+    budget_usd: float | None = None
+    approve: str = "ask"
+    trace: str | None = None
+    app: str | None = None
+    lm_timeout: float = 120.0
+    unpriced: Unpriced = "warn"
+    workers: int = 64
+    pricing: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: MappingProxyType({}))
+    sources: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), compare=False)
+
+    def __post_init__(self) -> None:
+        for name, inside in (("storage", "agenthelm.db"), ("vectors", "vectors")):
+            if not getattr(self, name):
+                object.__setattr__(self, name, str(self.home / inside))
+        if not self.memory_url:
+            object.__setattr__(self, "memory_url", f"sqlite:///{self.home / 'memory.db'}")
+
+
+def load_settings(
+    arguments: Mapping[str, object] | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Settings:
+    """Bring the settings together from all their sources.
+
+    Args:
+        arguments: What was said on the command line; None values were not said.
+        environment: Instead of the process's environment.
+        folder: Where to look for the file, instead of the working directory.
+
+    Raises:
+        ConfigError: An unknown setting or a value that makes no sense, with the place it stands in.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    layers = (
+        _from_file(folder or Path()),
+        _from_environment(os.environ if environment is None else environment),
+        [(name, value, "the command line") for name, value in (arguments or {}).items() if value is not None],
+    )
+    for layer in layers:
+        for name, value, source in layer:
+            values[name] = _checked(name, value, source)
+            sources[name] = source
+    return Settings(**values, sources=MappingProxyType(sources))
+
+
+_Entry = tuple[str, object, str]
+
+
+def _from_file(folder: Path) -> list[_Entry]:
+    for path, table in ((folder / CONFIG_FILE, ()), (folder / "pyproject.toml", ("tool", "agenthelm"))):
+        try:
+            document: Any = tomllib.loads(path.read_text("utf-8"))
+        except FileNotFoundError:
+            continue
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+            if table:  # somebody else's file: not ours to judge
+                continue
+            raise ConfigError(f"{path.name} is not valid TOML: {exc}") from exc
+        except OSError as exc:
+            raise ConfigError(f"can't read {path.name}: {exc.strerror or exc}") from exc
+        for key in table:
+            document = document.get(key, {}) if isinstance(document, dict) else {}
+        where = path.name if not table else f"{path.name} [{'.'.join(table)}]"
+        if not isinstance(document, dict):
+            raise ConfigError(f"{where} must be a table of settings")
+        if document or not table:
+            return [(key, value, f"{where}: {key}") for key, value in document.items()]
+    return []
+
+
+def _from_environment(environment: Mapping[str, str]) -> list[_Entry]:
+    entries: list[_Entry] = [
+        (name, _Text(environment[alias]), alias) for alias, name in _ALIASES.items() if environment.get(alias)
+    ]
+    for variable, text in environment.items():
+        if variable.startswith(ENVIRONMENT_PREFIX) and text:
+            name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+            if name not in _READERS or name == "pricing":
+                known = [ENVIRONMENT_PREFIX + setting.upper() for setting in _READERS if setting != "pricing"]
+                raise ConfigError(
+                    f"unknown setting {variable} in the environment.{nearest(variable, known)}", setting=variable
+                )
+            entries.append((name, _Text(text), variable))
+    return entries
+
+
+class _Text(str):
+    """A value from the environment, where everything is text and has to be read as what it means."""
+
+    __slots__ = ()
+
+
+def _checked(name: str, value: object, source: str) -> object:
+    reader = _READERS.get(name)
+    if reader is None:
+        raise ConfigError(f"unknown setting {name!r} in {source.split(':')[0]}.{nearest(name, _READERS)}", setting=name)
+    try:
+        return reader(value)
+    except (TypeError, ValueError) as exc:
+        raise ConfigError(
+            f"{source} {exc}, not {str(value) if isinstance(value, _Text) else value!r}", setting=name
+        ) from exc
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("must be a text")
+    return str(value).strip()
+
+
+def _path(value: object) -> Path:
+    if isinstance(value, Path):
+        return value.expanduser()
+    return Path(_text(value)).expanduser()
+
+
+def _location(value: object) -> str:
+    """A path or a URL; ``~`` is expanded in paths, those of ``sqlite:///`` included."""
+    text = str(value) if isinstance(value, Path) else _text(value)
+    scheme, separator, rest = text.partition(":///")
+    if separator:
+        return f"{scheme}:///{Path(rest).expanduser()}" if rest.startswith("~") else text
+    return text if "://" in text else str(Path(text).expanduser())
+
+
+def _number(value: object, *, above: float | None = None, at_least: float | None = None) -> float:
+    wanted = "must be a number" + (f" above {above:g}" if above is not None else "")
+    wanted += f" of at least {at_least:g}" if at_least is not None else ""
+    if isinstance(value, bool) or not isinstance(value, int | float | _Text):
+        raise TypeError(wanted)
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(wanted) from None
+    if math.isnan(number) or (above is not None and number <= above) or (at_least is not None and number < at_least):
+        raise ValueError(wanted)
+    return number
+
+
+def _count(value: object) -> int:
+    number = _number(value, at_least=1)
+    if number != int(number):
+        raise ValueError("must be a whole number")
+    return int(number)
+
+
+def _one_of(*choices: str) -> Callable[[object], str]:
+    def read(value: object) -> str:
+        if value not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return str(value)
+
+    return read
+
+
+def _approve(value: object) -> str:
+    text = _text(value)
+    if text in ("ask", "allow", "deny"):
+        return text
+    if not text.endswith(".toml"):
+        raise ValueError("must be ask, allow, deny, or the path of a policy file that ends in .toml")
+    return str(Path(text).expanduser())
+
+
+def _trace(value: object) -> str | None:
+    if isinstance(value, bool):
+        return "console" if value else None
+    text = _text(value)
+    if text.lower() in ("true", "1", "yes", "on"):
+        return "console"
+    if text.lower() in ("false", "0", "no", "off"):
+        return None
+    return text if text in ("console", "otlp") else str(Path(text).expanduser())
+
+
+def _pricing(value: object) -> Mapping[str, Mapping[str, float]]:
+    shape = 'must be tables like [pricing."provider/model"] with input and output in USD per 1K tokens'
+    if not isinstance(value, Mapping):
+        raise TypeError(shape)
+    prices: dict[str, Mapping[str, float]] = {}
+    for model, price in value.items():
+        if not isinstance(price, Mapping) or not {"input", "output"} <= set(price) <= {
+            "input",
+            "output",
+            "cached_input",
+        }:
+            raise TypeError(shape)
+        prices[str(model)] = MappingProxyType({key: _number(usd, at_least=0) for key, usd in price.items()})
+    return MappingProxyType(prices)
+
+
+_READERS: dict[str, Callable[[Any], object]] = {
+    "model": _text,
+    "api_base": _text,
+    "home": _path,
+    "storage": _location,
+    "memory_url": _location,
+    "vectors": _location,
+    "embedder": _text,
+    "budget_usd": lambda value: _number(value, at_least=0),
+    "approve": _approve,
+    "trace": _trace,
+    "app": _location,
+    "lm_timeout": lambda value: _number(value, above=0),
+    "unpriced": _one_of("warn", "deny", "allow"),
+    "workers": _count,
+    "pricing": _pricing,
+}
+assert _READERS.keys() == {entry.name for entry in dataclasses.fields(Settings)} - {"sources"}
