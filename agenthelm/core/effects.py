@@ -25,7 +25,8 @@ class Effect:
         step: The saga step it belongs to.
         agent: The agent that asked for it.
         digest: Digest of tool and arguments, as approved.
-        compensating_tool: What undoes it, when the step overrides the contract.
+        compensating_tool: What undoes it: the contract's, or the step's own.
+        sensitive: Names of arguments whose values must never be stored.
     """
 
     id: str
@@ -38,7 +39,6 @@ class Effect:
     digest: str = ""
     compensating_tool: str | None = None
     sensitive: frozenset[str] = field(default_factory=frozenset)
-    """Names of arguments whose values must never be stored."""
 
 
 class EffectLog(Protocol):
@@ -60,7 +60,12 @@ class EffectLog(Protocol):
         ...
 
     async def finish(
-        self, effect: Effect, outcome: Outcome, *, value: Any = None, error: BaseException | None = None,
+        self,
+        effect: Effect,
+        outcome: Outcome,
+        *,
+        value: Any = None,
+        error: BaseException | None = None,
         event: Mapping[str, Any],
     ) -> None:
         """Record how an effect ended, together with its event, in one commit."""

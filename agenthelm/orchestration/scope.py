@@ -136,30 +136,23 @@ class SagaScope:
 
     async def _open(self) -> LiveRun:
         """Begin a run of its own: its journal, and the heartbeat that keeps its lease."""
+        if self.journal is None:
+            journal = Journal(self.executor.storage, self.context.run_id, self.executor.clock, on_lost=self._on_lost)
+            await journal.opened(
+                name=self.opening.name,
+                kind=self.opening.kind,
+                rollback=self.rollback,
+                session_id=self.context.session_id,
+                namespace=self.context.namespace,
+                plan=self.opening.plan,
+                trace_id=self.opening.trace_id,
+                span_id=self.opening.span_id,
+            )
+        else:
+            journal = self.journal
+            journal.on_lost = self._on_lost
         self._group = anyio.create_task_group()
         await self._group.__aenter__()
-        try:
-            if self.journal is None:
-                journal = Journal(
-                    self.executor.storage, self.context.run_id, self.executor.clock, on_lost=self._on_lost
-                )
-                await journal.opened(
-                    name=self.opening.name,
-                    kind=self.opening.kind,
-                    rollback=self.rollback,
-                    session_id=self.context.session_id,
-                    namespace=self.context.namespace,
-                    plan=self.opening.plan,
-                    trace_id=self.opening.trace_id,
-                    span_id=self.opening.span_id,
-                )
-            else:
-                journal = self.journal
-                journal.on_lost = self._on_lost
-        except BaseException as error:
-            self._group.cancel_scope.cancel()
-            await self._group.__aexit__(type(error), error, error.__traceback__)
-            raise
         self._beat = CancelScope(shield=True)
         self._group.start_soon(self._heartbeat, journal, name="agenthelm lease")
         done = sum(1 for state in self.states.values() if state.outcome is not None)

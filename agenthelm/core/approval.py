@@ -1,0 +1,106 @@
+"""The approval step of the door: what is executed is what was approved."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any, Literal
+
+import anyio
+
+from agenthelm.core.binding import call_by_name
+from agenthelm.core.call import Call
+from agenthelm.core.handlers import ApprovalHandler, ApprovalRequest, Decision
+from agenthelm.core.redaction import digest, masked
+from agenthelm.exceptions import ApprovalDeniedError
+
+__all__ = ["approve"]
+
+
+async def approve(
+    call: Call,
+    handler: ApprovalHandler,
+    *,
+    timeout: float | None,
+    on_denial: Literal["observe", "stop"],
+    hook: Any = None,
+) -> None:
+    """Get the approval a call needs, if it needs one.
+
+    Raises:
+        ApprovalDeniedError: It was denied, nobody answered in time, the handler failed, or the arguments are no longer
+            those that were approved.
+    """
+    assert call.tool is not None and call.bound is not None
+    required = _required(call)
+    if not required and not handler.gates:
+        return
+    request = _request(call, timeout, hook)
+    if not required and not handler.covers(request):
+        return
+    decision = await _ask(handler, request, timeout)
+    call.approver = decision.approver or type(handler).__name__
+    call.approval_reason = decision.reason or None
+    reason = decision.reason or "no reason given"
+    approved = decision.approved is True
+    if approved and decision.digest is not None and decision.digest != request.digest:
+        approved, reason = False, "the approval is for other arguments"
+    if approved and request.expires_at is not None and call.clock.wall() > request.expires_at:
+        approved, reason = False, "the approval came after it had expired"
+    if approved and digest(call.tool.name, call.bound) != request.digest:
+        approved, reason = False, "the arguments changed after they were approved"
+    if call.span is not None:
+        call.span.set("agenthelm.approval.outcome", "approved" if approved else "denied")
+        call.span.set("agenthelm.approval.approver", call.approver)
+    if approved:
+        return
+    call.approval_reason = reason
+    error = ApprovalDeniedError(call.tool.name, reason=reason, approver=call.approver)
+    if on_denial == "stop" and call.context is not None and call.context.stops:
+        call.context.stops[0].set(error)
+    raise error
+
+
+def _required(call: Call) -> bool:
+    assert call.tool is not None and call.bound is not None
+    rule = call.tool.contract.requires_approval
+    if not callable(rule):
+        return rule
+    try:
+        return bool(call_by_name(rule, call.bound))
+    except Exception:  # noqa: BLE001 - a predicate that can't say no says yes
+        return True
+
+
+def _request(call: Call, timeout: float | None, hook: Any) -> ApprovalRequest:
+    assert call.tool is not None and call.bound is not None
+    tool, context = call.tool, call.context
+    return ApprovalRequest(
+        id=call.id,
+        tool_name=tool.name,
+        arguments=MappingProxyType(masked(call.bound, sensitive=tool.binding.sensitive, hook=hook)),
+        digest=call.digest,
+        agent=context.agent if context else None,
+        run_id=context.run_id if context else None,
+        session_id=context.session_id if context else None,
+        namespace=context.namespace if context else None,
+        reason=tool.description,
+        side_effects=tool.contract.side_effects,
+        tags=tool.contract.tags,
+        compensating_tool=call.compensating_tool,
+        irreversible=tool.contract.changes_something and call.compensating_tool is None,
+        max_cost=tool.contract.max_cost,
+        expires_at=None if timeout is None else call.clock.wall() + timeout,
+    )
+
+
+async def _ask(handler: ApprovalHandler, request: ApprovalRequest, timeout: float | None) -> Decision:
+    with anyio.move_on_after(timeout) as scope:
+        try:
+            decision = await handler.request_approval(request)
+        except Exception as exc:  # noqa: BLE001 - a handler that breaks has not said yes
+            return Decision(False, reason=f"the handler failed ({type(exc).__name__}: {exc})", approver=type(handler).__name__)
+        if not isinstance(decision, Decision):
+            return Decision(False, reason=f"the handler answered {decision!r}, not a Decision", approver=type(handler).__name__)
+        return decision
+    assert scope.cancelled_caught
+    return Decision(False, reason=f"nobody answered within {timeout:g} s", approver=type(handler).__name__)

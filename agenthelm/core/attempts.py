@@ -1,0 +1,152 @@
+"""Retry(deadline(call)): the attempts of one tool call, and what is known of its effect after each."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import anyio
+
+from agenthelm._runtime.context import raise_if_stopped
+from agenthelm._runtime.workers import Workers
+from agenthelm.core.call import Call
+from agenthelm.exceptions import (
+    ApprovalDeniedError,
+    BudgetExceededError,
+    LeaseLostError,
+    ToolInputError,
+    ToolTimeoutError,
+)
+
+__all__ = ["Attempts", "Verdict"]
+
+_NEVER_RETRIED = (ApprovalDeniedError, BudgetExceededError, LeaseLostError, ToolInputError)
+_OWN_STOPS = (ApprovalDeniedError, BudgetExceededError, LeaseLostError)
+_SCALARS = (str, int, float, bool, bytes, type(None))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What ``verify`` said.
+
+    Attributes:
+        happened: Whether the effect is there.
+        known: Whether its result is known as well.
+        value: The result.
+    """
+
+    happened: bool
+    known: bool = False
+    value: Any = None
+
+    @classmethod
+    def of(cls, answer: Any) -> Verdict:
+        """None or False: it did not happen; True: it did; anything else: it did, with this result."""
+        if answer is None or answer is False:
+            return cls(False)
+        return cls(True) if answer is True else cls(True, True, answer)
+
+
+class Attempts:
+    """Runs the tool of one bound call.
+
+    Attributes:
+        doubt: Whether some attempt may have had its effect although none is known to. Survives later clean failures;
+            only a success or a verdict ends it.
+    """
+
+    def __init__(self, call: Call, workers: Workers) -> None:
+        self._call = call
+        self._workers = workers
+        self.doubt = False
+
+    async def run(self) -> Any:
+        """Attempt the call until it succeeds or may not be retried.
+
+        Raises:
+            Exception: What the last attempt raised.
+        """
+        call = self._call
+        assert call.tool is not None
+        contract = call.tool.contract
+        while True:
+            call.attempts += 1
+            try:
+                value = await self._attempt()
+            except BaseException as error:
+                self._learn(error)
+                if not isinstance(error, Exception) or not self._may_retry(error):
+                    raise
+                failure = error
+            else:
+                self.doubt = False
+                return value
+            try:
+                await call.clock.sleep(contract.backoff.delay(call.attempts, error=failure))
+                raise_if_stopped()
+            finally:
+                del failure
+
+    def _learn(self, error: BaseException) -> None:
+        """What an attempt's failure says about its effect."""
+        call = self._call
+        assert call.tool is not None
+        if not call.is_effect and call.compensates is None:
+            return  # it changes nothing, so there is nothing to doubt
+        if isinstance(error, Exception):
+            if call.tool.contract.in_doubt_after(error) or isinstance(error, _OWN_STOPS):
+                self.doubt = True
+        else:
+            self.doubt = True  # cancelled, or the process is being torn down: it never returned
+
+    def _may_retry(self, error: Exception) -> bool:
+        call = self._call
+        assert call.tool is not None
+        contract = call.tool.contract
+        if call.attempts > contract.retries or isinstance(error, _NEVER_RETRIED):
+            return False
+        if self.doubt and not contract.idempotent:
+            return False
+        return isinstance(error, contract.retry_on)
+
+    async def _attempt(self) -> Any:
+        call = self._call
+        assert call.tool is not None and call.bound is not None
+        tool, timeout = call.tool, call.tool.contract.timeout
+        invoke = partial(tool.binding.invoke, _fresh(call.bound))
+        if tool.is_async:
+            return await invoke() if timeout is None else await self._with_deadline(invoke, timeout)
+        if tool.contract.runs_in == "process":
+            process = partial(self._workers.run_in_process, partial(tool.function, **call.bound))
+            return await process() if timeout is None else await self._with_deadline(process, timeout)
+        if tool.contract.abandonable:
+            thread = partial(self._workers.run_abandonable, invoke)
+            return await thread() if timeout is None else await self._with_deadline(thread, timeout)
+        began = call.clock.monotonic()
+        try:
+            value = await self._workers.hop(invoke)
+        finally:
+            # A thread can't be stopped, so its deadline can only say that it was late.
+            call.late = timeout is not None and call.clock.monotonic() - began > timeout
+        return value
+
+    async def _with_deadline(self, invoke: Any, timeout: float) -> Any:
+        with anyio.move_on_after(timeout) as scope:
+            value = await invoke()
+        if scope.cancelled_caught:
+            raise ToolTimeoutError(self._call.name, timeout)
+        if scope.cancel_called:
+            self._call.late = True  # it held off the cancellation and finished all the same
+        return value
+
+
+def _fresh(bound: dict[str, Any]) -> dict[str, Any]:
+    """A copy that the tool may change: what was approved and journaled is what every attempt gets."""
+    if all(isinstance(value, _SCALARS) for value in bound.values()):
+        return bound
+    try:
+        return copy.deepcopy(bound)
+    except Exception:  # noqa: BLE001 - handles, locks, clients: shared as they are
+        return dict(bound)

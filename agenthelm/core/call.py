@@ -1,0 +1,186 @@
+"""The record of one tool call while it is made: what becomes its event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import anyio
+
+from agenthelm._runtime.context import RunContext, new_call_id
+from agenthelm._runtime.retry import Clock
+from agenthelm.core.binding import KEY_PARAMETER
+from agenthelm.core.effects import Effect
+from agenthelm.core.redaction import digest, masked, scrub
+from agenthelm.core.tool import Tool
+from agenthelm.exceptions import (
+    ApprovalDeniedError,
+    BudgetExceededError,
+    LeaseLostError,
+    ToolInputError,
+    ToolTimeoutError,
+    UnknownToolError,
+    describe,
+)
+
+__all__ = ["Call"]
+
+
+class Call:
+    """One call on its way through the door. Belongs to one task; nobody else sees it."""
+
+    __slots__ = (
+        "approval_reason", "approver", "arguments", "attempts", "bound", "clock", "compensates", "compensating_tool",
+        "context", "cost_usd", "digest", "effect", "effect_id", "error_state", "error_type", "id", "is_effect", "key",
+        "late", "name", "outcome", "result", "span", "started", "stopped", "tool", "wall",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        context: RunContext | None,
+        clock: Clock,
+        *,
+        key: str | None = None,
+        compensates: str | None = None,
+    ) -> None:
+        self.id = new_call_id()
+        self.name = name
+        self.arguments = arguments
+        self.bound: dict[str, Any] | None = None
+        self.context = context
+        self.clock = clock
+        self.tool: Tool | None = None
+        self.key = key
+        self.compensates = compensates
+        self.compensating_tool: str | None = None
+        self.digest = ""
+        self.effect: Effect | None = None
+        self.effect_id: str | None = None
+        self.is_effect = False
+        self.approver: str | None = None
+        self.approval_reason: str | None = None
+        self.wall = clock.wall()
+        self.started = clock.monotonic()
+        self.stopped: float | None = None
+        self.attempts = 0
+        self.late = False
+        self.outcome = "success"
+        self.result: Any = None
+        self.error_state: str | None = None
+        self.error_type: str | None = None
+        self.cost_usd: float | None = 0.0
+        self.span: Any = None
+
+    def bind(self, tool: Tool, compensating_tool: str | None) -> None:
+        """Validate the arguments, fill in the idempotency key, and settle whether this is an effect.
+
+        Raises:
+            ToolInputError: They don't fit.
+        """
+        self.tool = tool
+        self.name = tool.name
+        arguments = self.arguments
+        if tool.binding.takes_key:
+            given = arguments.get(KEY_PARAMETER)
+            self.key = self.key or given or f"{self.context.run_id if self.context else 'detached'}:{self.id}"
+            if given is None:
+                arguments = {**arguments, KEY_PARAMETER: self.key}
+        elif self.key is None:
+            self.key = self.id
+        self.bound = tool.binding.bind(arguments)
+        self.compensating_tool = compensating_tool or tool.contract.compensating_tool
+        self.is_effect = self.compensates is None and (tool.contract.effectful or compensating_tool is not None)
+        self.digest = digest(tool.name, self.bound)
+
+    def as_effect(self, effect_id: str) -> Effect:
+        """What the journal needs to know to undo this call."""
+        assert self.tool is not None and self.bound is not None and self.key is not None
+        context = self.context
+        self.effect_id = effect_id
+        self.effect = Effect(
+            effect_id,
+            self.tool.name,
+            self.bound,
+            self.key,
+            parent=context.effect if context else None,
+            step=context.step if context else None,
+            agent=context.agent if context else None,
+            digest=self.digest,
+            compensating_tool=self.compensating_tool,
+            sensitive=self.tool.binding.sensitive,
+        )
+        return self.effect
+
+    def ended(self) -> None:
+        """Stop the clock."""
+        if self.stopped is None:
+            self.stopped = self.clock.monotonic()
+
+    def succeeded(self, value: Any, invalid: Exception | None) -> None:
+        """The tool ran to its end; ``invalid`` is why its result is refused all the same."""
+        self.result = value
+        self.outcome = "success" if invalid is None else "invalid"
+        self.error_state = self.error_type = None
+        if invalid is not None:
+            self._name(invalid)
+
+    def failed(self, error: BaseException, *, doubt: bool) -> None:
+        """The call ended with an exception."""
+        self._name(error)
+        if doubt:
+            self.outcome = "in_doubt"
+        elif not isinstance(error, Exception) or isinstance(error, anyio.get_cancelled_exc_class()):
+            self.outcome = "cancelled"
+        elif isinstance(error, ApprovalDeniedError):
+            self.outcome = "denied"
+        elif isinstance(error, BudgetExceededError):
+            self.outcome = "over_budget"
+        elif isinstance(error, (ToolTimeoutError, TimeoutError)):
+            self.outcome = "timeout"
+        elif isinstance(error, LeaseLostError):
+            self.outcome = "cancelled"
+        elif isinstance(error, (ToolInputError, UnknownToolError)) and self.attempts == 0:
+            self.outcome = "invalid"
+        else:
+            self.outcome = "failed"
+
+    def event(self, redact: Callable[[str, Any], Any] | None) -> dict[str, Any]:
+        """The event, safe to store and to show: a plain dictionary of `ExecutionEvent`'s shape."""
+        context = self.context
+        sensitive = self.tool.binding.sensitive if self.tool else frozenset[str]()
+        shown = self.arguments if self.bound is None else self.bound
+        span = self.span
+        return {
+            "id": self.id,
+            "kind": "tool",
+            "timestamp": datetime.fromtimestamp(self.wall, UTC).isoformat(),
+            "tool_name": self.name,
+            "inputs": masked(shown, sensitive=sensitive, hook=redact),
+            "outputs": masked({"result": self.result}, hook=redact) if self.outcome == "success" else {},
+            "execution_time": round((self.stopped or self.clock.monotonic()) - self.started, 9),
+            "outcome": self.outcome,
+            "error_state": self.error_state,
+            "error_type": self.error_type,
+            "estimated_cost_usd": self.cost_usd,
+            "retry_count": max(0, self.attempts - 1),
+            "late": self.late,
+            "agent_name": context.agent if context else None,
+            "session_id": context.session_id if context else None,
+            "namespace": context.namespace if context else None,
+            "run_id": context.run_id if context else None,
+            "step": context.step if context else None,
+            "effect_id": self.effect_id,
+            "compensates": self.compensates,
+            "approver": self.approver,
+            "approval_reason": self.approval_reason,
+            "digest": self.digest or None,
+            "trace_id": span.trace_id if span is not None else None,
+            "span_id": span.span_id if span is not None else None,
+        }
+
+    def _name(self, error: BaseException) -> None:
+        self.error_type = type(error).__name__
+        self.error_state = scrub(describe(error))

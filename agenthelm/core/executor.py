@@ -1,0 +1,350 @@
+"""The only door to a tool: bind, approve, budget, journal, retry(deadline(call)), event."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from agenthelm._runtime.context import (
+    RunContext,
+    current_run,
+    entered,
+    new_run_id,
+    raise_if_stopped,
+    report,
+)
+from agenthelm._runtime.groups import in_child
+from agenthelm._runtime.progress import Progress
+from agenthelm._runtime.retry import Clock, SystemClock
+from agenthelm._runtime.workers import Workers
+from agenthelm.core.approval import approve
+from agenthelm.core.attempts import Attempts, Verdict
+from agenthelm.core.call import Call
+from agenthelm.core.contract import ToolContract
+from agenthelm.core.cost import Amount, Budget, Ledger, Reservation
+from agenthelm.core.effects import EffectLog, Outcome
+from agenthelm.core.handlers import ApprovalHandler, AutoDeny
+from agenthelm.core.storage.base import EVENTS, BaseStorage, Record
+from agenthelm.core.storage.memory_storage import InMemoryStorage
+from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
+from agenthelm.exceptions import StorageError, ToolOutputError, UnknownToolError
+from agenthelm.tracing import spans
+
+__all__ = ["ToolExecutor", "charge", "current_executor", "detached", "detached_context", "using"]
+
+_ONE_CALL = Amount(tool_calls=1)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolExecutor:
+    """Calls tools under their contracts. Frozen: a run, an agent or a tool's body gets a changed copy.
+
+    Attributes:
+        tools: The tools that code may call.
+        storage: Where events go.
+        approval_handler: Who decides on calls that need approval.
+        ledger: Whose budget the next call is held to.
+        workers: Threads and processes for sync tools.
+        effects: Where effects are announced; None where nothing is to be undone.
+        clock: Time and back-off.
+        redact: A further hook over values before they reach an event: ``(name, value) -> value``.
+        on_denial: ``"stop"`` makes a denial end the run; ``"observe"`` leaves it to the agent.
+        approval_timeout: How long an approval may take and counts, in seconds; None for no limit.
+        passes_doors: Whether stop marks and approvals don't apply: compensations and ``verify``.
+        budgets: Budgets per agent, by its name.
+        agent_ledgers: The books of those budgets, shared by all copies of this executor.
+    """
+
+    tools: ToolRegistry
+    storage: BaseStorage
+    approval_handler: ApprovalHandler = field(default_factory=AutoDeny)
+    ledger: Ledger = field(default_factory=lambda: Ledger("run"))
+    workers: Workers = field(default_factory=Workers)
+    effects: EffectLog | None = None
+    clock: Clock = field(default_factory=SystemClock)
+    redact: Callable[[str, Any], Any] | None = None
+    on_denial: Literal["observe", "stop"] = "observe"
+    approval_timeout: float | None = None
+    passes_doors: bool = False
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    agent_ledgers: dict[tuple[int, str], Ledger] = field(default_factory=dict, compare=False, repr=False)
+
+    def for_agent(self, name: str) -> ToolExecutor:
+        """This executor held to an agent's own budget too, where it has one. One ledger per agent and scope."""
+        budget = self.budgets.get(name)
+        if budget is None:
+            return self
+        key = (id(self.ledger), name)
+        ledger = self.agent_ledgers.get(key)
+        if ledger is None:
+            ledger = self.agent_ledgers[key] = self.ledger.child(f"agent:{name}", budget)
+        return replace(self, ledger=ledger)
+
+    async def call(
+        self,
+        tool: str | Tool | Callable[..., Any],
+        arguments: Mapping[str, Any],
+        *,
+        allowed: Container[str] | None = None,
+        key: str | None = None,
+        compensating_tool: str | None = None,
+        compensates: str | None = None,
+        links: tuple[Any, ...] = (),
+    ) -> Any:
+        """Call one tool under its whole contract.
+
+        Args:
+            tool: A name of the registry, or a tool or function of its own.
+            arguments: By parameter name.
+            allowed: The only names that may be called; for an LM's choice. None for all of the registry.
+            key: The idempotency key, when the caller has one from an earlier try of the same step.
+            compensating_tool: Undoes this call, in place of the contract's.
+            compensates: The effect this call undoes.
+            links: Span contexts this call's span is linked to.
+
+        Returns:
+            The validated result.
+
+        Raises:
+            UnknownToolError: There is no such tool, or it is not allowed.
+            ToolInputError: The arguments don't fit; nothing was called.
+            ApprovalDeniedError: Nobody approved; nothing was called.
+            BudgetExceededError: A budget is used up; nothing was called.
+            ToolTimeoutError: The last attempt passed its deadline.
+            ToolOutputError: The tool ran; its result does not fit.
+            StorageError: The record could not be written.
+            Exception: Whatever the tool raised in its last attempt.
+        """
+        if not self.passes_doors:
+            raise_if_stopped()
+        name = tool if isinstance(tool, str) else getattr(tool, "name", getattr(tool, "__name__", repr(tool)))
+        call = Call(name, arguments, current_run(), self.clock, key=key, compensates=compensates)
+        with spans.tool(name, call_id=call.id, links=links) as span:
+            call.span = span
+            try:
+                entry = self._resolve(tool, allowed)
+                call.bind(entry, compensating_tool)
+                if not self.passes_doors:
+                    await approve(
+                        call,
+                        self.approval_handler,
+                        timeout=self.approval_timeout,
+                        on_denial=self.on_denial,
+                        hook=self.redact,
+                    )
+                max_cost = entry.contract.max_cost
+                hold = self.ledger.reserve(Amount(usd=max_cost, tool_calls=1) if max_cost else _ONE_CALL)
+            except BaseException as error:
+                call.ended()
+                call.failed(error, doubt=False)
+                await self._append_event(call)
+                raise
+            self._report("tool_started", call)
+            try:
+                if entry.is_async:
+                    return await self._perform(call, entry, hold)
+                # A thread can't be cancelled: the call, and the record of how it ended, outlive native cancellation.
+                return await in_child(self._perform, call, entry, hold)
+            finally:
+                self._report("tool_finished" if call.outcome == "success" else "tool_failed", call)
+
+    async def verify(self, tool: Tool, arguments: Mapping[str, Any], key: str) -> Verdict | None:
+        """Ask a contract's ``verify`` whether an effect happened.
+
+        Returns:
+            Its verdict, or None when there is no ``verify`` or it raised: the doubt stays.
+        """
+        rule = tool.contract.verify
+        if rule is None:
+            return None
+        if isinstance(rule, str):
+            asked = self.tools.resolve(rule)
+        else:
+            asked = Tool.from_function(
+                rule, ToolContract(timeout=tool.contract.timeout if _is_async(rule) else None), name=f"{tool.name}.verify"
+            )
+        available = {**arguments, "idempotency_key": key}
+        given = {name: value for name, value in available.items() if name in asked.parameters or asked.binding.open_ended}
+        asking = replace(self, effects=None, passes_doors=True, ledger=self.ledger.child("run", enforced=False))
+        try:
+            return Verdict.of(await asking.call(asked, given))
+        except StorageError:
+            raise
+        except Exception:  # noqa: BLE001 - whatever it raised is on record; the doubt stays
+            return None
+
+    async def _perform(self, call: Call, entry: Tool, hold: Reservation) -> Any:
+        """Journal, attempts, and the record of how it ended."""
+        max_cost = entry.contract.max_cost
+        budget = None if max_cost is None or self.passes_doors else Budget(usd=max_cost)
+        ledger = self.ledger.child(f"tool:{entry.name}", budget, drawn_from=hold if budget is not None else None)
+        inner = replace(self, ledger=ledger)
+        books = (hold, ledger if budget is not None else None)
+        effects = self.effects if call.is_effect else None
+        context = call.context
+        attempts = Attempts(call, self.workers)
+        try:
+            inside: Any = nullcontext()
+            if effects is not None:
+                effect = call.as_effect(effects.next_id())
+                await effects.begin(effect)
+                if context is not None:
+                    inside = entered(context.evolve(effect=effect.id))
+            with inside, using(inner):
+                value = await attempts.run()
+        except BaseException as error:
+            call.ended()
+            if effects is not None and isinstance(error, StorageError) and call.attempts == 0:
+                effects = None  # begin was not recorded, so there is nothing to finish
+            if attempts.doubt and isinstance(error, Exception) and not self.passes_doors:
+                assert call.bound is not None and call.key is not None
+                verdict = await inner.verify(entry, call.bound, call.key)
+                if verdict is not None:
+                    attempts.doubt = False
+                    if verdict.happened:
+                        return await self._happened(call, entry, books, effects, verdict, error)
+            call.failed(error, doubt=attempts.doubt)
+            outcome: Outcome = "doubt" if attempts.doubt else "failed"
+            await self._record(call, books, effects, outcome, error=error)
+            raise
+        return await self._close(call, entry, books, effects, value)
+
+    async def _happened(
+        self, call: Call, entry: Tool, books: _Books, effects: EffectLog | None, verdict: Verdict, error: Exception
+    ) -> Any:
+        """``verify`` found the effect in place although the call raised."""
+        if verdict.known:
+            return await self._close(call, entry, books, effects, verdict.value)
+        try:
+            value = entry.binding.check_result(None)
+        except ToolOutputError:
+            # It happened and its result is lost: the agent hears of the error, the journal of the effect.
+            error.add_note(f"verify says that {entry.name} had its effect; its result is lost")
+            call.failed(error, doubt=False)
+            await self._record(call, books, effects, "ok", value=None)
+            raise error from None
+        return await self._close(call, entry, books, effects, value)
+
+    async def _close(
+        self, call: Call, entry: Tool, books: _Books, effects: EffectLog | None, value: Any
+    ) -> Any:
+        """Record a call that happened, then hand over its validated value."""
+        call.ended()
+        invalid: ToolOutputError | None = None
+        try:
+            value = entry.binding.check_result(value)
+        except ToolOutputError as error:
+            invalid = error
+        call.succeeded(value, invalid)
+        await self._record(call, books, effects, "ok", value=value)
+        if invalid is not None:
+            raise invalid
+        return value
+
+    async def _record(
+        self,
+        call: Call,
+        books: _Books,
+        effects: EffectLog | None,
+        outcome: Outcome,
+        *,
+        value: Any = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """Settle the budget, then write event and journal in one commit."""
+        hold, drawn = books
+        if drawn is None:
+            hold.settle(_ONE_CALL)
+        else:
+            hold.settle()
+            call.cost_usd = drawn.cost_usd
+        if effects is None or call.effect is None:
+            await self._append_event(call)
+        else:
+            await effects.finish(call.effect, outcome, value=value, error=error, event=call.event(self.redact))
+
+    async def _append_event(self, call: Call) -> None:
+        """Put a call on record; one that can't be ends the run, unless it undoes something."""
+        try:
+            await self.storage.append([Record(EVENTS, call.event(self.redact))])
+        except StorageError as error:
+            if self.passes_doors:
+                _log.error("the event of %s could not be written: %s", call.name, error)
+                return
+            if call.context is not None and call.context.stops:
+                call.context.stops[0].set(error)
+            raise
+
+    def _resolve(self, tool: str | Tool | Callable[..., Any], allowed: Container[str] | None) -> Tool:
+        if isinstance(tool, str):
+            if allowed is not None and tool not in allowed:
+                given = [name for name in self.tools if name in allowed]
+                raise UnknownToolError(tool, given, where="the tools this agent was given")
+            return self.tools.resolve(tool)
+        return tool if isinstance(tool, Tool) else Tool.from_function(tool)
+
+    def _report(self, kind: Literal["tool_started", "tool_finished", "tool_failed"], call: Call) -> None:
+        context = call.context
+        if context is not None and context.observer is not None:
+            report(
+                Progress(
+                    kind,
+                    call.name,
+                    agent=context.agent,
+                    error=call.error_state,
+                    cost_usd=self.ledger.cost_usd,
+                    run_id=context.run_id,
+                )
+            )
+
+
+_Books = tuple[Reservation, Ledger | None]
+"""A call's reservation, and the ledger that draws on it where the contract has a ``max_cost``."""
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    return Tool.from_function(function, ToolContract()).is_async
+
+
+_current: ContextVar[ToolExecutor | None] = ContextVar("agenthelm_executor", default=None)
+
+
+def current_executor() -> ToolExecutor | None:
+    """The executor in force, or None outside of any run."""
+    return _current.get()
+
+
+@contextmanager
+def using(executor: ToolExecutor) -> Iterator[ToolExecutor]:
+    """Put an executor in force for a ``with`` block; child tasks and worker threads inherit it."""
+    token = _current.set(executor)
+    try:
+        yield executor
+    finally:
+        _current.reset(token)
+
+
+def detached(tools: ToolRegistry = TOOL_REGISTRY) -> ToolExecutor:
+    """An executor for calls outside of any run: contracts hold, approvals are denied, nothing is undone or kept."""
+    return ToolExecutor(tools, InMemoryStorage(), AutoDeny("outside of a run nobody can be asked for approval"))
+
+
+def detached_context() -> RunContext:
+    """A run identity for code outside of any run."""
+    return RunContext(run_id=f"detached-{new_run_id()}", session_id="detached", namespace="default")
+
+
+def charge(usd: float) -> None:
+    """Book money that the running tool spent, beside LM calls. Never raises: an excess shows at the next door.
+
+    Args:
+        usd: The amount in US dollars.
+    """
+    executor = _current.get()
+    if executor is not None:
+        executor.ledger.charge(usd)

@@ -1,0 +1,62 @@
+"""ExecutionTracer: the plan's name for the door to a tool, over the executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from agenthelm.core.cost import CostTracker
+from agenthelm.core.event import ExecutionEvent
+from agenthelm.core.executor import ToolExecutor, current_executor
+from agenthelm.core.handlers import ApprovalHandler, AutoDeny
+from agenthelm.core.storage.base import EVENTS, BaseStorage
+from agenthelm.core.storage.memory_storage import InMemoryStorage
+from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
+
+__all__ = ["ExecutionTracer"]
+
+
+class ExecutionTracer:
+    """Calls tools under their contracts and keeps an event of each call.
+
+    Inside a run, calls belong to that run: its saga undoes them, its budget pays for them. Outside of one the contract
+    holds just the same, and nothing is undone.
+
+    Args:
+        storage: Where events go; in memory by default.
+        approval_handler: Who decides; by default nobody, so calls that need approval are denied.
+        cost_tracker: Totals over the calls of this tracer's own making.
+        tools: The tools it knows by name.
+    """
+
+    def __init__(
+        self,
+        storage: BaseStorage | None = None,
+        approval_handler: ApprovalHandler | None = None,
+        cost_tracker: CostTracker | None = None,
+        *,
+        tools: ToolRegistry | Iterable[Tool | Callable[..., Any]] = TOOL_REGISTRY,
+    ) -> None:
+        self.storage = storage or InMemoryStorage()
+        self.approval_handler = approval_handler or AutoDeny()
+        self.cost_tracker = cost_tracker or CostTracker()
+        self.executor = ToolExecutor(ToolRegistry.of(tools), self.storage, self.approval_handler)
+
+    async def trace_and_execute(self, tool: str | Tool | Callable[..., Any], /, **kwargs: Any) -> Any:
+        """Call one tool under its whole contract; see `ToolExecutor.call` for what is raised.
+
+        A contract's ``max_cost`` is also held against what the tracer's ``cost_tracker`` has spent so far.
+        """
+        running = current_executor()
+        executor = self.executor
+        if running is not None and running.effects is not None:
+            executor = replace(
+                running, storage=self.storage, approval_handler=self.approval_handler, tools=self.executor.tools
+            )
+        return await executor.call(tool, kwargs)
+
+    async def events(self, *, limit: int | None = None) -> list[ExecutionEvent]:
+        """The events so far, newest first."""
+        records = await self.storage.read(EVENTS, limit=limit, newest_first=True)
+        return [ExecutionEvent.model_validate(dict(record.data)) for record in records]

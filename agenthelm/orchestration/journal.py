@@ -1,0 +1,180 @@
+"""The write-ahead record of a run's side effects: what recovery needs to undo or to resume.
+
+One stream per run, ``run:{run_id}``, over the storage's append-with-expected-position. Each record is durable before
+what it announces, or before what it reports is told to anybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from agenthelm._runtime.retry import Clock
+from agenthelm.core.effects import Effect, Outcome
+from agenthelm.core.storage.base import EVENTS, BaseStorage, Record
+from agenthelm.exceptions import LeaseLostError, StalePositionError, StorageError
+from agenthelm.orchestration.owner import Owner
+
+__all__ = ["LEASE_SECONDS", "RENEW_SECONDS", "Journal", "encode", "stream_of"]
+
+LEASE_SECONDS = 30.0
+"""A run whose journal is silent for so long may be claimed even if its owner can't be seen to be dead."""
+RENEW_SECONDS = 10.0
+"""How long an owner stays silent at most."""
+
+_PREFIX = "run:"
+
+
+def stream_of(run_id: str) -> str:
+    """The journal's stream of a run."""
+    return f"{_PREFIX}{run_id}"
+
+
+def run_of(stream: str) -> str:
+    """The run of a journal's stream."""
+    return stream.removeprefix(_PREFIX)
+
+
+def encode(value: Any) -> tuple[Any, bool]:
+    """A JSON-compatible copy of a value, and whether there is one.
+
+    Secrets (``SecretStr``) come out masked, as pydantic serialises them.
+    """
+    try:
+        return to_jsonable_python(value), True
+    except (PydanticSerializationError, ValueError, RecursionError):
+        return None, False
+
+
+class Journal:
+    """Appends to one run's journal, for as long as this process holds the run.
+
+    Positions are handed out in the order of submission. One failed append fails all later ones, because a gap would
+    make what follows it unreadable; and a stale position means that another process has claimed the run.
+
+    Args:
+        storage: Where the log is.
+        run_id: The run.
+        clock: Time of the records.
+        position: The number of records that are there already.
+        epoch: Which claim on the run this is; 0 for its first owner.
+        on_lost: Called once when the run turns out to be somebody else's.
+    """
+
+    def __init__(
+        self,
+        storage: BaseStorage,
+        run_id: str,
+        clock: Clock,
+        *,
+        position: int = 0,
+        epoch: int = 0,
+        on_lost: Callable[[LeaseLostError], None] | None = None,
+    ) -> None:
+        self.storage = storage
+        self.run_id = run_id
+        self.stream = stream_of(run_id)
+        self.epoch = epoch
+        self.broken: StorageError | None = None
+        self.lost: LeaseLostError | None = None
+        self.last_append = clock.monotonic()
+        self._clock = clock
+        self._position = position
+        self.on_lost = on_lost
+
+    async def append(
+        self, kind: str, /, *, event: Mapping[str, Any] | None = None, state: str | None = None, **data: Any
+    ) -> None:
+        """Append one record, and its event in the same commit.
+
+        Raises:
+            LeaseLostError: Another process holds the run now.
+            StorageError: The log can't be written, or an earlier record of this run could not.
+        """
+        if self.lost is not None:
+            raise self.lost
+        if self.broken is not None:
+            raise self.broken
+        records = [Record(self.stream, {"type": kind, "at": self._clock.wall(), "epoch": self.epoch, **data}, state)]
+        if event is not None:
+            records.append(Record(EVENTS, event))
+        position = self._position
+        self._position += 1
+        try:
+            await self.storage.append(records, {self.stream: position})
+        except StalePositionError as stale:
+            if self.broken is not None:
+                raise self.broken from stale
+            self.lost = self.lost or LeaseLostError(self.run_id)
+            if self.on_lost is not None:
+                callback, self.on_lost = self.on_lost, None
+                callback(self.lost)
+            raise self.lost from stale
+        except StorageError as error:
+            self.broken = self.broken or error
+            raise
+        self.last_append = self._clock.monotonic()
+
+    async def opened(
+        self,
+        *,
+        name: str,
+        kind: Literal["agents", "steps"],
+        rollback: bool,
+        session_id: str,
+        namespace: str,
+        plan: Any = None,
+        trace_id: str | None = None,
+        span_id: str | None = None,
+    ) -> None:
+        """Begin a run's journal."""
+        await self.append(
+            "opened",
+            state="open",
+            owner=Owner.here().data(),
+            name=name,
+            kind=kind,
+            rollback=rollback,
+            session_id=session_id,
+            namespace=namespace,
+            plan=plan,
+            trace_id=trace_id,
+            span_id=span_id,
+        )
+
+    async def begin(self, effect: Effect, *, scope: str, contract: str) -> None:
+        """Announce an effect, in full but for what must never be stored."""
+        arguments: dict[str, Any] = {}
+        withheld = []
+        for name, value in effect.arguments.items():
+            encoded, possible = encode(value)
+            if possible and name not in effect.sensitive:
+                arguments[name] = encoded
+            else:
+                withheld.append(name)
+        await self.append(
+            "begin",
+            effect=effect.id,
+            tool=effect.tool,
+            arguments=arguments,
+            withheld=withheld,
+            key=effect.key,
+            parent=effect.parent,
+            step=effect.step,
+            agent=effect.agent,
+            digest=effect.digest,
+            compensating_tool=effect.compensating_tool,
+            scope=scope,
+            contract=contract,
+        )
+
+    async def finish(
+        self, effect_id: str, outcome: Outcome, *, value: Any, error: str | None, event: Mapping[str, Any] | None = None
+    ) -> None:
+        """Report how an effect ended; its event goes into the same commit."""
+        result, possible = encode(value) if outcome == "ok" else (None, True)
+        await self.append(
+            "finish", event=event, effect=effect_id, outcome=outcome, result=result, opaque=not possible, error=error
+        )

@@ -1,0 +1,125 @@
+"""The effects of a run in this process: what the executor announces to, and what is undone from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+
+from agenthelm._runtime.context import StopMark
+from agenthelm.core.effects import Effect, Outcome
+from agenthelm.core.tool import ToolRegistry
+from agenthelm.exceptions import SagaError, StorageError, describe
+from agenthelm.orchestration.journal import Journal
+from agenthelm.orchestration.state import EffectState
+from agenthelm.orchestration.unwind import fingerprint
+
+__all__ = ["LiveRun", "ScopeLog"]
+
+
+@dataclass(slots=True)
+class LiveRun:
+    """What all scopes of one run share.
+
+    Attributes:
+        journal: Where it is on record.
+        states: The effects so far, by id, in order of beginning.
+        scopes: How many scopes were opened inside each scope.
+    """
+
+    journal: Journal
+    states: dict[str, EffectState] = field(default_factory=dict)
+    scopes: dict[str, int] = field(default_factory=dict)
+    numbered: int = 0
+    completions: int = 0
+    changed: anyio.Event | None = None
+
+    def inner_scope(self, scope: str) -> str:
+        """A fresh path below a scope."""
+        self.scopes[scope] = number = self.scopes.get(scope, 0) + 1
+        return f"{scope}.{number}"
+
+    def in_scope(self, scope: str) -> list[EffectState]:
+        """The effects of a scope and of all inside it, by beginning."""
+        return [s for s in self.states.values() if s.scope == scope or s.scope.startswith(f"{scope}.")]
+
+    async def idle(self, scope: str) -> None:
+        """Wait until no effect of a scope is in flight."""
+        while any(s.outcome is None for s in self.in_scope(scope)):
+            self.changed = anyio.Event()
+            await self.changed.wait()
+
+    def ended(self, state: EffectState, outcome: Outcome) -> None:
+        """An effect has ended; what waits for that may look again."""
+        state.outcome = outcome
+        state.completed = self.completions
+        self.completions += 1
+        if self.changed is not None:
+            self.changed.set()
+            self.changed = None
+
+
+@dataclass(slots=True)
+class ScopeLog:
+    """The effect log of one scope: the saga's side of the executor's port.
+
+    Attributes:
+        run: The run.
+        scope: The scope's path; ``""`` for the run itself.
+        tools: Where compensators are looked up.
+        stop: Marked when the journal can't be written: nothing further may happen then.
+        closed: Whether the scope is over, so that nothing may begin in it.
+    """
+
+    run: LiveRun
+    scope: str
+    tools: ToolRegistry
+    stop: StopMark
+    closed: bool = False
+
+    def next_id(self) -> str:
+        """A fresh effect id of this run."""
+        self.run.numbered += 1
+        return f"e{self.run.numbered}"
+
+    async def begin(self, effect: Effect) -> None:
+        """Announce an effect; see `agenthelm.core.effects.EffectLog`."""
+        if self.closed:
+            raise SagaError(
+                f"tool {effect.tool!r} was called after its run {self.run.journal.run_id!r} had ended; "
+                f"don't let tasks outlive the run"
+            )
+        contract = fingerprint(self.tools[effect.tool]) if effect.tool in self.tools else ""
+        state = EffectState(effect, self.scope, order=len(self.run.states), contract=contract)
+        self.run.states[effect.id] = state
+        try:
+            await self.run.journal.begin(effect, scope=self.scope, contract=contract)
+        except StorageError as error:
+            self.stop.set(error)
+            del self.run.states[effect.id]
+            self.run.ended(state, "failed")
+            raise
+
+    async def finish(
+        self,
+        effect: Effect,
+        outcome: Outcome,
+        *,
+        value: Any = None,
+        error: BaseException | None = None,
+        event: Mapping[str, Any],
+    ) -> None:
+        """Record how an effect ended; see `agenthelm.core.effects.EffectLog`."""
+        state = self.run.states[effect.id]
+        if outcome == "ok":
+            state.result, state.has_result = value, True
+        state.error = describe(error) if error is not None else None
+        # Known here before it is known to be on record: unwinding goes by what happened.
+        self.run.ended(state, outcome)
+        try:
+            await self.run.journal.finish(effect.id, outcome, value=value, error=state.error, event=event)
+        except StorageError as broken:
+            self.stop.set(broken)
+            raise

@@ -1,0 +1,90 @@
+"""Who holds a run: a process, told apart from every other that ever had its pid."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+__all__ = ["Owner"]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A process on a host.
+
+    A pid alone is soon reused, and means nothing in another container or after a reboot. So it counts only together
+    with the boot, the pid namespace and the start time. What can't be read is empty.
+    """
+
+    host: str
+    pid: int
+    boot_id: str = ""
+    pid_namespace: str = ""
+    start_time: str = ""
+
+    @classmethod
+    def here(cls) -> Owner:
+        """This process."""
+        return _here(os.getpid())
+
+    @classmethod
+    def from_data(cls, data: Any) -> Self:
+        """From its journal form; unreadable parts become empty, and so unknown."""
+        known = data if isinstance(data, dict) else {}
+        return cls(
+            host=str(known.get("host", "")),
+            pid=int(known.get("pid", 0) or 0),
+            boot_id=str(known.get("boot_id", "")),
+            pid_namespace=str(known.get("pid_namespace", "")),
+            start_time=str(known.get("start_time", "")),
+        )
+
+    def data(self) -> dict[str, Any]:
+        """Its journal form."""
+        return asdict(self)
+
+    def fate(self) -> Literal["alive", "dead", "unknown"]:
+        """Whether the process still runs, as far as this host can tell."""
+        here = Owner.here()
+        if not (self.boot_id and self.pid_namespace and self.start_time):
+            return "unknown"
+        if (self.boot_id, self.pid_namespace) != (here.boot_id, here.pid_namespace):
+            return "unknown"
+        return "alive" if _start_time(self.pid) == self.start_time else "dead"
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host or 'an unknown host'}"
+
+
+@functools.lru_cache(maxsize=2)
+def _here(pid: int) -> Owner:  # by pid, because a fork is another process
+    return Owner(socket.gethostname(), pid, _boot_id(), _pid_namespace(), _start_time(pid))
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _start_time(pid: int) -> str:
+    """Clock ticks between boot and the process's start; field 22 of ``/proc/PID/stat`` (see proc(5))."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    fields = stat[stat.rfind(")") + 2 :].split()
+    # A zombie has ended: it only waits for its parent to ask how.
+    return "" if len(fields) < 20 or fields[0] in ("Z", "X") else fields[19]

@@ -1,0 +1,264 @@
+"""Plans: which steps, after which, with what of each other's results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from agenthelm.core.tool import ToolRegistry
+from agenthelm.exceptions import PlanError, UnknownToolError, nearest
+
+__all__ = ["Plan", "Ref", "Step"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """An earlier step's result, or a part of it, in a later step's arguments.
+
+    Attributes:
+        step: The step.
+        path: A field of its result; dots go deeper, numbers index lists. The whole result by default.
+    """
+
+    step: str
+    path: str = ""
+
+    def of(self, result: Any) -> Any:
+        """That part of a result.
+
+        Raises:
+            PlanError: It is not there.
+        """
+        value = result
+        for part in self.path.split(".") if self.path else ():
+            try:
+                if isinstance(value, Mapping):
+                    value = value[part]
+                elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+                    value = value[int(part)]
+                else:
+                    value = getattr(value, part)
+            except (KeyError, IndexError, ValueError, AttributeError) as exc:
+                raise PlanError(f"the result of step {self.step!r} has no {self.path!r} (at {part!r})") from exc
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One tool call of a plan.
+
+    Attributes:
+        tool_name: The tool.
+        arguments: Its arguments; a `Ref` stands for an earlier result.
+        id: Its name in the plan; the tool's name by default.
+        depends_on: The steps that must have succeeded first.
+        compensate_with: Undoes this step, in place of the contract's ``compensating_tool``.
+    """
+
+    tool_name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    id: str | None = None
+    depends_on: tuple[str, ...] = ()
+    compensate_with: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Its id, or the tool's name."""
+        return self.id or self.tool_name
+
+
+Steps = Iterable["Step | Iterable[Step]"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Checked steps with explicit dependencies.
+
+    Attributes:
+        steps: By name, in the order given; each step's ``depends_on`` is complete.
+    """
+
+    steps: Mapping[str, Step]
+
+    @classmethod
+    def of(cls, steps: Steps) -> Plan:
+        """Read a plan: a list is sequential, a nested list concurrent; or ``depends_on`` makes a DAG.
+
+        Raises:
+            PlanError: It is empty, mixes both forms, names a step twice, depends on a step that is not there or on
+                itself, or a `Ref` points at a step that does not run before.
+        """
+        groups = [[entry] if isinstance(entry, Step) else list(entry) for entry in steps]
+        flat = [step for group in groups for step in group]
+        if not flat or not all(groups):
+            raise PlanError("a plan needs at least one step, and each of its groups too")
+        for step in flat:
+            if not isinstance(step, Step):
+                raise PlanError(f"a plan holds Steps and lists of Steps, not {step!r}")
+        names = [step.name for step in flat]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise PlanError(f"two steps are called {twice[0]!r}; give them an id each")
+        as_dag = any(step.depends_on for step in flat)
+        if as_dag and any(len(group) > 1 for group in groups):
+            raise PlanError("a plan is either a list with groups or a DAG by depends_on, not both")
+        if not as_dag:
+            flat = _sequential(groups)
+        plan = cls({step.name: step for step in flat})
+        plan._check_graph()
+        return plan
+
+    def check_tools(self, tools: ToolRegistry) -> None:
+        """Make sure that every step's tool is there and could be undone as planned.
+
+        Raises:
+            PlanError: One is not.
+        """
+        for step in self.steps.values():
+            try:
+                entry = tools.resolve(step.tool_name)
+                if step.compensate_with is not None:
+                    tools.resolve(step.compensate_with)
+            except UnknownToolError as exc:
+                raise PlanError(f"step {step.name!r}: {exc}") from exc
+            tools.check_compensation(entry, step.compensate_with or entry.contract.compensating_tool)
+            if unknown := [
+                name
+                for name in step.arguments
+                if name not in entry.parameters and not entry.binding.open_ended
+            ]:
+                raise PlanError(
+                    f"step {step.name!r}: tool {entry.name!r} takes no {unknown[0]!r}."
+                    f"{nearest(unknown[0], entry.parameters)}"
+                )
+
+    def order(self) -> list[list[str]]:
+        """The steps in waves: each wave needs only earlier ones."""
+        waves: list[list[str]] = []
+        done: set[str] = set()
+        while len(done) < len(self.steps):
+            wave = [n for n, step in self.steps.items() if n not in done and done.issuperset(step.depends_on)]
+            waves.append(wave)
+            done.update(wave)
+        return waves
+
+    def data(self) -> list[dict[str, Any]]:
+        """Its journal form."""
+        return [
+            {
+                "tool_name": step.tool_name,
+                "arguments": {name: to_data(value) for name, value in step.arguments.items()},
+                "id": name,
+                "depends_on": list(step.depends_on),
+                "compensate_with": step.compensate_with,
+            }
+            for name, step in self.steps.items()
+        ]
+
+    @classmethod
+    def from_data(cls, data: Iterable[Mapping[str, Any]]) -> Plan:
+        """From its journal form."""
+        steps = [
+            Step(
+                entry["tool_name"],
+                {name: from_data(value) for name, value in entry["arguments"].items()},
+                id=entry["id"],
+                depends_on=tuple(entry["depends_on"]),
+                compensate_with=entry["compensate_with"],
+            )
+            for entry in data
+        ]
+        return cls({step.name: step for step in steps})
+
+    def _check_graph(self) -> None:
+        for name, step in self.steps.items():
+            for needed in step.depends_on:
+                if needed not in self.steps:
+                    raise PlanError(
+                        f"step {name!r} depends on {needed!r}, which is not in the plan.{nearest(needed, self.steps)}"
+                    )
+        above = self._ancestors()
+        for name, step in self.steps.items():
+            for ref in refs_in(step.arguments):
+                if ref.step not in self.steps:
+                    raise PlanError(
+                        f"step {name!r} uses the result of {ref.step!r}, which is not in the plan."
+                        f"{nearest(ref.step, self.steps)}"
+                    )
+                if ref.step not in above[name]:
+                    raise PlanError(
+                        f"step {name!r} uses the result of {ref.step!r}, which need not have run before it; "
+                        f"add it to depends_on"
+                    )
+
+    def _ancestors(self) -> dict[str, set[str]]:
+        above: dict[str, set[str]] = {}
+        waiting = dict(self.steps)
+        while waiting:
+            ready = [name for name, step in waiting.items() if all(dep in above for dep in step.depends_on)]
+            if not ready:
+                raise PlanError(f"these steps wait for each other in a circle: {', '.join(sorted(waiting))}")
+            for name in ready:
+                needed = waiting.pop(name).depends_on
+                above[name] = set(needed).union(*(above[dep] for dep in needed))
+        return above
+
+
+def _sequential(groups: list[list[Step]]) -> list[Step]:
+    flat: list[Step] = []
+    before: tuple[str, ...] = ()
+    for group in groups:
+        flat += [replace(step, depends_on=before) for step in group]
+        before = tuple(step.name for step in group)
+    return flat
+
+
+def refs_in(value: Any) -> list[Ref]:
+    """All refs inside a structure of mappings and lists."""
+    if isinstance(value, Ref):
+        return [value]
+    if isinstance(value, Mapping):
+        return [ref for item in value.values() for ref in refs_in(item)]
+    if isinstance(value, (list, tuple)):
+        return [ref for item in value for ref in refs_in(item)]
+    return []
+
+
+def resolved(value: Any, results: Mapping[str, Any]) -> Any:
+    """A structure with its refs replaced by results.
+
+    Raises:
+        PlanError: A result has no such part.
+    """
+    if isinstance(value, Ref):
+        return value.of(results[value.step])
+    if isinstance(value, Mapping):
+        return {key: resolved(item, results) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(resolved(item, results) for item in value)
+    return value
+
+
+def to_data(value: Any) -> Any:
+    """A structure's journal form."""
+    if isinstance(value, Ref):
+        return {"$ref": value.step, "path": value.path}
+    if isinstance(value, Mapping):
+        return {key: to_data(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_data(item) for item in value]
+    return value
+
+
+def from_data(value: Any) -> Any:
+    """A structure from its journal form, or from YAML, where ``{"$ref": "step.path"}`` is a `Ref`."""
+    if isinstance(value, Mapping):
+        if set(value) == {"$ref", "path"}:
+            return Ref(value["$ref"], value["path"])
+        if set(value) == {"$ref"}:
+            step, _, path = str(value["$ref"]).partition(".")
+            return Ref(step, path)
+        return {key: from_data(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [from_data(item) for item in value]
+    return value

@@ -1,0 +1,274 @@
+"""Sagas: plans of tool calls that are undone when they fail, and the scope for code of your own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import anyio
+
+from agenthelm._runtime.context import RunContext, current_run, entered, new_run_id
+from agenthelm._runtime.groups import in_child, named
+from agenthelm.core.cost import Budget
+from agenthelm.core.executor import ToolExecutor, current_executor
+from agenthelm.core.handlers import ApprovalHandler, AutoDeny
+from agenthelm.core.storage.base import BaseStorage
+from agenthelm.core.storage.memory_storage import InMemoryStorage
+from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
+from agenthelm.core.tracer import ExecutionTracer
+from agenthelm.exceptions import LeaseLostError, RunTimeoutError, describe
+from agenthelm.orchestration.journal import encode
+from agenthelm.orchestration.plan import Plan, Ref, Step, Steps, resolved
+from agenthelm.orchestration.results import SagaResult, StepRecord, StuckEffect
+from agenthelm.orchestration.scope import Opening, SagaScope
+from agenthelm.orchestration.unwind import GRACE_SECONDS
+from agenthelm.tracing import spans
+
+__all__ = [
+    "OnError", "Ref", "SagaOrchestrator", "SagaResult", "SagaScope", "Step", "StepRecord", "StuckEffect", "saga",
+]  # fmt: skip
+
+OnError = Literal["rollback", "stop", "continue"]
+
+
+def saga(
+    name: str = "saga",
+    *,
+    tools: ToolRegistry | Iterable[Tool | Callable[..., Any]] = TOOL_REGISTRY,
+    storage: BaseStorage | None = None,
+    approval_handler: ApprovalHandler | None = None,
+    budget: Budget | None = None,
+    rollback: bool = True,
+    grace: float = GRACE_SECONDS,
+    session_id: str = "default",
+    namespace: str = "default",
+) -> SagaScope:
+    """A scope that undoes the effects of tools called inside it when it does not complete.
+
+    ::
+
+        async with saga("trip", storage=storage) as scope:
+            booking = await scope.use("book_hotel", city="Lisbon", nights=3)
+
+    Inside a run it is a part of that run, with the run's tools, storage and approvals; the arguments here then don't
+    count, but for ``name``, ``budget``, ``rollback`` and ``grace``.
+
+    Args:
+        name: What the journal calls it.
+        tools: The tools that may be called by name.
+        storage: Where journal and events go; in memory by default, which survives no crash.
+        approval_handler: Who decides on calls that need approval.
+        budget: What the scope may spend.
+        rollback: Whether a failure undoes anything.
+        grace: Seconds for one compensation, its retries included.
+        session_id: The conversation it belongs to.
+        namespace: The tenant it belongs to.
+
+    Raises:
+        PlanError: On entering, when a tool's compensation could never be called.
+    """
+    executor, context = current_executor(), current_run()
+    if executor is None or context is None or executor.effects is None:
+        registry = ToolRegistry.of(tools)
+        registry.check()
+        executor = ToolExecutor(registry, storage or InMemoryStorage(), approval_handler or AutoDeny())
+        context = RunContext(
+            run_id=new_run_id(), session_id=session_id, namespace=namespace, loop=anyio.lowlevel.current_token()
+        )
+    return SagaScope(executor, context, Opening(name), budget=budget, rollback=rollback, grace=grace)
+
+
+class SagaOrchestrator:
+    """Runs plans of tool calls, and undoes what they did when they fail.
+
+    Holds no state of a run: one instance may run many plans, also at once and inside one another.
+
+    Args:
+        tracer: Its storage and approvals; in memory and denying by default.
+        tool_registry: The tools that steps may name; the tracer's by default.
+        grace: Seconds for one compensation, its retries included.
+    """
+
+    def __init__(
+        self,
+        tracer: ExecutionTracer | None = None,
+        tool_registry: ToolRegistry | Iterable[Tool | Callable[..., Any]] | None = None,
+        *,
+        grace: float = GRACE_SECONDS,
+    ) -> None:
+        self.tracer = tracer or ExecutionTracer()
+        self.tools = self.tracer.executor.tools if tool_registry is None else ToolRegistry.of(tool_registry)
+        self.grace = grace
+
+    async def execute(
+        self,
+        steps: Steps,
+        *,
+        on_error: OnError = "rollback",
+        name: str = "saga",
+        budget: Budget | None = None,
+        timeout: float | None = None,
+    ) -> SagaResult:
+        """Run a plan.
+
+        Args:
+            steps: A list is sequential, a nested list concurrent; or ``depends_on`` makes a DAG.
+            on_error: ``"rollback"`` undoes what was done; ``"stop"`` leaves it; ``"continue"`` goes on with the steps
+                that don't depend on what failed.
+            name: What the journal calls it.
+            budget: What the plan may spend.
+            timeout: Its deadline in seconds.
+
+        Returns:
+            How it ended; failures, budget and deadline stops included.
+
+        Raises:
+            PlanError: The plan was refused; nothing was called.
+            LeaseLostError: Another process claimed the run.
+        """
+        plan = Plan.of(steps)
+        plan.check_tools(self.tools)
+        base = self.tracer.executor
+        executor = ToolExecutor(self.tools, base.storage, base.approval_handler, workers=base.workers)
+        context = RunContext(run_id=new_run_id(), session_id="default", namespace="default")
+        running, ambient = current_executor(), current_run()
+        if running is not None and ambient is not None and running.effects is not None:
+            executor, context = running, ambient
+        return await in_child(
+            functools.partial(
+                run_plan, plan, executor, context,
+                on_error=on_error, name=name, budget=budget, timeout=timeout, grace=self.grace,
+            )
+        )  # fmt: skip
+
+
+async def run_plan(
+    plan: Plan,
+    executor: ToolExecutor,
+    context: RunContext,
+    *,
+    on_error: OnError = "rollback",
+    name: str = "saga",
+    budget: Budget | None = None,
+    timeout: float | None = None,
+    grace: float = GRACE_SECONDS,
+    scope: SagaScope | None = None,
+    results: Mapping[str, Any] | None = None,
+) -> SagaResult:
+    """Run a checked plan in a saga scope; must run in a child task.
+
+    Args:
+        plan: The plan.
+        executor: Calls the tools.
+        context: The identity of the run.
+        on_error: See `SagaOrchestrator.execute`.
+        name: What the journal calls it.
+        budget: What it may spend.
+        timeout: Its deadline in seconds.
+        grace: Seconds for one compensation.
+        scope: The scope of a claimed run, when it is resumed.
+        results: The steps that are done already, when it is resumed.
+    """
+    context = context.evolve(loop=anyio.lowlevel.current_token())
+    with spans.workflow(name, run_id=context.run_id, session_id=context.session_id) as span:
+        if scope is None:
+            opening = Opening(name, "steps", _stored(plan, executor), span.trace_id, span.span_id)
+            scope = SagaScope(
+                executor, context, opening, budget=budget, rollback=on_error == "rollback", grace=grace
+            )
+        try:
+            async with scope:
+                with anyio.move_on_after(timeout) as deadline:
+                    await _Progression(plan, scope, on_error, dict(results or {})).run()
+                if deadline.cancelled_caught:
+                    assert timeout is not None
+                    raise RunTimeoutError(timeout)
+        except LeaseLostError:
+            raise
+        except Exception as error:
+            if scope.result is None:
+                raise
+            span.fail(error)
+        assert scope.result is not None
+        span.set("agenthelm.saga.status", scope.result.status)
+        return scope.result
+
+
+def _stored(plan: Plan, executor: ToolExecutor) -> Any:
+    """The plan as the journal holds it, or None when it holds what no journal may: then it can't be resumed."""
+    for step in plan.steps.values():
+        entry = executor.tools.get(step.tool_name)
+        if entry is not None and entry.binding.sensitive & set(step.arguments):
+            return None
+    data, possible = encode(plan.data())
+    return data if possible else None
+
+
+class _Progression:
+    """One walk through a plan: each step starts as soon as what it depends on has succeeded."""
+
+    def __init__(self, plan: Plan, scope: SagaScope, on_error: OnError, results: dict[str, Any]) -> None:
+        self._plan = plan
+        self._scope = scope
+        self._on_error = on_error
+        self._results = results
+        self._ended = {name: anyio.Event() for name in plan.steps}
+        for name in results:
+            self._ended[name].set()
+
+    async def run(self) -> None:
+        """Run all steps.
+
+        Raises:
+            Exception: The first failure, unless steps go on after one.
+        """
+        todo = {name: step for name, step in self._plan.steps.items() if name not in self._results}
+        for name in self._results:
+            self._scope.steps.append(StepRecord(self._plan.steps[name], self._results[name]))
+        if _is_chain(todo):
+            for step in todo.values():
+                await self._step(step)
+            return
+        await named({name: functools.partial(self._step, step) for name, step in todo.items()})
+
+    async def _step(self, step: Step) -> None:
+        for needed in step.depends_on:
+            await self._ended[needed].wait()
+        try:
+            failed = [needed for needed in step.depends_on if needed not in self._results]
+            if failed:
+                self._scope.errors[step.name] = f"not run, because {failed[0]!r} failed"
+                return
+            self._results[step.name] = await self._call(step)
+        except Exception as error:
+            if self._on_error != "continue" or _is_stop(error, self._scope):
+                raise
+            self._scope.errors[step.name] = describe(error)
+        finally:
+            self._ended[step.name].set()
+
+    async def _call(self, step: Step) -> Any:
+        scope = self._scope
+        running = current_run()
+        arguments = resolved(dict(step.arguments), self._results)
+        with entered(running.evolve(step=step.name)) if running is not None else nullcontext():
+            value = await scope.executor.call(
+                step.tool_name,
+                arguments,
+                key=f"{scope.run_id}:{step.name}",
+                compensating_tool=step.compensate_with,
+            )
+        scope.steps.append(StepRecord(step, value))
+        return value
+
+
+def _is_chain(steps: Mapping[str, Step]) -> bool:
+    """Whether the steps run one after the other anyway, so that no tasks are needed."""
+    names = list(steps)
+    return all(names[i] in steps[names[i + 1]].depends_on for i in range(len(names) - 1))
+
+
+def _is_stop(error: Exception, scope: SagaScope) -> bool:
+    return any(mark.error is error for mark in scope.context.stops)

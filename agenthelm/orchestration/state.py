@@ -1,0 +1,215 @@
+"""A run's journal, read: what happened, as far as anybody can know. Pure; no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from agenthelm.core.effects import Effect, Outcome
+from agenthelm.core.storage.base import StoredRecord
+from agenthelm.exceptions import CorruptRecordError
+from agenthelm.orchestration.journal import LEASE_SECONDS
+from agenthelm.orchestration.owner import Owner
+from agenthelm.orchestration.results import StuckEffect
+
+__all__ = ["EffectState", "RunState", "fold"]
+
+EffectStatus = Literal["begun", "finished", "failed", "in doubt", "undoing", "undone", "stuck", "accepted"]
+
+
+@dataclass(slots=True)
+class EffectState:
+    """One effect and what became of it.
+
+    Attributes:
+        effect: What was announced.
+        scope: The path of the scope it belongs to; ``""`` is the run itself, ``"1.2"`` a scope inside a scope.
+        order: Its place in the order of beginnings.
+        outcome: How the call ended; None while, or because, it never returned.
+        completed: Its place in the order of completions.
+        result: What it returned.
+        has_result: Whether ``result`` is known.
+        withheld: Arguments the journal does not hold.
+        contract: Fingerprint of the tool's contract when it was called.
+        undoing: Undos begun without a known end.
+        undone: Whether it does not stand any more: undone, or found never to have happened.
+        compensated: Whether its compensator ran, which covers what the tool did inside as well.
+        reason: Why the last undo failed.
+        accepted: Whether a human let it stand.
+    """
+
+    effect: Effect
+    scope: str
+    order: int
+    outcome: Outcome | None = None
+    completed: int = -1
+    result: Any = None
+    has_result: bool = False
+    withheld: frozenset[str] = frozenset()
+    contract: str = ""
+    error: str | None = None
+    undoing: bool = False
+    undone: bool = False
+    compensated: bool = False
+    reason: str | None = None
+    accepted: bool = False
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether nobody knows if the effect happened."""
+        return self.outcome in (None, "doubt")
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to undo: it was undone, or let stand."""
+        return self.undone or self.accepted
+
+    @property
+    def status(self) -> EffectStatus:
+        """One word for it."""
+        if self.undone:
+            return "undone"
+        if self.accepted:
+            return "accepted"
+        if self.reason is not None:
+            return "stuck"
+        if self.undoing:
+            return "undoing"
+        if self.outcome is None:
+            return "begun"
+        return {"ok": "finished", "failed": "failed", "doubt": "in doubt"}[self.outcome]  # type: ignore[return-value]
+
+    def stuck(self) -> StuckEffect:
+        """It, as a result names it."""
+        return StuckEffect(self.effect.id, self.effect.tool, self.effect.step, self.reason or "it was not undone")
+
+
+@dataclass(slots=True)
+class RunState:
+    """A run, as its journal tells it."""
+
+    run_id: str
+    position: int = 0
+    epoch: int = 0
+    name: str = ""
+    kind: Literal["agents", "steps"] = "agents"
+    rollback: bool = True
+    session_id: str = ""
+    namespace: str = ""
+    plan: Any = None
+    trace_id: str | None = None
+    span_id: str | None = None
+    owner: Owner = field(default_factory=lambda: Owner("", 0))
+    opened_at: float = 0.0
+    last_at: float = 0.0
+    status: str | None = None
+    closed_at: float | None = None
+    unwinding: list[str] = field(default_factory=list)
+    reason: str | None = None
+    effects: dict[str, EffectState] = field(default_factory=dict)
+    _completions: int = 0
+
+    @property
+    def decided(self) -> bool:
+        """Whether it was decided to undo the whole run; then it is only ever undone."""
+        return "" in self.unwinding
+
+    def in_scope(self, scope: str) -> list[EffectState]:
+        """The effects of a scope and of all inside it, by beginning."""
+        inside = f"{scope}."
+        return [
+            state
+            for state in self.effects.values()
+            if not scope or state.scope == scope or state.scope.startswith(inside)
+        ]
+
+    def claimable(self, now: float) -> bool:
+        """Whether the owner is known dead, or has been silent for the length of a lease."""
+        return self.owner.fate() == "dead" or now - self.last_at > LEASE_SECONDS
+
+
+def fold(run_id: str, records: Iterable[StoredRecord]) -> RunState:
+    """Read a journal.
+
+    Raises:
+        CorruptRecordError: A record makes no sense where it stands.
+    """
+    state = RunState(run_id)
+    for record in records:
+        try:
+            _apply(state, record.data)
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise CorruptRecordError(
+                record.stream, position=record.position, detail=f"{type(exc).__name__}: {exc}"
+            ) from exc
+        state.position = record.position + 1
+    return state
+
+
+def _apply(state: RunState, data: Mapping[str, Any]) -> None:
+    kind = data["type"]
+    state.last_at = float(data["at"])
+    state.epoch = int(data["epoch"])
+    if kind in ("opened", "claimed"):
+        state.owner = Owner.from_data(data["owner"])
+        state.status = None
+        if kind == "opened":
+            state.opened_at = state.last_at
+            for name in ("name", "kind", "rollback", "session_id", "namespace", "plan", "trace_id", "span_id"):
+                setattr(state, name, data[name])
+    elif kind == "begin":
+        _begin(state, data)
+    elif kind == "unwinding":
+        state.unwinding.append(data["scope"])
+        state.reason = data.get("reason")
+    elif kind == "closed":
+        state.status = data["status"]
+        state.closed_at = state.last_at
+    elif kind != "renewed":
+        _about_effect(state, kind, state.effects[data["effect"]], data)
+
+
+def _begin(state: RunState, data: Mapping[str, Any]) -> None:
+    effect = Effect(
+        id=data["effect"],
+        tool=data["tool"],
+        arguments=dict(data["arguments"]),
+        key=data["key"],
+        parent=data["parent"],
+        step=data["step"],
+        agent=data["agent"],
+        digest=data["digest"],
+        compensating_tool=data["compensating_tool"],
+    )
+    state.effects[effect.id] = EffectState(
+        effect,
+        scope=data["scope"],
+        order=len(state.effects),
+        withheld=frozenset(data["withheld"]),
+        contract=data["contract"],
+    )
+
+
+def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping[str, Any]) -> None:
+    if kind == "finish":
+        effect.outcome = data["outcome"]
+        effect.completed = state._completions
+        state._completions += 1
+        effect.has_result = data["outcome"] == "ok" and not data["opaque"]
+        effect.result = data["result"]
+        effect.error = data["error"]
+    elif kind == "undoing":
+        effect.undoing = True
+        effect.reason = None
+    elif kind == "undone":
+        effect.undoing, effect.undone, effect.compensated, effect.reason = False, True, True, None
+    elif kind == "undo_failed":
+        effect.undoing = bool(data.get("doubt"))
+        effect.reason = data["error"]
+    elif kind == "resolved":
+        effect.undone = data["as"] == "undone"
+        effect.accepted = data["as"] == "done"
+        effect.reason, effect.undoing = None, False
+    else:
+        raise ValueError(f"unknown record type {kind!r}")

@@ -1,0 +1,281 @@
+"""Undoing: which effects, in which order, by what; and never twice."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import anyio
+from anyio import CancelScope
+
+from agenthelm._runtime.context import RunContext, current_run, entered, report
+from agenthelm._runtime.progress import Progress
+from agenthelm.core.attempts import Verdict
+from agenthelm.core.executor import ToolExecutor, using
+from agenthelm.core.tool import Tool, needs_result
+from agenthelm.exceptions import LeaseLostError, StorageError, describe
+from agenthelm.orchestration.journal import Journal
+from agenthelm.orchestration.state import EffectState
+
+__all__ = ["GRACE_SECONDS", "Unwinder", "fingerprint"]
+
+GRACE_SECONDS = 30.0
+"""How long one compensation may take, its retries included."""
+
+_log = logging.getLogger(__name__)
+
+
+def fingerprint(tool: Tool) -> str:
+    """What of a tool's contract undoing relies on; a change means that the journal may no longer fit the code."""
+    contract = tool.contract
+    parameters = sorted((p.name, p.required) for p in tool.parameters.values())
+    facts = (tool.name, parameters, contract.compensating_tool, contract.idempotent, contract.verify is not None)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+@dataclass(slots=True)
+class Unwinder:
+    """Undoes effects, for a run of this process or for one found in a journal.
+
+    Doubtful effects come first, the latest begun first; then the rest in reverse order of completion. One compensation
+    runs at a time; one that hangs in a thread is left to end on its own and the others go on.
+
+    Attributes:
+        executor: Calls compensators; this room takes away its effect log, its budgets and its approvals.
+        journal: Where each undo is announced and reported.
+        grace: Seconds for one compensation, retries included.
+        recorded: Whether the effects were read from a journal, so that contracts may have changed since.
+        trace: Trace and span of the run whose effects these are; undo spans link to it.
+        undone: Ids of what was undone, in order.
+    """
+
+    executor: ToolExecutor
+    journal: Journal
+    grace: float = GRACE_SECONDS
+    recorded: bool = False
+    trace: tuple[str | None, str | None] = (None, None)
+    undone: list[str] = field(default_factory=list)
+
+    async def unwind(self, effects: Iterable[EffectState]) -> None:
+        """Undo effects; what can't be undone is left with its ``reason``. Must run where nothing cancels it.
+
+        Raises:
+            LeaseLostError: Another process has claimed the run and goes on with the rest.
+        """
+        states = list(effects)
+        context = current_run() or RunContext(run_id=self.journal.run_id, session_id="", namespace="")
+        context = context.evolve(agent=None, step=None, effect=None, stops=())
+        executor = replace(
+            self.executor,
+            effects=None,
+            passes_doors=True,
+            ledger=self.executor.ledger.child("compensation", enforced=False),
+        )
+        with entered(context), using(executor):
+            async with anyio.create_task_group() as group:
+                for state in self._order(states):
+                    if self.journal.lost is None and not state.settled and not self._covered(state, states):
+                        await self._one(group, executor, state)
+        if self.journal.lost is not None:
+            raise self.journal.lost
+
+    def _order(self, states: list[EffectState]) -> list[EffectState]:
+        doubtful = sorted((s for s in states if s.doubtful), key=lambda s: -s.order)
+        return doubtful + sorted((s for s in states if not s.doubtful), key=lambda s: -s.completed)
+
+    def _covered(self, state: EffectState, states: list[EffectState]) -> bool:
+        """Whether the compensator of an enclosing tool takes this effect back as well."""
+        by_id = {s.effect.id: s for s in states}
+        parent = by_id.get(state.effect.parent or "")
+        while parent is not None:
+            if parent.compensated:
+                return True
+            compensator = self._compensator(parent)
+            tool = self.executor.tools.get(parent.effect.tool)
+            if compensator is not None and tool is not None and not isinstance(self._fitness(parent), str):
+                if parent.outcome == "ok" and (parent.has_result or not needs_result(tool, compensator)):
+                    return True
+                if compensator.contract.idempotent and not needs_result(tool, compensator):
+                    return True
+            parent = by_id.get(parent.effect.parent or "")
+        return False
+
+    # -- one effect ---------------------------------------------------------------------------------------------------
+
+    async def _one(self, group: Any, executor: ToolExecutor, state: EffectState) -> None:
+        problem = self._fitness(state)
+        if problem is not None:
+            if problem:
+                await self._stuck(state, problem)
+            return
+        tool, compensator = self.executor.tools[state.effect.tool], self._compensator(state)
+        if compensator is None:
+            await self._only_verify(executor, state, tool)
+            return
+        if not await self._resolve_doubt(executor, state, tool, compensator):
+            return
+        done = anyio.Event()
+        scope = CancelScope()
+        report(Progress("unwinding", compensator.name, run_id=self.journal.run_id))
+        group.start_soon(self._compensate, executor, state, compensator, scope, done)
+        with anyio.move_on_after(self.grace):
+            await done.wait()
+        if done.is_set():
+            return
+        state.reason = state.reason or f"{compensator.name} did not finish within {self.grace:g} s"
+        if compensator.is_async:
+            scope.cancel()
+
+    def _fitness(self, state: EffectState) -> str | None:
+        """None if the effect is to be undone; ``""`` if there is nothing to undo; else why it can't be."""
+        name = state.effect.tool
+        tool = self.executor.tools.get(name)
+        wanted = state.effect.compensating_tool
+        if tool is None:
+            return f"tool {name!r} is not registered here; load the app that defines it"
+        if self.recorded and state.contract != fingerprint(tool):
+            return f"tool {name!r} has changed its contract since it was called"
+        if wanted is None:
+            if state.outcome == "failed":
+                return ""
+            return None if state.doubtful and tool.contract.verify is not None else "no tool undoes it"
+        compensator = self.executor.tools.get(wanted)
+        if compensator is None:
+            return f"its compensating tool {wanted!r} is not registered here; load the app that defines it"
+        wants_result = needs_result(tool, compensator)
+        if state.outcome == "failed" and (wants_result or not compensator.contract.idempotent):
+            return ""
+        if missing := sorted(self._needed(compensator) & state.withheld):
+            return f"{wanted} needs {missing[0]!r}, which the journal must not hold"
+        if state.outcome == "ok" and wants_result and not state.has_result:
+            return f"{wanted} needs the result, which could not be stored"
+        return None
+
+    async def _resolve_doubt(
+        self, executor: ToolExecutor, state: EffectState, tool: Tool, compensator: Tool
+    ) -> bool:
+        """Whether to go on and compensate, once it is known, or does not matter, what happened."""
+        effect = state.effect
+        if state.undoing and not compensator.contract.idempotent:
+            return await self._resume_undo(executor, state, tool)
+        if not state.doubtful:
+            return True
+        verdict: Verdict | None = await executor.verify(tool, effect.arguments, effect.key)
+        if verdict is not None and not verdict.happened:
+            await self._did_not_happen(state)
+            return False
+        if verdict is not None and verdict.known:
+            state.result, state.has_result = verdict.value, True
+        if needs_result(tool, compensator) and not state.has_result:
+            await self._stuck(state, f"nobody knows whether {effect.tool} happened, and {compensator.name} needs its result")
+            return False
+        if verdict is None and not compensator.contract.idempotent:
+            await self._stuck(state, f"nobody knows whether {effect.tool} happened, and {compensator.name} is not idempotent")
+            return False
+        return True
+
+    async def _only_verify(self, executor: ToolExecutor, state: EffectState, tool: Tool) -> None:
+        """Nothing undoes this effect, but it may not have happened."""
+        verdict = await executor.verify(tool, state.effect.arguments, state.effect.key)
+        if verdict is not None and not verdict.happened:
+            await self._did_not_happen(state)
+        else:
+            await self._stuck(state, "no tool undoes it")
+
+    async def _resume_undo(self, executor: ToolExecutor, state: EffectState, tool: Tool) -> bool:
+        """An undo was begun and its end is unknown: repeat it only if the effect still stands."""
+        verdict = await executor.verify(tool, state.effect.arguments, state.effect.key)
+        if verdict is None:
+            await self._stuck(state, f"an undo of {state.effect.tool} was interrupted; nobody knows whether it worked")
+            return False
+        if not verdict.happened:
+            await self._mark_undone(state)
+            return False
+        if verdict.known:
+            state.result, state.has_result = verdict.value, True
+        return True
+
+    async def _compensate(
+        self, executor: ToolExecutor, state: EffectState, compensator: Tool, scope: CancelScope, done: anyio.Event
+    ) -> None:
+        """One compensation in a task of its own, announced before and reported after."""
+        effect = state.effect
+        try:
+            announced = await self._report(state, "undoing", by=compensator.name)
+            if self.journal.lost is not None:
+                return
+            if not announced and not compensator.contract.idempotent:
+                state.reason = "the journal can't be written, so it is left for recovery"
+                return
+            state.undoing = True
+            try:
+                with scope:
+                    await executor.call(
+                        compensator,
+                        self._arguments(state, compensator),
+                        key=effect.key,
+                        compensates=effect.id,
+                        links=((*self.trace, "undoes"),),
+                    )
+            except Exception as error:  # noqa: BLE001 - one failed compensation never stops the others
+                doubt = compensator.contract.in_doubt_after(error)
+                await self._stuck(state, f"{compensator.name} failed: {describe(error)}", doubt=doubt)
+            else:
+                if scope.cancelled_caught:
+                    await self._stuck(state, f"{compensator.name} did not finish within {self.grace:g} s", doubt=True)
+                else:
+                    await self._mark_undone(state)
+        finally:
+            done.set()
+
+    def _compensator(self, state: EffectState) -> Tool | None:
+        name = state.effect.compensating_tool
+        return None if name is None else self.executor.tools.get(name)
+
+    def _needed(self, compensator: Tool) -> set[str]:
+        return {p.name for p in compensator.parameters.values() if p.required}
+
+    def _arguments(self, state: EffectState, compensator: Tool) -> dict[str, Any]:
+        """By parameter name: the forward arguments, then the fields of the result, then the result itself."""
+        tool = self.executor.tools[state.effect.tool]
+        available: dict[str, Any] = {}
+        if state.has_result:
+            available = {"result": state.result, **tool.binding.fields_of(state.result)}
+        available.update({k: v for k, v in state.effect.arguments.items() if k not in state.withheld})
+        available["idempotency_key"] = state.effect.key
+        return {
+            name: value
+            for name, value in available.items()
+            if name in compensator.parameters or (compensator.binding.open_ended and name != "result")
+        }
+
+    # -- the record ---------------------------------------------------------------------------------------------------
+
+    async def _report(self, state: EffectState, kind: str, **data: Any) -> bool:
+        """Write a record; False when the journal can't be written any more, or is somebody else's now."""
+        try:
+            await self.journal.append(kind, effect=state.effect.id, **data)
+        except (LeaseLostError, StorageError) as error:
+            _log.error("journal of run %s: %s", self.journal.run_id, error)
+            return False
+        return True
+
+    async def _did_not_happen(self, state: EffectState) -> None:
+        state.undone, state.reason = True, None
+        await self._report(state, "resolved", **{"as": "undone"}, by="verify")
+
+    async def _mark_undone(self, state: EffectState) -> None:
+        state.undoing, state.undone, state.compensated, state.reason = False, True, True, None
+        self.undone.append(state.effect.id)
+        report(Progress("undone", state.effect.tool, run_id=self.journal.run_id))
+        await self._report(state, "undone")
+
+    async def _stuck(self, state: EffectState, reason: str, *, doubt: bool = False) -> None:
+        state.reason = reason
+        state.undoing = doubt or state.undoing
+        _log.warning("run %s: %s could not be undone: %s", self.journal.run_id, state.effect.tool, reason)
+        report(Progress("undo_failed", state.effect.tool, error=reason, run_id=self.journal.run_id))
+        await self._report(state, "undo_failed", error=reason, doubt=doubt)
