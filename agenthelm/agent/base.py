@@ -65,16 +65,16 @@ class Agent(dspy.Module):
         if _is_coroutine_function(own.get("forward")):
             if "aforward" in own:
                 raise AgentError(f"{cls.__name__} has an async forward and an aforward; keep the one called aforward")
-            cls.aforward = own["forward"]  # type: ignore[method-assign]
+            cls.aforward = own["forward"]
             del cls.forward
         if "aforward" in own:
             cls._is_async = cls._overridden = True
             check_parameters(cls.__name__, own["aforward"])
             if "forward" not in own:
-                cls.forward = Agent.forward  # type: ignore[method-assign]
+                cls.forward = Agent.forward
         elif "forward" in own:
             cls._is_async, cls._overridden = False, True
-            cls.aforward = Agent.aforward  # type: ignore[method-assign]
+            cls.aforward = Agent.aforward
         if "forward" in own and cls.forward is not Agent.forward:
             check_parameters(cls.__name__, own["forward"])
 
@@ -178,16 +178,21 @@ class Agent(dspy.Module):
         """Call a tool under its contract, from a sync ``forward``: as `ause`, and a cancellation point."""
         return await_from_sync(functools.partial(self.ause, tool, **arguments))
 
-    def forward(self, context: Any = None, /, **inputs: Any) -> Any:
-        """What a sync call runs: overridden by sync agents, the way to ``aforward`` in async ones."""
-        if type(self)._is_async:
-            return await_from_sync(functools.partial(type(self).aforward, self, async_context(context), **inputs))
-        return self.predict(**inputs)
+    if TYPE_CHECKING:  # subclasses override these with parameters of their own, which no fixed signature would allow
+        forward: Callable[..., Any]
+        aforward: Callable[..., Any]
+    else:
 
-    async def aforward(self, context: Any = None, /, **inputs: Any) -> Any:
-        """What ``acall`` awaits: overridden by async agents, the way to ``forward`` in sync ones."""
-        call = functools.partial(type(self).forward, self, sync_context(context), **inputs)
-        return await (current_executor() or detached()).workers.run(call)
+        def forward(self, context: Any = None, /, **inputs: Any) -> Any:
+            """What a sync call runs: overridden by sync agents, the way to ``aforward`` in async ones."""
+            if type(self)._is_async:
+                return await_from_sync(functools.partial(type(self).aforward, self, async_context(context), **inputs))
+            return self.predict(**inputs)
+
+        async def aforward(self, context: Any = None, /, **inputs: Any) -> Any:
+            """What ``acall`` awaits: overridden by async agents, the way to ``forward`` in sync ones."""
+            call = functools.partial(type(self).forward, self, sync_context(context), **inputs)
+            return await (current_executor() or detached()).workers.run(call)
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """Run in this thread, as DSPy's optimizers and ``Evaluate`` do, which know of no context.
@@ -226,9 +231,7 @@ class Agent(dspy.Module):
         outer: RunContext = current_run() or detached_context()
         with ExitStack() as stack:
             stack.enter_context(entered(outer.evolve(agent=self.name, memory=memory or outer.memory)))
-            executor = current_executor()
-            if executor is None:
-                executor = stack.enter_context(using(detached()))
+            executor = stack.enter_context(using((current_executor() or detached()).for_agent(self.name)))
             stack.enter_context(agent_lm_scope(self.name, self.lm))
             yield executor
 
@@ -324,7 +327,7 @@ def _declared_signature(kind: type, given: type[dspy.Signature] | str | None) ->
     if declared is None:
         return None
     if isinstance(declared, str):
-        return dspy.Signature(declared)  # type: ignore[no-any-return, call-overload]
+        return dspy.Signature(declared)
     if not (inspect.isclass(declared) and issubclass(declared, dspy.Signature)):
         raise AgentError(f"the Signature of {kind.__name__} must be a dspy.Signature class or a string")
     return declared

@@ -166,10 +166,14 @@ class ToolExecutor:
             asked = self.tools.resolve(rule)
         else:
             asked = Tool.from_function(
-                rule, ToolContract(timeout=tool.contract.timeout if _is_async(rule) else None), name=f"{tool.name}.verify"
+                rule,
+                ToolContract(timeout=tool.contract.timeout if _is_async(rule) else None),
+                name=f"{tool.name}.verify",
             )
         available = {**arguments, "idempotency_key": key}
-        given = {name: value for name, value in available.items() if name in asked.parameters or asked.binding.open_ended}
+        given = {
+            name: value for name, value in available.items() if name in asked.parameters or asked.binding.open_ended
+        }
         asking = replace(self, effects=None, passes_doors=True, ledger=self.ledger.child("run", enforced=False))
         try:
             return Verdict.of(await asking.call(asked, given))
@@ -230,9 +234,7 @@ class ToolExecutor:
             raise error from None
         return await self._close(call, entry, books, effects, value)
 
-    async def _close(
-        self, call: Call, entry: Tool, books: _Books, effects: EffectLog | None, value: Any
-    ) -> Any:
+    async def _close(self, call: Call, entry: Tool, books: _Books, effects: EffectLog | None, value: Any) -> Any:
         """Record a call that happened, then hand over its validated value."""
         call.ended()
         invalid: ToolOutputError | None = None

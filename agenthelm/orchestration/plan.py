@@ -123,9 +123,7 @@ class Plan:
                 raise PlanError(f"step {step.name!r}: {exc}") from exc
             tools.check_compensation(entry, step.compensate_with or entry.contract.compensating_tool)
             if unknown := [
-                name
-                for name in step.arguments
-                if name not in entry.parameters and not entry.binding.open_ended
+                name for name in step.arguments if name not in entry.parameters and not entry.binding.open_ended
             ]:
                 raise PlanError(
                     f"step {step.name!r}: tool {entry.name!r} takes no {unknown[0]!r}."

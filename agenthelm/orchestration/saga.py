@@ -175,9 +175,7 @@ async def run_plan(
     with spans.workflow(name, run_id=context.run_id, session_id=context.session_id) as span:
         if scope is None:
             opening = Opening(name, "steps", _stored(plan, executor), span.trace_id, span.span_id)
-            scope = SagaScope(
-                executor, context, opening, budget=budget, rollback=on_error == "rollback", grace=grace
-            )
+            scope = SagaScope(executor, context, opening, budget=budget, rollback=on_error == "rollback", grace=grace)
         try:
             async with scope:
                 with anyio.move_on_after(timeout) as deadline:

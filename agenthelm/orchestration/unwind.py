@@ -154,9 +154,7 @@ class Unwinder:
             return f"{wanted} needs the result, which could not be stored"
         return None
 
-    async def _resolve_doubt(
-        self, executor: ToolExecutor, state: EffectState, tool: Tool, compensator: Tool
-    ) -> bool:
+    async def _resolve_doubt(self, executor: ToolExecutor, state: EffectState, tool: Tool, compensator: Tool) -> bool:
         """Whether to go on and compensate, once it is known, or does not matter, what happened."""
         effect = state.effect
         if state.undoing and not compensator.contract.idempotent:
@@ -170,10 +168,14 @@ class Unwinder:
         if verdict is not None and verdict.known:
             state.result, state.has_result = verdict.value, True
         if needs_result(tool, compensator) and not state.has_result:
-            await self._stuck(state, f"nobody knows whether {effect.tool} happened, and {compensator.name} needs its result")
+            await self._stuck(
+                state, f"nobody knows whether {effect.tool} happened, and {compensator.name} needs its result"
+            )
             return False
         if verdict is None and not compensator.contract.idempotent:
-            await self._stuck(state, f"nobody knows whether {effect.tool} happened, and {compensator.name} is not idempotent")
+            await self._stuck(
+                state, f"nobody knows whether {effect.tool} happened, and {compensator.name} is not idempotent"
+            )
             return False
         return True
 

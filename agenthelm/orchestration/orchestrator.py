@@ -1,0 +1,380 @@
+"""The main entry point: runs agents, flows and plans, each under one saga, budget and trace."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import anyio
+
+from agenthelm._runtime.context import RunContext, current_run, entered, new_run_id
+from agenthelm._runtime.groups import in_child
+from agenthelm._runtime.progress import Progress
+from agenthelm._runtime.retry import Clock, SystemClock
+from agenthelm._runtime.workers import DEFAULT_WORKERS, Workers
+from agenthelm.agent.lm import LMPolicy, lm_scope
+from agenthelm.agent.signature import Runnable
+from agenthelm.core.cost import Budget
+from agenthelm.core.executor import ToolExecutor, current_executor, using
+from agenthelm.core.handlers import ApprovalHandler, AutoDeny
+from agenthelm.core.storage.base import BaseStorage
+from agenthelm.core.storage.memory_storage import InMemoryStorage
+from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
+from agenthelm.exceptions import AgentInputError, RunTimeoutError
+from agenthelm.memory.hub import MemoryHub
+from agenthelm.orchestration.parallel import ErrorPolicy, Merge, MergeStrategy, Parallel
+from agenthelm.orchestration.pipeline import Pipeline
+from agenthelm.orchestration.plan import Plan, Steps
+from agenthelm.orchestration.recovery import Recovery
+from agenthelm.orchestration.results import RunResult, SagaResult
+from agenthelm.orchestration.saga import OnError, run_plan
+from agenthelm.orchestration.scope import Opening, SagaScope
+from agenthelm.orchestration.unwind import GRACE_SECONDS
+from agenthelm.orchestration.wiring import TASK, Checked, Supply, component_name, select, signature_of
+from agenthelm.tracing import spans
+
+__all__ = ["Orchestrator"]
+
+
+class Orchestrator:
+    """Runs agents, flows and plans; what a failed run did through tools is undone.
+
+    Holds what runs share (storage, memory, tools, defaults) and nothing of a run itself: many may go on at once, also
+    inside one another. A run started by an agent or a tool of another run is a sub-saga of that run.
+
+    Args:
+        memory_hub: Where agents remember; in memory by default.
+        lm: The language model of all agents: a ``dspy.LM`` or a model's name. None for the one of ``dspy.settings``.
+        lms: Models of single agents, by agent name.
+        tools: The tools that code in agents may use, and where compensators are looked up.
+        storage: Where journal and events go; in memory by default, which survives no crash.
+        approval_handler: Who decides on calls that need approval; by default nobody, so they are denied.
+        budget: What one run may spend, unless it is given its own.
+        budgets: What single agents may spend in one run, by agent name.
+        on_denial: ``"observe"`` leaves a denied call to the agent; ``"stop"`` ends the run.
+        approval_timeout: How long an approval may take, in seconds.
+        workers: Worker threads per nesting depth.
+        unpriced: What to do with models of unknown price: ``"warn"`` and ``"allow"`` count them against tokens and
+            calls only, ``"deny"`` refuses them.
+        grace: Seconds for one compensation, its retries included.
+        cache: Whether DSPy's cache may answer.
+        lm_timeout: The deadline of one LM call in seconds, all of it.
+        lm_retries: How often a failed LM call is repeated.
+        redact: A hook over values before they reach an event: ``(name, value) -> value``.
+        observer: Told about progress, for live views; a plain function that must not block.
+        clock: Time and back-off; for tests.
+    """
+
+    def __init__(
+        self,
+        memory_hub: MemoryHub | None = None,
+        *,
+        lm: Any = None,
+        lms: Mapping[str, Any] | None = None,
+        tools: ToolRegistry | Iterable[Tool | Callable[..., Any]] = TOOL_REGISTRY,
+        storage: BaseStorage | None = None,
+        approval_handler: ApprovalHandler | None = None,
+        budget: Budget | None = None,
+        budgets: Mapping[str, Budget] | None = None,
+        on_denial: Literal["observe", "stop"] = "observe",
+        approval_timeout: float | None = None,
+        workers: int = DEFAULT_WORKERS,
+        unpriced: Literal["warn", "deny", "allow"] = "warn",
+        grace: float = GRACE_SECONDS,
+        cache: bool = False,
+        lm_timeout: float = 120.0,
+        lm_retries: int = 2,
+        redact: Callable[[str, Any], Any] | None = None,
+        observer: Callable[[Progress], None] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._owns_hub = memory_hub is None
+        self._owns_storage = storage is None
+        self.memory_hub = memory_hub or MemoryHub()
+        self.storage = storage or InMemoryStorage()
+        self.tools = ToolRegistry.of(tools)
+        self.budget = budget
+        self._lm, self._lms = lm, dict(lms or {})
+        self._policy = LMPolicy(timeout=lm_timeout, retries=lm_retries, cache=cache)
+        self._unpriced: Literal["warn", "deny", "allow"] = unpriced
+        self._grace = grace
+        self._observer = observer
+        self._budgets = dict(budgets or {})
+        self._executor_options: dict[str, Any] = {
+            "approval_handler": approval_handler or AutoDeny(),
+            "workers": Workers(workers),
+            "clock": clock or SystemClock(),
+            "redact": redact,
+            "on_denial": on_denial,
+            "approval_timeout": approval_timeout,
+        }
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    async def run_pipeline(
+        self,
+        agents: Sequence[Runnable],
+        task: str | None = None,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        session_id: str | None = None,
+        namespace: str = "default",
+        budget: Budget | None = None,
+        timeout: float | None = None,
+        rollback: bool = True,
+    ) -> RunResult:
+        """Run agents in order over a growing state; see `run` and `Pipeline`."""
+        return await self.run(
+            Pipeline(agents), task, inputs=inputs, session_id=session_id, namespace=namespace, budget=budget,
+            timeout=timeout, rollback=rollback,
+        )  # fmt: skip
+
+    async def run_parallel(
+        self,
+        agents: Sequence[Runnable],
+        task: str | None = None,
+        *,
+        merge_strategy: MergeStrategy | Merge = "dict",
+        on_error: ErrorPolicy = "cancel",
+        max_concurrency: int | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        session_id: str | None = None,
+        namespace: str = "default",
+        budget: Budget | None = None,
+        timeout: float | None = None,
+        rollback: bool = True,
+    ) -> RunResult:
+        """Run agents at once; see `run` and `Parallel`."""
+        flow = Parallel(agents, merge_strategy, on_error=on_error, max_concurrency=max_concurrency)
+        return await self.run(
+            flow, task, inputs=inputs, session_id=session_id, namespace=namespace, budget=budget, timeout=timeout,
+            rollback=rollback,
+        )  # fmt: skip
+
+    async def run(
+        self,
+        agent_or_flow: Runnable,
+        task: str | None = None,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        session_id: str | None = None,
+        namespace: str = "default",
+        budget: Budget | None = None,
+        timeout: float | None = None,
+        rollback: bool = True,
+    ) -> RunResult:
+        """Run an agent or a flow.
+
+        Args:
+            agent_or_flow: Anything with ``run(context, /, **inputs) -> dict``.
+            task: What it is about; goes to ``task``, or to the first required ``str`` input that nothing else provides.
+            inputs: Further inputs by name.
+            session_id: The conversation to go on with; a new one by default.
+            namespace: The tenant.
+            budget: What this run may spend, in place of the orchestrator's.
+            timeout: The deadline of the run in seconds; undoing is not under it.
+            rollback: Whether a failure undoes what tools did.
+
+        Returns:
+            The final state without ``task``.
+
+        Raises:
+            WiringError: The fields don't fit together; nothing ran.
+            PlanError: A tool's compensation could never be called; nothing ran.
+            BudgetExceededError: A budget was used up.
+            RunTimeoutError: The deadline passed.
+            Exception: The first failure. Whatever leaves carries ``.run_id`` and ``.saga``.
+        """
+        self.tools.check()
+        given = self._given(agent_or_flow, task, dict(inputs or {}))
+        return await in_child(
+            functools.partial(
+                self._run, agent_or_flow, given, session_id=session_id, namespace=namespace, budget=budget,
+                timeout=timeout, rollback=rollback,
+            )
+        )  # fmt: skip
+
+    async def run_saga(
+        self,
+        steps: Steps,
+        *,
+        on_error: OnError = "rollback",
+        name: str = "saga",
+        session_id: str | None = None,
+        namespace: str = "default",
+        budget: Budget | None = None,
+        timeout: float | None = None,
+    ) -> SagaResult:
+        """Run a plan of tool calls; see `SagaOrchestrator.execute`.
+
+        Returns:
+            How it ended; failures, budget and deadline stops included.
+
+        Raises:
+            PlanError: The plan was refused; nothing was called.
+        """
+        plan = Plan.of(steps)
+        plan.check_tools(self.tools)
+        executor, context = self._begin(session_id, namespace)
+
+        async def body() -> SagaResult:
+            async with self._models(executor, context) as identity:
+                return await run_plan(
+                    plan, executor, identity, on_error=on_error, name=name, budget=budget or self.budget,
+                    timeout=timeout, grace=self._grace,
+                )  # fmt: skip
+
+        return await in_child(body)
+
+    # -- afterwards ---------------------------------------------------------------------------------------------------
+
+    async def undo(self, run_id: str) -> SagaResult:
+        """Undo a run on purpose, also one that went well; a run that is rolled back already is left alone.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            RunBusyError: It is running, or somebody is undoing it.
+            CorruptRecordError: Its journal can't be read.
+        """
+        return await self._recovery().undo(run_id)
+
+    async def recover(self, run_id: str | None = None, resume: bool = False) -> list[SagaResult]:
+        """Finish what processes that died left behind. Never happens by itself.
+
+        Args:
+            run_id: One run; all that can be claimed by default.
+            resume: Whether plans of steps go on from where they were, where that is safe. Everything else is undone.
+
+        Returns:
+            How each ended.
+
+        Raises:
+            RunBusyError: The one run that was asked for is held by a living process.
+            CorruptRecordError: A journal can't be read.
+        """
+        return await self._recovery().recover(run_id, resume=resume)
+
+    async def retry(self, run_id: str) -> SagaResult:
+        """Try once more to undo what got stuck; see `Recovery.retry`."""
+        return await self._recovery().retry(run_id)
+
+    async def resolve(self, run_id: str, step: str, *, outcome: Literal["done", "undone"]) -> SagaResult:
+        """Record a human's word on an effect that got stuck; see `Recovery.resolve`."""
+        return await self._recovery().resolve(run_id, step, outcome=outcome)
+
+    async def aclose(self) -> None:
+        """Close what this orchestrator opened itself; a hub or storage that was passed in stays open."""
+        async with AsyncExitStack() as stack:
+            if self._owns_storage:
+                stack.push_async_callback(self.storage.aclose)
+            if self._owns_hub:
+                stack.push_async_callback(self.memory_hub.aclose)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # -- how ----------------------------------------------------------------------------------------------------------
+
+    async def _run(
+        self,
+        flow: Runnable,
+        given: dict[str, Any],
+        *,
+        session_id: str | None,
+        namespace: str,
+        budget: Budget | None,
+        timeout: float | None,
+        rollback: bool,
+    ) -> RunResult:
+        executor, context = self._begin(session_id, namespace)
+        memory = self.memory_hub.create_context(session_id=context.session_id, namespace=context.namespace)
+        context = context.evolve(memory=memory)
+        name = component_name(flow)
+        with spans.workflow(name, run_id=context.run_id, session_id=context.session_id) as span:
+            state: Mapping[str, Any] = {}
+            # Around the scope, because compensations may ask models as well.
+            async with self._models(executor, context) as identity:
+                scope = SagaScope(
+                    executor,
+                    identity,
+                    Opening(name, "agents", None, span.trace_id, span.span_id),
+                    budget=budget or self.budget,
+                    rollback=rollback,
+                    grace=self._grace,
+                )
+                async with scope:
+                    with anyio.move_on_after(timeout) as deadline:
+                        state = await flow.run(memory, **given)
+                    if deadline.cancelled_caught:
+                        assert timeout is not None
+                        raise RunTimeoutError(timeout)
+            assert scope.result is not None
+            span.set("agenthelm.saga.status", scope.result.status)
+            return RunResult(
+                {key: value for key, value in state.items() if key != TASK},
+                run_id=scope.run_id,
+                session_id=context.session_id,
+                namespace=context.namespace,
+                ledger=scope.executor.ledger,
+                saga=scope.result,
+                trace_id=span.trace_id,
+            )
+
+    def _given(self, flow: Runnable, task: str | None, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs of a run, checked against what the flow declares."""
+        if task is not None:
+            if not task.strip():
+                raise AgentInputError("the task is empty; say what is to be done", agent=component_name(flow))
+            inputs = {TASK: task, **inputs}
+        supply = Supply.of(inputs)
+        if isinstance(flow, Checked):
+            flow.check(supply)
+            return inputs
+        chosen = select(signature_of(flow), supply, is_flow=False)
+        unknown = [name for name in inputs if name != TASK and name not in chosen]
+        if unknown:
+            takes = ", ".join(signature_of(flow).inputs) or "nothing"
+            raise AgentInputError(
+                f"agent {component_name(flow)!r} takes no {unknown[0]!r}; it takes {takes}", agent=component_name(flow)
+            )
+        return {name: inputs[source] for name, source in chosen.items()}
+
+    def _begin(self, session_id: str | None, namespace: str) -> tuple[ToolExecutor, RunContext]:
+        """The executor and identity of a run: of its own, or inside the one in progress."""
+        running, ambient = current_executor(), current_run()
+        if running is not None and ambient is not None and running.effects is not None:
+            executor = self._executor(storage=running.storage, ledger=running.ledger, effects=running.effects)
+            context = ambient.evolve(session_id=session_id or ambient.session_id)
+            if namespace != "default":
+                context = context.evolve(namespace=namespace)
+            return executor, context
+        run_id = new_run_id()
+        context = RunContext(
+            run_id=run_id,
+            session_id=session_id or run_id,
+            namespace=namespace,
+            observer=self._observer,
+            loop=anyio.lowlevel.current_token(),
+        )
+        return self._executor(storage=self.storage), context
+
+    @asynccontextmanager
+    async def _models(self, executor: ToolExecutor, context: RunContext) -> AsyncIterator[RunContext]:
+        """Put the run's models in force; yields the identity that carries them."""
+        with entered(context), using(executor):
+            async with lm_scope(self._lm, lms=self._lms, policy=self._policy, unpriced=self._unpriced):
+                yield current_run() or context
+
+    def _executor(self, **own: Any) -> ToolExecutor:
+        return ToolExecutor(self.tools, budgets=self._budgets, **self._executor_options, **own)
+
+    def _recovery(self) -> Recovery:
+        return Recovery(self._executor(storage=self.storage), self._grace)

@@ -1,0 +1,279 @@
+"""After the fact: undoing a run on purpose, and finishing what a process that died left behind."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Literal
+
+import anyio
+
+from agenthelm._runtime.context import RunContext
+from agenthelm._runtime.groups import in_child, shielded
+from agenthelm.core.executor import ToolExecutor
+from agenthelm.exceptions import LeaseLostError, PlanError, RunBusyError, RunNotFoundError, StalePositionError
+from agenthelm.orchestration.journal import RENEW_SECONDS, Journal, run_of, stream_of
+from agenthelm.orchestration.owner import Owner
+from agenthelm.orchestration.plan import Plan
+from agenthelm.orchestration.results import SagaResult, SagaStatus
+from agenthelm.orchestration.saga import run_plan
+from agenthelm.orchestration.scope import Opening, SagaScope
+from agenthelm.orchestration.state import EffectState, RunState, fold
+from agenthelm.orchestration.unwind import GRACE_SECONDS, Unwinder, fingerprint
+from agenthelm.tracing import spans
+
+__all__ = ["Recovery"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """Claims runs and ends them.
+
+    Attributes:
+        executor: Its registry must hold the tools of the runs; its storage their journals.
+        grace: Seconds for one compensation, its retries included.
+    """
+
+    executor: ToolExecutor
+    grace: float = field(default=GRACE_SECONDS)
+
+    async def load(self, run_id: str) -> RunState:
+        """Read one run's journal.
+
+        Raises:
+            RunNotFoundError: There is none.
+            CorruptRecordError: It can't be read.
+        """
+        records = await self.executor.storage.read(stream_of(run_id))
+        if not records:
+            raise RunNotFoundError(run_id)
+        return fold(run_id, records)
+
+    async def undo(self, run_id: str) -> SagaResult:
+        """Undo a run on purpose; see `Orchestrator.undo`."""
+        state = await self.load(run_id)
+        if state.status in ("rolled_back", "failed"):
+            return _as_found(state)
+        if state.status is None and not state.claimable(self.executor.clock.wall()):
+            raise RunBusyError(run_id, owner=str(state.owner))
+        journal = await self._claim(state)
+        if journal is None:
+            raise RunBusyError(run_id, owner="another process, which claimed it just now")
+        return await in_child(self._unwind, state, journal, "undone on purpose")
+
+    async def recover(self, run_id: str | None = None, *, resume: bool = False) -> list[SagaResult]:
+        """Finish what dead processes left; see `Orchestrator.recover`."""
+        if run_id is not None:
+            state = await self.load(run_id)
+            if state.status is not None:
+                return []
+            if not state.claimable(self.executor.clock.wall()):
+                raise RunBusyError(run_id, owner=str(state.owner))
+            states = [state]
+        else:
+            found = await self.executor.storage.streams(where={"state": "open"}, prefix=stream_of(""))
+            states = [await self.load(run_of(info.name)) for info in found]
+        results = []
+        for state in states:
+            if state.status is None and state.claimable(self.executor.clock.wall()):
+                journal = await self._claim(state)
+                if journal is not None:
+                    results.append(await self._finish(state, journal, resume=resume))
+        return results
+
+    async def retry(self, run_id: str) -> SagaResult:
+        """Try once more to undo what could not be undone.
+
+        Raises:
+            RunBusyError: Somebody else holds the run.
+            RunNotFoundError: There is no such run.
+        """
+        state = await self.load(run_id)
+        if state.status != "failed":
+            return _as_found(state) if state.status else (await self.recover(run_id))[0]
+        journal = await self._claim(state)
+        if journal is None:
+            raise RunBusyError(run_id, owner="another process, which claimed it just now")
+        return await in_child(self._unwind, state, journal, "tried again on purpose")
+
+    async def resolve(self, run_id: str, step: str, *, outcome: Literal["done", "undone"]) -> SagaResult:
+        """Record a human's word on an effect that could not be undone.
+
+        Args:
+            run_id: The run.
+            step: The effect's id, or its step's name.
+            outcome: ``"done"``: it stands, and that is fine. ``"undone"``: somebody undid it by hand.
+
+        Raises:
+            PlanError: The run has no such effect, or the run is not one that got stuck.
+        """
+        state = await self.load(run_id)
+        chosen = [s for s in state.effects.values() if step in (s.effect.id, s.effect.step) and s.status != "undone"]
+        if not chosen:
+            stuck = ", ".join(s.effect.id for s in state.effects.values() if s.reason) or "none"
+            raise PlanError(f"run {run_id!r} has no effect or step {step!r} left to resolve; stuck: {stuck}")
+        if state.status != "failed":
+            raise PlanError(f"run {run_id!r} is {state.status or 'open'}; only stuck effects are resolved by hand")
+        journal = await self._claim(state)
+        if journal is None:
+            raise RunBusyError(run_id, owner="another process, which claimed it just now")
+        for entry in chosen:
+            await journal.append("resolved", effect=entry.effect.id, by="a human", **{"as": outcome})
+            entry.undone, entry.accepted, entry.reason = outcome == "undone", outcome == "done", None
+        return await self._close(state, journal)
+
+    # -- how ----------------------------------------------------------------------------------------------------------
+
+    async def _claim(self, state: RunState) -> Journal | None:
+        """Take a run over, or find that somebody else was first."""
+        journal = Journal(
+            self.executor.storage,
+            state.run_id,
+            self.executor.clock,
+            position=state.position,
+            epoch=state.epoch + 1,
+        )
+        try:
+            await journal.append("claimed", owner=Owner.here().data(), state="open")
+        except (LeaseLostError, StalePositionError):
+            return None
+        state.status = None
+        return journal
+
+    async def _finish(self, state: RunState, journal: Journal, *, resume: bool) -> SagaResult:
+        if not state.decided and not state.rollback:
+            return await self._close(state, journal, status="stopped")
+        if resume and not state.decided and state.kind == "steps" and state.plan is not None:
+            plan = Plan.from_data(state.plan)
+            if (results := await in_child(self._resumable, state, plan, journal)) is not None:
+                return await in_child(self._resume, state, plan, journal, results)
+        return await in_child(self._unwind, state, journal, "its process died")
+
+    async def _unwind(self, state: RunState, journal: Journal, reason: str) -> SagaResult:
+        with spans.workflow(
+            f"undo {state.name}", run_id=state.run_id, session_id=state.session_id,
+            links=((state.trace_id, state.span_id, "continues"),),
+        ) as span:  # fmt: skip
+            unwinder = Unwinder(
+                self.executor, journal, self.grace, recorded=True, trace=(state.trace_id, state.span_id)
+            )
+
+            async def undo() -> SagaResult:
+                if not state.decided:
+                    await journal.append("unwinding", scope="", reason=reason)
+                async with anyio.create_task_group() as group:
+                    group.start_soon(_keep, journal, self.executor)
+                    await unwinder.unwind(list(state.effects.values()))
+                    group.cancel_scope.cancel()
+                return await self._close(state, journal, undone=tuple(unwinder.undone))
+
+            result = await shielded(undo)
+            span.set("agenthelm.saga.status", result.status)
+            return result
+
+    async def _close(
+        self,
+        state: RunState,
+        journal: Journal,
+        *,
+        status: SagaStatus | None = None,
+        undone: tuple[str, ...] = (),
+    ) -> SagaResult:
+        stuck = [s for s in state.effects.values() if s.reason is not None and not s.settled]
+        status = status or ("failed" if stuck else "rolled_back")
+        error = state.reason or (None if status == "stopped" else "undone on purpose")
+        await journal.append("closed", state=status, status=status, error=error)
+        state.status = status
+        return _as_found(state, undone=undone)
+
+    async def _resumable(self, state: RunState, plan: Plan, journal: Journal) -> dict[str, object] | None:
+        """The results of the steps that are done, or None when the saga can only be undone."""
+        results: dict[str, object] = {}
+        for entry in [s for s in state.effects.values() if s.effect.parent is None]:
+            step = entry.effect.step
+            if step is None or step not in plan.steps or entry.settled:
+                continue
+            tool = self.executor.tools.get(entry.effect.tool)
+            if tool is None or entry.contract != fingerprint(tool):
+                return None
+            if entry.doubtful:
+                verdict = await self._ask(state, entry)
+                if verdict is not None:
+                    if not verdict.happened:
+                        entry.undone = True
+                        await journal.append("resolved", effect=entry.effect.id, by="verify", **{"as": "undone"})
+                        await self._undo_inner(state, entry, journal)
+                        continue
+                    if not verdict.known:
+                        return None
+                    await journal.finish(entry.effect.id, "ok", value=verdict.value, error=None)
+                    entry.outcome, entry.result, entry.has_result = "ok", verdict.value, True
+                elif tool.contract.idempotent:
+                    await self._undo_inner(state, entry, journal)
+                    continue
+                else:
+                    return None
+            if entry.outcome == "ok":
+                if not entry.has_result:
+                    return None
+                results[step] = entry.result
+        return results
+
+    async def _ask(self, state: RunState, entry: EffectState):  # type: ignore[no-untyped-def]
+        tool = self.executor.tools[entry.effect.tool]
+        return await self.executor.verify(tool, entry.effect.arguments, entry.effect.key)
+
+    async def _undo_inner(self, state: RunState, entry: EffectState, journal: Journal) -> None:
+        """Before a step is called again: take back what its first call did inside."""
+        inner, ids = [], {entry.effect.id}
+        for other in state.effects.values():
+            if other.effect.parent in ids:
+                ids.add(other.effect.id)
+                inner.append(other)
+        if inner:
+            await shielded(Unwinder(self.executor, journal, self.grace, recorded=True).unwind, inner)
+
+    async def _resume(self, state: RunState, plan: Plan, journal: Journal, results: dict[str, object]) -> SagaResult:
+        context = RunContext(run_id=state.run_id, session_id=state.session_id, namespace=state.namespace)
+        scope = SagaScope(
+            self.executor,
+            context,
+            Opening(state.name, "steps", state.plan, state.trace_id, state.span_id),
+            grace=self.grace,
+            journal=journal,
+            states=state.effects,
+        )
+        return await run_plan(plan, self.executor, context, name=state.name, scope=scope, results=results)
+
+
+async def _keep(journal: Journal, executor: ToolExecutor) -> None:
+    """Keep the claim while compensations take their time."""
+    while True:
+        await anyio.sleep(RENEW_SECONDS)
+        if executor.clock.monotonic() - journal.last_append >= RENEW_SECONDS / 2:
+            try:
+                await journal.append("renewed")
+            except Exception as error:  # noqa: BLE001 - the unwinder meets the same error and reports it
+                _log.warning("lease of run %s: %s", journal.run_id, error)
+                return
+
+
+def _as_found(state: RunState, *, undone: tuple[str, ...] = ()) -> SagaResult:
+    """A run's result as its journal tells it."""
+    effects = list(state.effects.values())
+    status: SagaStatus = state.status or "failed"  # type: ignore[assignment]
+    return SagaResult(
+        status,
+        error=state.reason,
+        stuck=tuple(s.stuck() for s in effects if s.reason is not None and not s.settled),
+        undone=undone or tuple(s.effect.id for s in effects if s.undone),
+        in_doubt=tuple(s.effect.id for s in effects if s.doubtful and not s.settled and s.reason is None),
+        irreversible=tuple(
+            s.effect.id
+            for s in effects
+            if s.effect.compensating_tool is None and not s.settled and s.outcome != "failed"
+        ),
+        run_id=state.run_id,
+    )
