@@ -83,7 +83,12 @@ class CliHandler(ApprovalHandler):
             os.close(wake)
 
     def _dialogue(self, request: ApprovalRequest, stop: int) -> Decision:
-        console = self._console or _stderr()
+        try:
+            return self._talk(self._console or _stderr(), request, stop)
+        except OSError:  # the terminal hung up
+            return _denied("the terminal was closed")
+
+    def _talk(self, console: Console, request: ApprovalRequest, stop: int) -> Decision:
         _show(console, request, self._left(request))
         _forget_typed()
         while True:
@@ -139,7 +144,7 @@ def _show(console: Console, request: ApprovalRequest, left: float | None) -> Non
         ("undone by", request.compensating_tool or ("nothing" if request.irreversible else "")),
         ("asked by", ", ".join(part for part in (request.agent, request.run_id and f"run {request.run_id}") if part)),
         ("may cost", "" if request.max_cost is None else f"{request.max_cost:g} USD"),
-        ("expires", "" if left is None else f"in {left:.0f} s"),
+        ("expires", "" if left is None else f"in {int(left)} s"),
         ("digest", request.digest[:16]),
     ]
     for label, fact in facts:
@@ -182,10 +187,7 @@ def _read_line(stop: int, left: float | None) -> str | Decision:
             return _denied("the question was taken back")
         if not ready:
             return _denied("nobody answered before the request expired")
-        try:
-            chunk = os.read(source, _LINE)
-        except OSError:  # the terminal hung up
-            chunk = b""
+        chunk = os.read(source, _LINE)
         if not chunk:
             return _denied("the terminal was closed")
         typed += chunk

@@ -1,0 +1,221 @@
+"""The prompt under a real pseudo-terminal: what is shown, what counts as an answer, and what ends the wait."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import sys
+import time
+from collections.abc import Iterator
+from types import MappingProxyType
+from typing import IO
+
+import anyio
+import pytest
+
+from agenthelm.core.handlers import CliHandler, Decision
+from agenthelm.testing.approvals import approval_request
+
+QUESTION = "a reason to deny: "
+
+
+class Terminal:
+    """The human's side of a pseudo-terminal."""
+
+    def __init__(self, master: int, slave: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.master = master
+        self.slave = slave
+        self.screen = ""
+        self.streams: list[IO[str]] = []
+        self._monkeypatch = monkeypatch
+
+    def attach(self) -> None:
+        """Make it this process's terminal; in the test itself, because pytest puts its own streams back before."""
+        for name, mode in (("stdin", "r"), ("stderr", "w")):
+            self.streams.append(os.fdopen(os.dup(self.slave), mode))
+            self._monkeypatch.setattr(sys, name, self.streams[-1])
+
+    async def until(self, text: str, *, times: int = 1) -> str:
+        """Wait until a text is on the screen so many times; give the screen without colours."""
+        with anyio.fail_after(10):
+            while self.plain.count(text) < times:
+                await anyio.wait_readable(self.master)
+                self.screen += os.read(self.master, 65_536).decode()
+        return self.plain
+
+    @property
+    def plain(self) -> str:
+        return re.sub(r"\x1b\[[0-9;]*m", "", self.screen)
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+    master, slave = pty.openpty()
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    made = Terminal(master, slave, monkeypatch)
+    yield made
+    for close in (*(stream.close for stream in made.streams), lambda: os.close(slave), lambda: os.close(made.master)):
+        try:
+            close()
+        except OSError:  # a test hung up
+            pass
+
+
+async def _answered(terminal: Terminal, answer: str, **changes: object) -> Decision:
+    terminal.attach()
+    decisions: list[Decision] = []
+
+    async def ask() -> None:
+        decisions.append(await CliHandler().request_approval(approval_request(**changes)))  # type: ignore[arg-type]
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        await terminal.until(QUESTION)
+        terminal.type(answer)
+    return decisions[0]
+
+
+@pytest.mark.parametrize("answer", ["y\n", "YES\n", "  y \n"])
+async def test_yes_approves_what_was_shown(terminal: Terminal, answer: str) -> None:
+    decision = await _answered(terminal, answer)
+    assert decision.approved
+    assert decision.digest == approval_request().digest
+    assert decision.approver == "the terminal"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("n\n", "denied at the terminal"), ("No\n", "denied at the terminal"), ("too dear\n", "too dear"),
+        ("yes but cheaper\n", "yes but cheaper"), ("größer\n", "größer"), ("\n\n  \nlater\n", "later"),
+    ],
+)  # fmt: skip
+async def test_anything_else_denies_with_its_reason(terminal: Terminal, answer: str, reason: str) -> None:
+    decision = await _answered(terminal, answer)
+    assert (decision.approved, decision.reason) == (False, reason)
+
+
+async def test_the_call_is_shown_with_all_one_needs_to_decide(terminal: Terminal) -> None:
+    await _answered(terminal, "n\n", expires_at=time.time() + 60.9)
+    for fact in (
+        "Approval needed: book_hotel", "city", '"Lisbon"', "nights", "Book a hotel.", "booking:write", "cancel_hotel",
+        "planner", "run-1", "0.05 USD", "in 60 s", approval_request().digest[:16],
+    ):  # fmt: skip
+        assert fact in terminal.plain
+
+
+async def test_what_nothing_undoes_is_said_to_be_so(terminal: Terminal) -> None:
+    await _answered(terminal, "n\n", irreversible=True, compensating_tool=None)
+    assert re.search(r"undone by.*nothing", terminal.plain)
+
+
+async def test_data_can_neither_be_markup_nor_steer_the_terminal(terminal: Terminal) -> None:
+    arguments = MappingProxyType(
+        {"[red]x[/red]": "[/foo] [bold]b[/bold]", "e": "\x1b[2J\x1b[H\r\b", "bidi": "a\u202eb", "lines": "one\ntwo"}
+    )
+    await _answered(terminal, "n\n", arguments=arguments)
+    assert "[red]x[/red]" in terminal.plain
+    assert "[/foo] [bold]b[/bold]" in terminal.plain
+    assert "\x1b[2J" not in terminal.screen
+    assert "\u202e" not in terminal.screen
+    assert "a\\u202eb" in terminal.plain
+    assert '"one\\ntwo"' in terminal.plain
+
+
+async def test_what_was_typed_before_the_question_does_not_count(terminal: Terminal) -> None:
+    terminal.attach()
+    terminal.type("y\n")
+    decision = await _answered(terminal, "n\n")
+    assert not decision.approved
+
+
+async def test_concurrent_requests_are_asked_one_after_the_other(terminal: Terminal) -> None:
+    terminal.attach()
+    decisions: dict[str, bool] = {}
+
+    async def ask(name: str) -> None:
+        decisions[name] = (await CliHandler().request_approval(approval_request(name))).approved
+
+    async with anyio.create_task_group() as group:
+        for name in ("one", "two", "three"):
+            group.start_soon(ask, name)
+        for count, answer in enumerate(["y\n", "n\n", "y\n"], 1):
+            await terminal.until(QUESTION, times=count)
+            assert terminal.plain.count("Approval needed") == count
+            terminal.type(answer)
+    shown = re.findall(r"Approval needed: (\w+)", terminal.plain)
+    assert sorted(shown) == ["one", "three", "two"]
+    assert [decisions[name] for name in shown] == [True, False, True]
+
+
+async def test_a_request_that_expires_is_denied(terminal: Terminal) -> None:
+    terminal.attach()
+    decision = await CliHandler().request_approval(approval_request(expires_at=time.time() + 0.05))
+    assert (decision.approved, decision.reason) == (False, "nobody answered before the request expired")
+
+
+async def test_a_request_that_expired_while_it_waited_is_not_asked(terminal: Terminal) -> None:
+    terminal.attach()
+    decision = await CliHandler().request_approval(approval_request(expires_at=time.time() - 1))
+    assert "expired before it could be asked" in decision.reason
+
+
+async def test_cancelling_takes_the_question_back_and_leaves_no_thread(terminal: Terminal) -> None:
+    terminal.attach()
+    handler = CliHandler()
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(handler.request_approval, approval_request())
+            await terminal.until(QUESTION)
+            group.cancel_scope.cancel()
+        # Nothing was left behind that would eat this answer.
+        async with anyio.create_task_group() as group:
+            decisions: list[Decision] = []
+
+            async def again() -> None:
+                decisions.append(await handler.request_approval(approval_request()))
+
+            group.start_soon(again)
+            await terminal.until(QUESTION, times=2)
+            terminal.type("y\n")
+    assert decisions[0].approved
+
+
+async def test_end_of_file_is_a_denial(terminal: Terminal) -> None:
+    decision = await _answered(terminal, "\x04")
+    assert (decision.approved, decision.reason) == (False, "the terminal was closed")
+
+
+async def test_a_terminal_that_hangs_up_is_a_denial(terminal: Terminal) -> None:
+    terminal.attach()
+    decisions: list[Decision] = []
+
+    async def ask() -> None:
+        decisions.append(await CliHandler().request_approval(approval_request()))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        await terminal.until(QUESTION)
+        os.close(terminal.master)
+    assert not decisions[0].approved
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stderr"])
+async def test_no_terminal_is_a_denial_with_the_reason(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
+    terminal.attach()
+    monkeypatch.setattr(sys, stream, io.StringIO("y\n"))
+    decision = await CliHandler().request_approval(approval_request())
+    assert (decision.approved, decision.reason) == (False, "there is no terminal to ask at")
+
+
+async def test_no_standard_streams_are_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert not (await CliHandler().request_approval(approval_request())).approved
