@@ -14,7 +14,16 @@ from anyio.lowlevel import EventLoopToken
 
 from agenthelm._runtime.progress import Progress
 
-__all__ = ["RunContext", "StopMark", "current_run", "entered", "new_call_id", "new_run_id", "raise_if_stopped", "report"]
+__all__ = [
+    "RunContext",
+    "StopMark",
+    "current_run",
+    "entered",
+    "new_call_id",
+    "new_run_id",
+    "raise_if_stopped",
+    "report",
+]
 
 _PROCESS_PREFIX = secrets.token_hex(4)
 _CALLS = itertools.count(1)

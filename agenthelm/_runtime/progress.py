@@ -22,10 +22,18 @@ class Progress:
     """
 
     kind: Literal[
-        "agent_started", "agent_finished", "agent_failed",
-        "tool_started", "tool_finished", "tool_failed",
-        "lm_started", "lm_finished", "lm_failed",
-        "unwinding", "undone", "undo_failed",
+        "agent_started",
+        "agent_finished",
+        "agent_failed",
+        "tool_started",
+        "tool_finished",
+        "tool_failed",
+        "lm_started",
+        "lm_finished",
+        "lm_failed",
+        "unwinding",
+        "undone",
+        "undo_failed",
     ]
     name: str
     agent: str | None = None

@@ -62,7 +62,9 @@ def _named_type(name: str, spec: Any, namespace: dict[str, Any]) -> Any:
     try:
         return eval(spec, {"__builtins__": __builtins__}, known)  # noqa: S307 - the developer's own decorator argument
     except Exception as exc:
-        raise TypeError(f"{name!r} has the type {spec!r}, which can't be resolved ({type(exc).__name__}: {exc})") from exc
+        raise TypeError(
+            f"{name!r} has the type {spec!r}, which can't be resolved ({type(exc).__name__}: {exc})"
+        ) from exc
 
 
 class Binding:
@@ -153,7 +155,9 @@ class Binding:
         wrapped = self._is_single_field(value)
         try:
             if wrapped:
-                return self._result.validate_python({next(iter(self.result_fields)): value})[next(iter(self.result_fields))]
+                return self._result.validate_python({next(iter(self.result_fields)): value})[
+                    next(iter(self.result_fields))
+                ]
             return self._result.validate_python(value)
         except ValidationError as exc:
             first = exc.errors(include_url=False, include_input=False)[0]
@@ -213,7 +217,11 @@ class Binding:
         for name, prop in properties.items():
             prop.pop("title", None)
             parameter = self.parameters.get(name)
-            if parameter is not None and not parameter.required and isinstance(parameter.default, (*_SCALARS, list, dict)):
+            if (
+                parameter is not None
+                and not parameter.required
+                and isinstance(parameter.default, (*_SCALARS, list, dict))
+            ):
                 prop.setdefault("default", parameter.default)
         if "required" in schema:
             schema["required"] = [name for name in schema["required"] if name != KEY_PARAMETER]
@@ -235,7 +243,8 @@ class Binding:
     def _add(self, parameter: inspect.Parameter, hints: Mapping[str, Any], override: Mapping[str, Any]) -> None:
         if parameter.kind is parameter.VAR_POSITIONAL:
             raise ToolContractError(
-                f"tool {self.name!r}: *{parameter.name} has no names to validate; take a list instead", tool_name=self.name
+                f"tool {self.name!r}: *{parameter.name} has no names to validate; take a list instead",
+                tool_name=self.name,
             )
         if parameter.kind is parameter.VAR_KEYWORD:
             self.open_ended = True
@@ -308,9 +317,7 @@ def missing_parameters(function: Callable[..., Any], available: frozenset[str] |
     return [
         p.name
         for p in inspect.signature(function).parameters.values()
-        if p.default is _EMPTY
-        and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-        and p.name not in available
+        if p.default is _EMPTY and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in available
     ]
 
 

@@ -103,7 +103,9 @@ def check_contract(name: str, contract: ToolContract, *, is_async: bool) -> None
             "remove it, or the side effects"
         )
     if contract.abandonable and (is_async or contract.runs_in == "process"):
-        refuse("abandonable is for sync tools in threads; async tools and processes are stopped at their deadline anyway")
+        refuse(
+            "abandonable is for sync tools in threads; async tools and processes are stopped at their deadline anyway"
+        )
     if contract.runs_in not in ("thread", "process"):
         refuse(f"runs_in must be 'thread' or 'process', not {contract.runs_in!r}")
     if contract.runs_in == "process" and is_async:

@@ -207,8 +207,10 @@ class ToolRegistry(Mapping[str, Tool]):
             self.check_compensation(entry, entry.contract.compensating_tool)
             verify = entry.contract.verify
             if isinstance(verify, str) and verify not in self._tools:
-                raise PlanError(f"tool {entry.name!r} names {verify!r} as verify, but no such tool is registered"
-                                f"{_hint(verify, self._tools)}")
+                raise PlanError(
+                    f"tool {entry.name!r} names {verify!r} as verify, but no such tool is registered"
+                    f"{_hint(verify, self._tools)}"
+                )
             self._checked.add(entry.name)
 
     def check_compensation(self, entry: Tool, compensating_tool: str | None) -> None:
