@@ -92,7 +92,7 @@ def _wrapped(function: Callable[..., Any]) -> Callable[..., None]:
     public: Any = wrapper
     public.__signature__ = signature.replace(parameters=[*parameters, *shared])
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in [*parameters, *shared]}
-    del public.__wrapped__  # type: ignore[attr-defined]  # Typer would read the original's signature instead
+    del public.__wrapped__  # Typer would read the original's signature instead
     return wrapper
 
 

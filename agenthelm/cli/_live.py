@@ -49,6 +49,7 @@ class View:
         self._live: Live | None = None
         self._console = err()
         self._paused = 0
+        self._said = ""
 
     @contextmanager
     def shown(self) -> Iterator[View]:
@@ -96,7 +97,8 @@ class View:
         self._update(progress)
         if self._live is None and not self.quiet:
             line = _line(progress)
-            if line:
+            if line and line != self._said:
+                self._said = line
                 cost = f"  {dollars(self._cost)}" if self._cost else ""
                 sys.stderr.write(f"{time.monotonic() - self._started:7.1f}s  {escape_controls(line)}{cost}\n")
                 sys.stderr.flush()

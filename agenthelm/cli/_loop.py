@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-import threading
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import anyio
 from anyio import CancelScope
 from anyio.abc import TaskStatus
 
-__all__ = ["Interrupted", "Watch", "end_process", "run", "watch"]
+from agenthelm.cli._ending import end_process
+
+__all__ = ["Interrupted", "Watch", "run", "watch"]
 
 T = TypeVar("T")
 
@@ -123,24 +123,3 @@ async def _stop(signum: int) -> None:
 def _write(text: str) -> None:
     sys.stderr.write(f"\r{text}\n")
     sys.stderr.flush()
-
-
-def end_process(code: int, *, force: bool = False) -> NoReturn:
-    """Leave the interpreter, without joining threads that will not end.
-
-    A tool that was let go at its deadline may still sit in its thread; joining it would keep the shell waiting.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            force = True  # a closed pipe: the interpreter would complain about it on its way out
-    if not force:
-        main = threading.main_thread()
-        lingering = [thread for thread in threading.enumerate() if thread is not main and not thread.daemon]
-        for thread in lingering:
-            thread.join(0.5)
-        force = any(thread.is_alive() for thread in lingering)
-    if force:
-        os._exit(code)
-    sys.exit(code)

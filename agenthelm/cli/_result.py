@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agenthelm.cli._console import clean, err, escape_controls, out, print_json, say, table, to_json
@@ -17,8 +17,8 @@ __all__ = ["print_failure", "render", "show", "tell_undone"]
 _MAIN_KEYS = ("text", "answer")
 
 
-def show(result: Any, *, as_json: bool, quiet: bool) -> None:
-    """Print a finished run."""
+def show(result: Any, names: Mapping[str, str], *, as_json: bool, quiet: bool) -> None:
+    """Print a finished run; ``names`` says what its effects are called."""
     if as_json:
         print_json(
             {
@@ -29,21 +29,26 @@ def show(result: Any, *, as_json: bool, quiet: bool) -> None:
                 "cost_usd": result.cost_usd,
                 "priced_usd": result.priced_usd,
                 "usage": result.usage,
-                "in_doubt": result.in_doubt,
-                "irreversible": result.irreversible,
+                "in_doubt": [{"effect_id": effect, "tool": names.get(effect)} for effect in result.in_doubt],
+                "irreversible": [{"effect_id": effect, "tool": names.get(effect)} for effect in result.irreversible],
+                "trace_id": result.trace_id,
             }
         )
     else:
         render(dict(result))
     sys.stdout.flush()
     if result.in_doubt:
-        say(f"in doubt (may or may not have happened): {', '.join(result.in_doubt)}", style="yellow")
+        say(f"in doubt (may or may not have happened): {_called(names, result.in_doubt)}", style="yellow")
     if result.irreversible and not as_json:
-        say(f"can't be taken back: {', '.join(result.irreversible)}", style="yellow")
+        say(f"can't be taken back: {_called(names, result.irreversible)}", style="yellow")
     if quiet or as_json:
         return
     _cost_table(result)
     say(f"run {result.run_id}  session {result.session_id}", style="dim")
+
+
+def _called(names: Mapping[str, str], effects: Sequence[str]) -> str:
+    return ", ".join(clean(names.get(effect, effect)) for effect in effects)
 
 
 def render(result: Mapping[str, Any]) -> None:

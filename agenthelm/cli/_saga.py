@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from agenthelm.orchestration.results import SagaResult
     from agenthelm.orchestration.state import EffectState, RunState
 
-__all__ = ["facts", "perform", "prune", "read", "row", "run_id", "runs", "tree", "undo_preview"]
+__all__ = ["effect_names", "facts", "perform", "prune", "read", "row", "run_id", "runs", "tree", "undo_preview"]
 
 _OPEN = "open"
 _STYLES = {
@@ -204,14 +204,25 @@ def undo_preview(run: RunState) -> list[str]:
 
 
 async def perform(
-    settings: Settings, work: Callable[[Any], Awaitable[list[SagaResult]]], *, json: bool, quiet: bool = False
+    settings: Settings,
+    work: Callable[[Any], Awaitable[list[SagaResult]]],
+    *,
+    wanted: frozenset[str],
+    json: bool,
 ) -> None:
-    """Do something to sagas with an orchestrator, show it, and end with the right exit code."""
+    """Do something to sagas with an orchestrator, show it, and end with the right exit code.
+
+    Args:
+        settings: What to open.
+        work: Gets the orchestrator.
+        wanted: The statuses that count as done.
+        json: Whether stdout is for a JSON document.
+    """
     from agenthelm.cli import _result, _session
     from agenthelm.cli._live import View
     from agenthelm.cli._loop import watch
 
-    view = View(quiet=quiet)
+    view = View()
     watch().restore = view.restore
     watch().first = "interrupted: undoing what was done (Ctrl-C again stops at once)"
     watch().last = "stopped: what is left to undo is in the journal; `agenthelm saga recover` finishes it"
@@ -222,24 +233,34 @@ async def perform(
                     settings, memory=False, prompt=view.prompting, observer=view.observe
                 ) as orchestrator:
                     results = await work(orchestrator)
+                    names = {r.run_id: await _tools(orchestrator.storage, r.run_id) for r in results}
         except Exception as exc:
             code = report(exc)
             if json:
                 _result.print_failure(exc, code=exit_code(exc), message=summary(exc))
             raise Failure(code) from exc
-    _show(results, json=json)
-    code = max((_code(result) for result in results), default=0)
-    if code:
-        raise Failure(code)
+    _show(results, names, json=json)
+    codes = [3 if result.status == "failed" else 0 if result.status in wanted else 1 for result in results]
+    if any(codes):
+        raise Failure(max(codes))
 
 
-def _code(result: SagaResult) -> int:
-    if result.status == "failed":
-        return 3
-    return 1 if result.error is not None or result.errors else 0
+async def _tools(storage: BaseStorage, run: str) -> dict[str, str]:
+    try:
+        return effect_names(await read(storage, run))
+    except RunNotFoundError:  # refused before it had a journal, or without any effect
+        return {}
 
 
-def _show(results: list[SagaResult], *, json: bool) -> None:
+def effect_names(run: RunState) -> dict[str, str]:
+    """Effect ids -> what a person calls them."""
+    return {
+        effect.effect.id: effect.effect.tool + (f" ({effect.effect.step})" if effect.effect.step else "")
+        for effect in run.effects.values()
+    }
+
+
+def _show(results: list[SagaResult], names: Mapping[str, Mapping[str, str]], *, json: bool) -> None:
     from agenthelm.cli._console import clean, out, print_json, say
 
     if json:
@@ -250,19 +271,20 @@ def _show(results: list[SagaResult], *, json: bool) -> None:
         for record in result.steps:
             out().print(f"{record.step.name}: {clean(record.result, width=160)}")
         if result.error:
-            say(f"error: {clean(result.error)}")
+            say(f"because: {clean(result.error)}")
         for step, error in result.errors.items():
             say(f"step {step} failed: {clean(error)}")
         for effect in result.stuck:
             say(f"could not be undone: {effect.tool} ({clean(effect.reason)})", style="bold red")
-        parts = [f"run {result.run_id}: {result.status}"]
-        if result.undone:
-            parts.append(f"{len(result.undone)} undone")
-        if result.in_doubt:
-            parts.append(f"{len(result.in_doubt)} in doubt")
-        if result.irreversible:
-            parts.append(f"{len(result.irreversible)} can't be taken back")
-        say(", ".join(parts))
+        called = names.get(result.run_id, {})
+        for words, effects in (
+            ("undone", result.undone),
+            ("in doubt", result.in_doubt),
+            ("can't be taken back", result.irreversible),
+        ):
+            if effects:
+                say(f"{words}: {', '.join(clean(called.get(effect, effect)) for effect in effects)}")
+        say(f"run {result.run_id}: {result.status}", style="bold")
 
 
 def _document(result: SagaResult) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def list_agents(app: App = None, json: Json = False) -> None:
 
 
 def _names(fields: Mapping[str, Any]) -> str:
-    return ", ".join(name if spec["required"] else f"[{name}]" for name, spec in fields.items())
+    return ", ".join(name if spec.get("required", True) else f"[{name}]" for name, spec in fields.items())
 
 
 @command(describe_app, "describe")
@@ -84,7 +84,7 @@ def describe(name: AgentName, app: App = None, json: Json = False) -> None:
 def _requirement(spec: Mapping[str, Any], title: str) -> str:
     if title == "gives":
         return ""
-    return "required" if spec["required"] else f"default {spec.get('default')!r}"
+    return "required" if spec.get("required", True) else f"default {spec.get('default')!r}"
 
 
 def _words(agent_type: type) -> Iterator[str]:

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from agenthelm.exceptions import nearest
+
 __all__ = ["app", "main"]
 
 _COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -44,6 +46,8 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command itself."""
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            raise _USAGE_ERROR(f"there is no command {args[0]!r}.{nearest(args[0], _COMMANDS)}", ctx=ctx)
         name, command, rest = super().resolve_command(ctx, args)
         return name, command and _load(str(command.name)), rest
 
@@ -66,9 +70,7 @@ class LazyGroup(TyperGroup):
             code = 130
         except _USAGE_ERROR as exc:
             code = _usage_error(exc)
-        from agenthelm.cli._loop import end_process
-
-        return end_process(code if isinstance(code, int) else 0)
+        return sys.exit(code if isinstance(code, int) else 0)
 
 
 _USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]  # whichever copy of Click this Typer stands on
@@ -132,7 +134,12 @@ def root(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script."""
-    app(arguments, prog_name="agenthelm")
+    try:
+        app(arguments, prog_name="agenthelm")
+    except SystemExit as ending:
+        from agenthelm.cli._ending import end_process
+
+        end_process(ending.code if isinstance(ending.code, int) else 1)
 
 
 if __name__ == "__main__":

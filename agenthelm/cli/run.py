@@ -112,7 +112,7 @@ async def _perform(
 ) -> None:
     import anyio
 
-    from agenthelm.cli import _result, _session
+    from agenthelm.cli import _result, _saga, _session
     from agenthelm.cli._loop import watch
 
     watch().restore = view.restore
@@ -128,6 +128,8 @@ async def _perform(
                     result = await orchestrator.run_parallel(agents, task, **merging, **given)
                 else:
                     result = await orchestrator.run_pipeline(agents, task, **given)
+                loose = result.in_doubt or result.irreversible
+                names = _saga.effect_names(await _saga.read(orchestrator.storage, result.run_id)) if loose else {}
     except anyio.get_cancelled_exc_class() as exc:
         _result.tell_undone(view, getattr(exc, "saga", None))
         raise
@@ -137,4 +139,4 @@ async def _perform(
         if json:
             _result.print_failure(exc, code=exit_code(exc), message=summary(exc))
         raise Failure(code) from exc
-    _result.show(result, as_json=json, quiet=view.quiet)
+    _result.show(result, names, as_json=json, quiet=view.quiet)

@@ -18,6 +18,8 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Run, look at, undo and recover what runs did to the world.", no_args_is_help=True)
 
+_AFTERWARDS = frozenset({"success", "rolled_back", "stopped"})  # all but failed: there is nothing left to do
+
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id; last is the latest one.")]
 
 
@@ -97,9 +99,9 @@ async def run_plan(
         return
 
     async def work(orchestrator: Any) -> list[SagaResult]:
-        return [await orchestrator.run_saga(steps, on_error=on_error, timeout=timeout)]
+        return [await orchestrator.run_saga(steps, on_error=on_error, name=plan.stem, timeout=timeout)]
 
-    await _saga.perform(settings, work, json=json)
+    await _saga.perform(settings, work, wanted=frozenset({"success"}), json=json)
 
 
 @command(app, "undo")
@@ -130,7 +132,7 @@ async def undo(
     async def work(orchestrator: Any) -> list[SagaResult]:
         return [await orchestrator.undo(state.run_id)]
 
-    await _saga.perform(settings, work, json=json)
+    await _saga.perform(settings, work, wanted=_AFTERWARDS, json=json)
 
 
 def _confirm(question: str) -> None:
@@ -173,7 +175,7 @@ async def recover(
             _console.note("nothing to recover")
         return results
 
-    await _saga.perform(settings, work, json=json)
+    await _saga.perform(settings, work, wanted=_AFTERWARDS, json=json)
 
 
 @command(app, "retry")
@@ -187,7 +189,7 @@ async def retry(run: RunId, app: App = None, trace: Trace = None, json: Json = F
     async def work(orchestrator: Any) -> list[SagaResult]:
         return [await orchestrator.retry(await _saga.run_id(orchestrator.storage, run))]
 
-    await _saga.perform(settings, work, json=json)
+    await _saga.perform(settings, work, wanted=_AFTERWARDS, json=json)
 
 
 @command(app, "resolve")
@@ -211,9 +213,9 @@ async def resolve(
 
     async def work(orchestrator: Any) -> list[SagaResult]:
         run_id = await _saga.run_id(orchestrator.storage, run)
-        return [await orchestrator.resolve(run_id, step, as_=as_)]
+        return [await orchestrator.resolve(run_id, step, outcome=as_)]
 
-    await _saga.perform(settings, work, json=json)
+    await _saga.perform(settings, work, wanted=_AFTERWARDS, json=json)
 
 
 @command(app, "prune")
