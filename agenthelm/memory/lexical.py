@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import unicodedata
@@ -14,15 +15,16 @@ __all__ = ["LexicalEmbedder"]
 _WORD = re.compile(r"[^\W_]+")
 
 # Words that say how a sentence is built and not what it is about; they count for little.
-_COMMON = frozenset(
-    """a about above after again all also am an and any are as at be because been before being below between both but by
+_COMMON_WORDS = """
+    a about above after again all also am an and any are as at be because been before being below between both but by
     can could did do does doing down during each few for from further had has have having he her here hers him his how i
     if in into is it its just let like may me might more most must my no nor not now of off on once only or other our ours
     out over own please s same shall she should so some such t than that the their theirs them then there these they this
     those through to too under until up us very was we were what when where which while who whom whose why will with
     would you your yours tell know give many much get got going
-    el la los las un una de que y en le les des du et der die das und ist ein eine il di che""".split()
-)
+    el la los las un una de que y en le les des du et der die das und ist ein eine il di che
+"""
+_COMMON = frozenset(_COMMON_WORDS.split())
 
 _ENDINGS = (
     ("ational", "ate"), ("fulness", "ful"), ("ousness", "ous"), ("iveness", "ive"), ("ization", "ize"),
@@ -75,7 +77,7 @@ def _features(text: str) -> Iterator[tuple[str, float]]:
             for gram in grams:
                 yield f"g {gram}", 0.7 * weight / math.sqrt(len(grams))
     content = [stem for stem, common in stems if not common]
-    for left, right in zip(content, content[1:], strict=False):
+    for left, right in itertools.pairwise(content):
         yield f"p {left} {right}", 0.3
 
 

@@ -1,0 +1,294 @@
+"""Values in a Redis server."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from urllib.parse import urlsplit
+
+import anyio
+from anyio.lowlevel import RunVar
+
+from agenthelm._runtime.retry import Backoff, Clock, SystemClock
+from agenthelm._runtime.workers import Workers
+from agenthelm.exceptions import ConfigError, MemoryStoreError, describe
+from agenthelm.memory.backends._integers import not_an_integer
+from agenthelm.memory.base import KeyValueBackend
+
+if TYPE_CHECKING:
+    import redis
+
+__all__ = ["RedisBackend"]
+
+T = TypeVar("T")
+
+_RETRIES = 3
+_PAGE = 1000
+
+_SWAP = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if ARGV[3] == '' then redis.call('SET', KEYS[1], ARGV[2])
+else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
+return 1
+"""
+
+Command = tuple["str | int", ...]
+
+
+class _Link(Protocol):
+    """The two things that are asked of redis-py, on either kind of event loop."""
+
+    async def one(self, *command: str | int) -> Any: ...
+
+    async def several(self, commands: Sequence[Command]) -> list[Any]: ...
+
+    async def aclose(self) -> None: ...
+
+
+class RedisBackend(KeyValueBackend):
+    """Values in a Redis server, through pooled connections that come back after it was restarted.
+
+    On asyncio redis-py's own client is used, on trio its sync client in worker threads. Reads, writes and deletions
+    are tried again for about a second when the connection breaks; `incr` and `swap` never are, because nobody could
+    say how often they happened. A server that accepts a call and does not answer costs one ``timeout``, not several.
+
+    Args:
+        url: ``redis://``, ``rediss://`` or ``unix://``, with redis-py's query parameters.
+        max_connections: At most so many per event loop; further calls wait for their turn.
+        timeout: Seconds to wait for an answer.
+        connect_timeout: Seconds to wait for a connection.
+
+    Raises:
+        ConfigError: The URL can't be read.
+    """
+
+    store = "redis"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        max_connections: int = 64,
+        timeout: float = 5.0,
+        connect_timeout: float = 2.0,
+        clock: Clock | None = None,
+    ) -> None:
+        self._location = _without_secrets(url)
+        self._url = url
+        self._size = max_connections
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._clock = clock or SystemClock()
+        self._backoff = Backoff(initial=0.05, factor=4.0, maximum=1.0, jitter=False)
+        self._links: RunVar[_Link | None] = RunVar(f"agenthelm_redis_{id(self):x}", None)
+        self._closed = False
+
+    @property
+    def location(self) -> str:
+        return self._location
+
+    async def read(self, keys: Sequence[str]) -> list[str | None]:
+        if len(keys) == 1:
+            return [await self._one("GET", keys[0])]
+        return cast("list[str | None]", await self._one("MGET", *keys))
+
+    async def write(self, items: Mapping[str, str], ttl: float | None) -> None:
+        if len(items) == 1:
+            ((key, value),) = items.items()
+            await self._one("SET", key, value, *_expiry(ttl))
+        elif ttl is None:
+            await self._one("MSET", *(part for item in items.items() for part in item))
+        else:
+            commands: list[Command] = [("SET", key, value, *_expiry(ttl)) for key, value in items.items()]
+            await self._call(lambda link: link.several(commands))
+
+    async def delete(self, keys: Sequence[str]) -> int:
+        pages = [keys[start : start + _PAGE] for start in range(0, len(keys), _PAGE)]
+        return sum([int(await self._one("DEL", *page)) for page in pages])
+
+    async def scan(self, prefix: str) -> list[str]:
+        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", prefix) + "*"
+        found: set[str] = set()  # SCAN may name a key twice
+        cursor = 0
+        while True:
+            cursor, keys = await self._one("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE)
+            found.update(key for key in keys if key.startswith(prefix))
+            if int(cursor) == 0:
+                return sorted(found)
+
+    async def swap(self, key: str, expected: str | None, new: str, *, ttl: float | None) -> bool:
+        if expected is None:
+            return bool(await self._once("SET", key, new, *_expiry(ttl), "NX"))
+        milliseconds = "" if ttl is None else _expiry(ttl)[1]
+        return bool(await self._once("EVAL", _SWAP, 1, key, expected, new, milliseconds))
+
+    async def incr(self, key: str, amount: int, *, ttl: float | None) -> int:
+        from redis.exceptions import ResponseError
+
+        try:
+            if ttl is None:
+                return int(await self._once("INCRBY", key, amount))
+            commands: list[Command] = [("SET", key, 0, *_expiry(ttl), "NX"), ("INCRBY", key, amount)]
+            return int((await self._call(lambda link: link.several(commands), retries=0))[1])
+        except MemoryStoreError as exc:
+            if isinstance(exc.__cause__, ResponseError) and re.search("not an integer|overflow", str(exc.__cause__)):
+                raise not_an_integer(key) from exc
+            raise
+
+    async def ping(self) -> None:
+        await self._once("PING")
+
+    async def aclose(self) -> None:
+        self._closed = True
+        link = self._links.get()
+        self._links.set(None)
+        if link is not None:
+            with anyio.CancelScope(shield=True):
+                await link.aclose()
+
+    async def _one(self, *command: str | int) -> Any:
+        return await self._call(lambda link: link.one(*command))
+
+    async def _once(self, *command: str | int) -> Any:
+        return await self._call(lambda link: link.one(*command), retries=0)
+
+    async def _call(self, command: Callable[[_Link], Awaitable[T]], *, retries: int = _RETRIES) -> T:
+        from redis import exceptions
+
+        link = self._link()
+        for attempt in range(1, retries + 2):
+            try:
+                return await command(link)
+            except exceptions.ConnectionError as exc:
+                final = isinstance(exc, (exceptions.AuthenticationError, exceptions.AuthorizationError))
+                if final or attempt > retries:
+                    raise self._translated(exc) from exc
+            except (exceptions.RedisError, OSError, UnicodeDecodeError) as exc:
+                raise self._translated(exc) from exc
+            await self._clock.sleep(self._backoff.delay(attempt))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _link(self) -> _Link:
+        if self._closed:
+            raise MemoryStoreError(f"the memory at {self._location} is closed; open another one")
+        link = self._links.get()
+        if link is None:
+            made = _ThreadLink if _on_trio() else _AsyncLink
+            link = made(self._url, self._size, self._timeout, self._connect_timeout)
+            self._links.set(link)
+        return link
+
+    def _translated(self, error: Exception) -> MemoryStoreError:
+        from redis import exceptions
+
+        what = f"Redis at {self._location}"
+        match error:
+            case exceptions.AuthenticationError() | exceptions.AuthorizationError() | exceptions.NoPermissionError():
+                text = f"{what} refused the user or the password"
+            case exceptions.TimeoutError():
+                text = f"{what} did not answer within {self._timeout:g} s; whether it did what it was asked is unknown"
+            case exceptions.ConnectionError() | OSError():
+                text = f"{what} can't be reached; is it running? ({describe(error)})"
+            case exceptions.OutOfMemoryError():
+                text = f"{what} is out of memory; nothing was written"
+            case UnicodeDecodeError():
+                text = f"{what} holds bytes under an agenthelm: key that AgentHelm did not write; delete them"
+            case _:
+                text = f"{what} refused the command ({describe(error)})"
+        return MemoryStoreError(text)
+
+
+class _AsyncLink:
+    """redis-py's client for asyncio."""
+
+    def __init__(self, url: str, size: int, timeout: float, connect_timeout: float) -> None:
+        from redis.asyncio import ConnectionPool, Redis
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+
+        # The semaphore is the limit, not the pool: a pool that counts loses a place for good when a cancellation
+        # strikes while a connection is handed back, and its waiting list costs more than a semaphore.
+        self._turns = anyio.Semaphore(size, fast_acquire=True)
+        options = _options(timeout, connect_timeout, Retry(NoBackoff(), 0))
+        self._client: redis.asyncio.Redis = Redis(connection_pool=ConnectionPool.from_url(url, **options))
+
+    async def one(self, *command: str | int) -> Any:
+        async with self._turns:
+            return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    async def several(self, commands: Sequence[Command]) -> list[Any]:
+        async with self._turns, self._client.pipeline(transaction=True) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            return await pipeline.execute()
+
+    async def aclose(self) -> None:
+        await self._client.aclose(close_connection_pool=True)
+
+
+class _ThreadLink:
+    """redis-py's sync client in worker threads, for event loops it has no client for."""
+
+    def __init__(self, url: str, size: int, timeout: float, connect_timeout: float) -> None:
+        from redis import BlockingConnectionPool, Redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        self._workers = Workers(size)
+        options = _options(timeout, connect_timeout, Retry(NoBackoff(), 0))
+        pool = BlockingConnectionPool.from_url(url, max_connections=size, timeout=timeout, **options)
+        self._client: redis.Redis = Redis(connection_pool=pool)
+
+    async def one(self, *command: str | int) -> Any:
+        return await self._workers.hop(self._client.execute_command, *command)
+
+    async def several(self, commands: Sequence[Command]) -> list[Any]:
+        return await self._workers.hop(self._several, commands)
+
+    async def aclose(self) -> None:
+        await self._workers.hop(self._close)
+
+    def _several(self, commands: Sequence[Command]) -> list[Any]:
+        with self._client.pipeline(transaction=True) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
+            return pipeline.execute()
+
+    def _close(self) -> None:
+        self._client.close()
+        self._client.connection_pool.disconnect()
+
+
+def _options(timeout: float, connect_timeout: float, retry: object) -> dict[str, Any]:
+    return {
+        "decode_responses": True,
+        "protocol": 2,  # the newer one asks two more questions per connection, for features not used here
+        "retry": retry,  # named, because what redis-py does by itself depends on how its client was made
+        "socket_timeout": timeout,
+        "socket_connect_timeout": connect_timeout,
+        "socket_keepalive": True,
+        "client_name": "agenthelm",
+    }
+
+
+def _on_trio() -> bool:
+    return anyio.lowlevel.current_token().backend_class.__module__.endswith("_trio")
+
+
+def _expiry(ttl: float | None) -> tuple[str | int, ...]:
+    return () if ttl is None else ("PX", max(1, math.ceil(ttl * 1000)))
+
+
+def _without_secrets(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError as exc:
+        raise ConfigError(
+            f"the Redis URL can't be read: {exc}; write redis://user:password@host:6379/0", setting="memory_url"
+        ) from None
+    user = f"{parts.username}@" if parts.username else ""
+    host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname or ""
+    return f"{parts.scheme}://{user}{host}{port}{parts.path}"
