@@ -9,6 +9,7 @@ import dspy
 from dspy.lm15 import FunctionTool, Message, Request, Response, TextPart, ToolCallPart, Usage, response_to_events
 
 from agenthelm.agent.placeholder import fill_prompt, fill_schema, placeholder, render
+from agenthelm.core.cost import Price
 
 __all__ = ["OFFLINE", "AsyncOfflineEngine", "OfflineEngine", "offline_lm", "request_text", "system_text"]
 
@@ -43,6 +44,9 @@ class OfflineEngine:
 
     nonblocking = True
     """Answers at once, so it may be asked on the event loop."""
+
+    price = Price(input=0.0, output=0.0, source="offline")
+    """What the meter books for its tokens."""
 
     supports_function_calling = False
     supports_reasoning = False

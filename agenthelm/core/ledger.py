@@ -177,6 +177,16 @@ class Ledger:
         """What was spent on everything with a known price, USD."""
         return self.total().priced_usd
 
+    @property
+    def root(self) -> Ledger:
+        """The run's ledger, at the top of the tree."""
+        return self._chain[-1][0]
+
+    @property
+    def tool(self) -> str | None:
+        """The tool inside whose call this ledger is, if it is in one."""
+        return self._tool
+
     def spent(self) -> Amount:
         """What the limits of this ledger see as spent: tool calls in flight are in it only when they have ended."""
         with self._lock:
@@ -281,6 +291,7 @@ class Reservation:
         *,
         usage: TokenUsage | None = None,
         agent: str | None = None,
+        model: str | None = None,
         outcome: Outcome = "answered",
     ) -> None:
         """Book what the call took in fact and give the rest back.
@@ -293,6 +304,7 @@ class Reservation:
                 Unless it says otherwise, the calls and tool calls are those that were reserved.
             usage: The tokens by kind, and the model (LM calls).
             agent: Who asked.
+            model: The model, where there is no ``usage`` to name it.
             outcome: How an LM call ended. One answered from a cache takes nothing, not even a call.
         """
         with self._ledger._lock:
@@ -317,7 +329,8 @@ class Reservation:
             calls = held[2] if amount is None or not amount.calls else amount.calls
             tools = held[3] if amount is None or not amount.tool_calls else amount.tool_calls
             self._end((pico, tokens, calls, tools))
-            self._record((booked, tokens, calls, tools), usage, agent, outcome, unpriced=usd is None and drawer is None)
+            unpriced = usd is None and drawer is None
+            self._record((booked, tokens, calls, tools), usage, agent, outcome, unpriced=unpriced, model=model)
 
     def keep(self, *, estimated: bool = True, agent: str | None = None, model: str | None = None) -> None:
         """Book the whole reservation, because the answer that would say less was lost."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -63,6 +63,7 @@ class Price:
         cached_input: Per input token read from the provider's prompt cache; None for the price of other input.
         cache_write: Per input token written to that cache; None for the price of other input.
         source: Where the price comes from.
+        above: Beyond so many input tokens the whole call is billed at another price; None where there is one price.
     """
 
     input: float
@@ -70,9 +71,12 @@ class Price:
     cached_input: float | None = None
     cache_write: float | None = None
     source: str = "override"
+    above: tuple[int, Price] | None = None
 
     def pico(self, usage: TokenUsage) -> int:
         """What a call's tokens cost, in picodollars."""
+        if self.above is not None and usage.input_tokens > self.above[0]:
+            return self.above[1].pico(usage)
         cached = min(usage.cached_input_tokens, usage.input_tokens)
         written = min(usage.cache_write_tokens, usage.input_tokens - cached)
         return (
@@ -88,6 +92,11 @@ class Price:
 
     def bound(self, input_tokens: int, output_tokens: int) -> float:
         """The most that a call of at most so many tokens can cost, in USD."""
+        if self.above is not None and input_tokens > self.above[0]:
+            return max(
+                self.above[1].bound(input_tokens, output_tokens),
+                replace(self, above=None).bound(input_tokens, output_tokens),
+            )
         dearest = max(self.input, self.cache_write or 0.0)
         return to_usd(input_tokens * to_pico(dearest) + output_tokens * to_pico(self.output))
 

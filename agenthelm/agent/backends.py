@@ -1,0 +1,235 @@
+"""One attempt at a language model, without DSPy's own retries, cache or history around it.
+
+A run's LM is the user's LM with another engine (`agenthelm.agent.metering`), and that engine asks a *backend*. Which one
+depends on what the LM is: an engine object of the user's is asked directly; DSPy's native engine is built as DSPy would
+build it; all else (LiteLLM, subclasses of ``BaseLM``, whatever comes) is called as an LM with a typed request.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any, Protocol
+
+import anyio
+import dspy
+from dspy.lm15 import Request, Response, RouterConfig, UnsupportedFeatureError, response_to_events
+
+from agenthelm._runtime.workers import Workers
+from agenthelm.core.cost import Price
+
+__all__ = ["Backend", "LMBackend", "ObjectBackend", "backend_for", "on_trio"]
+
+
+def on_trio() -> bool:
+    """Whether the running event loop is trio's, on which asyncio-only engines can't be awaited."""
+    return type(anyio.lowlevel.current_token().native_token).__module__.startswith("trio")
+
+
+class Backend(Protocol):
+    """What the metering engine asks. Each method is one attempt; none is retried or cached below here."""
+
+    verbatim: str | None
+    """The provider whose way of counting tokens shows in the usage, where nothing below has evened it out."""
+
+    price: Price | None
+    """What the engine itself says its tokens cost."""
+
+    def ask(self, request: Request) -> Response:
+        """Ask, and block until the answer is there."""
+        ...
+
+    async def ask_async(self, request: Request, workers: Workers) -> Response:
+        """Ask, and be cancellable at once."""
+        ...
+
+    def stream(self, request: Request) -> Iterator[Any]:
+        """Ask for events, blocking."""
+        ...
+
+    def stream_async(self, request: Request) -> AsyncGenerator[Any, None]:
+        """Ask for events, on asyncio."""
+        ...
+
+
+class ObjectBackend:
+    """An engine object and its async twin, if it has one."""
+
+    def __init__(self, engine: Any, async_engine: Any, *, verbatim: str | None = None) -> None:
+        self.engine = engine
+        self.async_engine = async_engine
+        self.verbatim = verbatim
+        price = getattr(engine, "price", None)
+        self.price = price if isinstance(price, Price) else None
+
+    def ask(self, request: Request) -> Response:
+        """Ask the sync engine."""
+        return self.engine.complete(request)
+
+    async def ask_async(self, request: Request, workers: Workers) -> Response:
+        """Await the async twin where the event loop allows; else ask the sync engine in a thread that is let go."""
+        twin = self.async_engine
+        if twin is not None and (getattr(twin, "any_backend", False) or not on_trio()):
+            return await twin.complete(request)
+        if getattr(self.engine, "nonblocking", False):
+            return self.engine.complete(request)
+        return await workers.run_abandonable(self.engine.complete, request)
+
+    def stream(self, request: Request) -> Iterator[Any]:
+        """The sync engine's events, or its whole answer as events."""
+        stream = getattr(self.engine, "stream", None)
+        yield from response_to_events(self.ask(request)) if stream is None else stream(request)
+
+    async def stream_async(self, request: Request) -> AsyncGenerator[Any, None]:
+        """The async twin's events, or its whole answer as events."""
+        stream = getattr(self.async_engine, "stream", None)
+        if stream is None:
+            for event in response_to_events(await self.async_engine.complete(request)):
+                yield event
+            return
+        events = stream(request)
+        try:
+            async for event in events:
+                yield event
+        finally:
+            close = getattr(events, "aclose", None)
+            if close is not None:
+                await close()
+
+
+class LMBackend:
+    """Any LM, called with a typed request. Streams arrive whole, since an LM hands out no events."""
+
+    verbatim: str | None = None
+    price: Price | None = None
+
+    def __init__(self, lm: dspy.BaseLM) -> None:
+        if isinstance(lm, dspy.LM):
+            lm = lm.copy(num_retries=0, cache=False)
+            lm.callbacks = []  # the LM in front of this backend calls them
+        self.lm = lm
+
+    def ask(self, request: Request) -> Response:
+        """Call the LM; history and usage are kept by the LM in front of this backend."""
+        with _muted():
+            return self.lm(request)
+
+    async def ask_async(self, request: Request, workers: Workers) -> Response:
+        """Await the LM on asyncio; on trio call it in a thread that is let go."""
+        if on_trio():
+            return await workers.run_abandonable(self.ask, request)
+        with _muted():
+            return await self.lm.acall(request)
+
+    def stream(self, request: Request) -> Iterator[Any]:
+        """The whole answer, as events."""
+        yield from response_to_events(self.ask(request))
+
+    async def stream_async(self, request: Request) -> AsyncGenerator[Any, None]:
+        """The whole answer, as events."""
+        with _muted():
+            response = await self.lm.acall(request)
+        for event in response_to_events(response):
+            yield event
+
+
+def _muted() -> Any:
+    return dspy.context(callbacks=[], disable_history=True, usage_tracker=None, track_usage=False, send_stream=None)
+
+
+class NativeBackend(ObjectBackend):
+    """DSPy's native engine as an LM with these settings would use it; falls back to the LM where it can't.
+
+    Connections are pooled: one pool for threads, and one for each event loop.
+    """
+
+    def __init__(self, lm: dspy.LM, engines: Any, config: RouterConfig, provider: str) -> None:
+        self._sync, self._async = engines
+        self._config = config
+        self._model_type = lm.model_type
+        self._loops: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self._fallback = LMBackend(lm)
+        super().__init__(self._sync(config, model_type=lm.model_type), None, verbatim=provider)
+
+    def _twin(self) -> Any:
+        loop = anyio.lowlevel.current_token().native_token
+        twin = self._loops.get(loop)
+        if twin is None:
+            twin = self._loops[loop] = self._async(self._config, model_type=self._model_type)
+        return twin
+
+    def _representable(self, request: Request) -> bool:
+        try:
+            self.engine.plan(request)
+        except UnsupportedFeatureError:
+            return False
+        return True
+
+    def ask(self, request: Request) -> Response:
+        """Ask, natively where the request can be represented."""
+        return self.engine.complete(request) if self._representable(request) else self._fallback.ask(request)
+
+    async def ask_async(self, request: Request, workers: Workers) -> Response:
+        """Ask, natively where the request can be represented."""
+        if not self._representable(request):
+            return await self._fallback.ask_async(request, workers)
+        if on_trio():
+            return await workers.run_abandonable(self.engine.complete, request)
+        return await self._twin().complete(request)
+
+    def stream(self, request: Request) -> Iterator[Any]:
+        """The native engine's events."""
+        return self.engine.stream(request) if self._representable(request) else self._fallback.stream(request)
+
+    async def stream_async(self, request: Request) -> AsyncGenerator[Any, None]:
+        """The native engine's events."""
+        native = self._representable(request)
+        events = self._twin().stream(request) if native else self._fallback.stream_async(request)
+        try:
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()
+
+
+_natives: weakref.WeakKeyDictionary[dspy.LM, tuple[object, Backend]] = weakref.WeakKeyDictionary()
+
+
+def backend_for(lm: dspy.BaseLM) -> Backend:
+    """The backend of an LM. A native one is kept for as long as the LM lives, so that connections are used again."""
+    if not isinstance(lm, dspy.LM) or type(lm).forward is not dspy.LM.forward:
+        return LMBackend(lm)
+    if not isinstance(lm.engine, str):
+        # DSPy has no public name for the twin; without one the sync engine is asked in a thread.
+        return ObjectBackend(lm.engine, getattr(lm, "_async_engine_spec", None))
+    settings = (lm.engine, lm.model, lm.model_type, repr(sorted(lm.kwargs.items())))
+    known = _natives.get(lm)
+    if known is not None and known[0] == settings:
+        return known[1]
+    native = _native(lm)
+    if native is None:
+        return LMBackend(lm)
+    _natives[lm] = (settings, native)
+    return native
+
+
+def _native(lm: dspy.LM) -> Backend | None:
+    """DSPy's native engine for an LM, or None where DSPy would not use it, or builds it differently than we know."""
+    try:
+        from dspy.clients.backend_selection import select_backend
+        from dspy.clients.engines.lm15_engine import AsyncLM15Engine, LM15Engine, timeouts_for
+
+        chosen = select_backend(lm)
+        route, clients = chosen.resolution, chosen.clients
+        if not chosen.native or route is None or route.declared:
+            return None
+        url = clients.get("api_base") or clients.get("base_url")
+        config = RouterConfig(
+            api_keys={route.provider: clients["api_key"]} if clients.get("api_key") else None,
+            base_urls={route.provider: url} if url else None,
+            timeouts=timeouts_for(clients.get("timeout")),
+        )
+        # The backend must not keep the LM alive that it is kept for.
+        return NativeBackend(lm.copy(), (LM15Engine, AsyncLM15Engine), config, route.provider)
+    except (ImportError, AttributeError, TypeError):
+        return None

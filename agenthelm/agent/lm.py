@@ -1,0 +1,122 @@
+"""Language models in runs: metered, under budgets and deadlines, one for all or one per agent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import dspy
+
+from agenthelm._runtime.context import current_run, entered
+from agenthelm.agent.lm_errors import unwrap
+from agenthelm.agent.metering import LMPolicy, Meter, Unpriced, metered
+from agenthelm.agent.pricing import without_price_downloads
+from agenthelm.core.cost import PriceSource
+
+__all__ = ["LMPolicy", "LMScope", "Unpriced", "agent_lm_scope", "lm_scope", "unwrap"]
+
+without_price_downloads()
+
+
+@dataclass(frozen=True, slots=True)
+class _Models:
+    """The LMs of one run, in ``RunContext.models``."""
+
+    meter: Meter
+    default: dspy.BaseLM | None
+    by_agent: Mapping[str, dspy.BaseLM] = field(default_factory=dict)
+
+
+class LMScope:
+    """What `lm_scope` returns: enter it with ``async with``, or with ``with`` and `flush` before its end."""
+
+    def __init__(self, models: _Models) -> None:
+        self._models = models
+        self._stack = ExitStack()
+
+    async def flush(self) -> None:
+        """Write the events of calls that were made where nothing can be awaited."""
+        await self._models.meter.flush()
+
+    def __enter__(self) -> Self:
+        run = current_run()
+        if run is not None:
+            self._stack.enter_context(entered(run.evolve(models=self._models)))
+        self._stack.enter_context(_dspy(self._models, self._models.default))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._models.meter.closed = True
+        self._stack.close()
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            await self.flush()
+        finally:
+            self.__exit__(kind, error, traceback)
+
+
+def lm_scope(
+    lm: dspy.BaseLM | None,
+    *,
+    lms: Mapping[str, dspy.BaseLM] | None = None,
+    policy: LMPolicy | None = None,
+    unpriced: Unpriced = "warn",
+    prices: PriceSource | None = None,
+) -> LMScope:
+    """Put a run's language models in force, each behind the door that meters it.
+
+    To be entered inside the run's identity and executor: calls are held to the executor's ledger and recorded in its
+    storage. ``dspy.configure`` is never called; the LM is DSPy's for the length of the scope only, and for the tasks
+    and threads that are started in it.
+
+    Args:
+        lm: The LM of all agents that have none of their own; None for the one that DSPy is configured with.
+        lms: The LMs of single agents, by agent name. They come before an agent's own.
+        policy: Deadline, retries and cache of the calls.
+        unpriced: What to do about models without a known price.
+        prices: Where prices come from, when not from DSPy's metadata.
+    """
+    meter = Meter(policy, unpriced=unpriced, prices=prices)
+    default = lm if lm is not None else dspy.settings.lm
+    return LMScope(_Models(meter, default, dict(lms or {})))
+
+
+@contextmanager
+def agent_lm_scope(agent_name: str, lm: dspy.BaseLM | None = None) -> Iterator[None]:
+    """Put an agent's LM in force: the run's for that agent, else the agent's own, else the run's for all.
+
+    Outside of runs an agent's own LM is used as it is.
+
+    Args:
+        agent_name: The agent.
+        lm: The agent's own LM, if it has one.
+    """
+    run = current_run()
+    models = run.models if run is not None else None
+    if isinstance(models, _Models):
+        chosen = models.by_agent.get(agent_name) or lm or models.default
+        with _dspy(models, chosen):
+            yield
+    elif lm is not None:
+        with dspy.context(lm=lm):
+            yield
+    else:
+        yield
+
+
+def _dspy(models: _Models, lm: dspy.BaseLM | None) -> Any:
+    """DSPy's settings for code under an LM: no trace and no history, which would grow with every call."""
+    if lm is None:
+        return dspy.context(trace=None, disable_history=True)
+    return dspy.context(lm=metered(lm, models.meter), trace=None, disable_history=True)

@@ -1,0 +1,390 @@
+"""The books of one LM call: its reservation, its attempts, its event, its span."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+from dspy import lm15
+from dspy.lm15 import FunctionTool, Request, Response, TextPart
+
+from agenthelm._runtime.context import current_run, new_call_id, raise_if_stopped, report
+from agenthelm._runtime.groups import shielded
+from agenthelm._runtime.progress import Progress
+from agenthelm.agent.lm_errors import fate_of, is_retryable, remember_attempts
+from agenthelm.core.cost import Amount, Price, Reservation, TokenUsage
+from agenthelm.core.executor import ToolExecutor
+from agenthelm.core.redaction import scrub
+from agenthelm.core.storage.base import EVENTS, Record
+from agenthelm.exceptions import BudgetExceededError, describe
+from agenthelm.tracing import names, spans
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from agenthelm.agent.backends import Backend
+    from agenthelm.agent.metering import Meter
+
+__all__ = ["ASSUMED_OUTPUT_TOKENS", "LMCall", "cached_answer", "usage_of"]
+
+ASSUMED_OUTPUT_TOKENS = 1024
+"""What is reserved for an answer whose request sets no ``max_tokens``. With ``max_tokens`` a budget is never overshot."""
+
+_MEDIA_TOKENS = 4096
+"""What is reserved for an image or a file that is only referred to."""
+
+_MESSAGE_TOKENS = 16
+"""What providers add around a message, a tool or a schema."""
+
+
+def input_bound(request: Request) -> int:
+    """An upper bound of a request's input tokens: no tokenizer makes more tokens than there are bytes."""
+    system = request.system
+    bound = 0 if system is None else _size(system) + _MESSAGE_TOKENS
+    for message in request.messages:
+        bound += _MESSAGE_TOKENS + sum(_part_size(part) for part in message.parts)
+    for tool in request.tools:
+        bound += _MESSAGE_TOKENS + len(repr(tool).encode())
+    if request.config.response_format is not None:
+        bound += len(repr(request.config.response_format).encode())
+    return bound
+
+
+def _size(system: Any) -> int:
+    return _bytes(system) if isinstance(system, str) else sum(_part_size(part) for part in system)
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _part_size(part: Any) -> int:
+    if isinstance(part, TextPart):
+        return _bytes(part.text)
+    data = getattr(part, "data", None)
+    if isinstance(data, str):
+        return len(data)
+    if hasattr(part, "media_type"):
+        return _MEDIA_TOKENS
+    text = getattr(part, "text", None)
+    return _bytes(text) if isinstance(text, str) else len(repr(part).encode())
+
+
+def usage_of(response: Response, model: str, verbatim: str | None) -> TokenUsage | None:
+    """The tokens a response reports, counted the same way for every provider; None when it reports none."""
+    used = response.usage
+    if used.input_tokens is None and used.output_tokens is None:
+        return None
+    inputs, outputs = used.input_tokens or 0, used.output_tokens or 0
+    cached, written = used.cache_read_tokens or 0, used.cache_write_tokens or 0
+    reasoning = used.reasoning_tokens or 0
+    # Providers differ: Anthropic's input leaves cached tokens out, Gemini's and xAI's output leaves reasoning out.
+    if verbatim is not None and "anthropic" in verbatim:
+        inputs += cached + written
+    if verbatim in {"gemini", "vertex", "vertex-express", "xai"}:
+        outputs += reasoning
+    return TokenUsage(
+        input_tokens=inputs,
+        output_tokens=outputs,
+        model=model,
+        cached_input_tokens=min(cached, inputs),
+        cache_write_tokens=written,
+        reasoning_tokens=reasoning,
+    )
+
+
+def _priceable(request: Request) -> bool:
+    """Whether token prices are the whole bill: not with hosted tools, nor on another service tier."""
+    tools = all(isinstance(tool, FunctionTool) for tool in request.tools)
+    return tools and request.config.service_tier in (None, "default", "standard", "auto")
+
+
+class LMCall:
+    """One call, from before its first attempt until it is on record.
+
+    Enter it for the time of the call; `attempt` before each attempt, and then one of `answered` and `retry_after`.
+    Afterwards `write` (or the meter's ``defer``) puts it on record.
+    """
+
+    def __init__(self, meter: Meter, backend: Backend, request: Request, executor: ToolExecutor) -> None:
+        self.meter = meter
+        self.executor = executor
+        self.request = request
+        self.run = current_run()
+        self.model = request.model
+        self.verbatim = backend.verbatim
+        self.price: Price | None = meter.price(self.model, backend.price) if _priceable(request) else None
+        self.id = new_call_id()
+        self.attempts = 0
+        self.usage: TokenUsage | None = None
+        self.cost_usd: float | None = 0.0
+        self.estimated = False
+        self.outcome = "success"
+        self.error_state: str | None = None
+        self.error_type: str | None = None
+        self.record: Record | None = None
+        self._hold: Reservation | None = None
+        self._emitted = False
+        self._clock = executor.clock
+        self._context = contextvars.copy_context()
+        self._span: Any = None
+        self._started = 0.0
+        self._wall = 0.0
+        self._elapsed = 0.0
+
+    @property
+    def agent(self) -> str | None:
+        """Who asks."""
+        return self.run.agent if self.run is not None else None
+
+    def __enter__(self) -> Self:
+        provider, slash, _ = self.model.partition("/")
+        span = spans.chat(
+            self.model,
+            provider=provider if slash else None,
+            session_id=self.run.session_id if self.run is not None else None,
+        )
+        # In a context of its own, because a stream's consumer would otherwise see the span between two events.
+        self._span = self._context.run(span.__enter__)
+        self._started = self._clock.monotonic()
+        self._wall = self._clock.wall()
+        self._report("lm_started")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._elapsed = self._clock.monotonic() - self._started
+        if self._hold is not None:  # cut off between the request and its answer
+            self._keep()
+        if error is not None:
+            self._failed(error)
+        self._tell_span()
+        self.record = Record(EVENTS, self._event())
+        self._context.run(self._span.__exit__, kind, error, traceback)
+        self._report("lm_finished" if self.outcome == "success" else "lm_failed")
+
+    def attempt(self) -> None:
+        """Pass the stop marks and the budgets; raises what they raise."""
+        executor = self.executor
+        if not executor.passes_doors:
+            raise_if_stopped()
+        self.check_deadline()
+        inputs = input_bound(self.request)
+        outputs = self.request.config.max_tokens or ASSUMED_OUTPUT_TOKENS
+        usd = None if self.price is None else self.price.bound(inputs, outputs)
+        self._hold = executor.ledger.reserve(
+            Amount(usd=usd, tokens=inputs + outputs, calls=1), deny_unpriced=self.meter.unpriced == "deny"
+        )
+        self.attempts += 1
+
+    def answered(self, response: Response) -> None:
+        """Settle an attempt to what its answer says it took."""
+        self._settle(usage_of(response, self.model, self.verbatim))
+        span = self._span
+        if span.recording:
+            span.set(names.RESPONSE_ID, response.id)
+            span.set(names.RESPONSE_MODEL, response.model)
+            span.set(names.RESPONSE_FINISH_REASONS, [response.finish_reason])
+            if spans.captures_content():
+                span.set(names.INPUT_MESSAGES, [{"role": m.role, "content": m.text} for m in self.request.messages])
+                span.set(names.OUTPUT_MESSAGES, [{"role": "assistant", "content": response.message.text}])
+
+    def _settle(self, usage: TokenUsage | None) -> None:
+        hold, self._hold = self._hold, None
+        assert hold is not None
+        if usage is None:  # an answer that does not say what it took
+            self._hold = hold
+            self._keep()
+            return
+        cost = None if self.price is None else self.price.cost(usage)
+        hold.settle(
+            Amount(usd=cost, tokens=usage.input_tokens + usage.output_tokens, calls=1), usage=usage, agent=self.agent
+        )
+        self.usage = usage
+        self._add(cost)
+
+    def _keep(self) -> None:
+        hold, self._hold = self._hold, None
+        assert hold is not None
+        hold.keep(agent=self.agent, model=self.model)
+        self.estimated = True
+        self._add(hold.amount.usd)
+
+    def _add(self, usd: float | None) -> None:
+        self.cost_usd = None if usd is None or self.cost_usd is None else self.cost_usd + usd
+
+    def retry_after(self, error: Exception) -> float:
+        """Settle a failed attempt.
+
+        Returns:
+            Seconds to wait before the next one.
+
+        Raises:
+            Exception: The same error, when there is to be no next one.
+        """
+        hold, policy = self._hold, self.meter.policy
+        remember_attempts(error, self.attempts)
+        if hold is None:  # refused before it was made, or already answered
+            raise error
+        fate = fate_of(error)
+        if fate == "lost":
+            self._keep()
+        else:
+            self._hold = None
+            if fate == "unsent":
+                hold.release()
+            else:
+                hold.settle(Amount(calls=1), agent=self.agent, outcome="failed", model=self.model)
+        if self._emitted or self.attempts > policy.retries or not is_retryable(error):
+            raise error
+        delay = policy.backoff.delay(self.attempts, error=error)
+        if delay > policy.longest_wait or (policy.timeout is not None and delay > self.remaining()):
+            raise error
+        return delay
+
+    def remaining(self) -> float:
+        """Seconds until the call's deadline."""
+        timeout = self.meter.policy.timeout
+        return float("inf") if timeout is None else timeout - (self._clock.monotonic() - self._started)
+
+    def check_deadline(self) -> None:
+        """Raise if the call's deadline has passed; for code that can't be cancelled."""
+        if self.remaining() <= 0:
+            raise self.timed_out()
+
+    def timed_out(self) -> Exception:
+        """The error of a call that passed its deadline. No retry follows it."""
+        error: Exception = lm15.TimeoutError(f"no answer within {self.meter.policy.timeout:g} s")
+        remember_attempts(error, self.attempts)
+        return error
+
+    def event(self, event: Any) -> None:
+        """Look at one event of a stream: its end says what it took."""
+        if event.type == "delta":
+            self._emitted = True
+        elif event.type == "end" and self._hold is not None:
+            empty = Response(
+                id=None, model=self.model, message=lm15.Message.assistant(""), finish_reason="stop",
+                usage=event.usage or lm15.Usage(),
+            )  # fmt: skip
+            self._settle(usage_of(empty, self.model, self.verbatim))
+
+    async def next_event(self, events: AsyncIterator[Any]) -> Any | None:
+        """A stream's next event within the deadline, or None at its end."""
+        left = self.remaining()
+        with anyio.move_on_after(None if left == float("inf") else left):
+            try:
+                event = await anext(events)
+            except StopAsyncIteration:
+                return None
+            self.event(event)
+            return event
+        raise self.timed_out()
+
+    async def write(self) -> None:
+        """Put the call on record, through a cancellation if need be."""
+        if self.record is not None:
+            write = self.meter.record
+            if self.outcome == "success":
+                await write(self.executor, self.record)
+            else:
+                await shielded(write, self.executor, self.record)
+
+    def _failed(self, error: BaseException) -> None:
+        self.error_type = type(error).__name__
+        self.error_state = scrub(describe(error))
+        if not isinstance(error, Exception):
+            self.outcome = "cancelled"
+        elif isinstance(error, BudgetExceededError):
+            self.outcome = "over_budget"
+        else:
+            self.outcome = "timeout" if isinstance(error, TimeoutError) else "failed"
+
+    @property
+    def cost_source(self) -> str | None:
+        """Where the cost comes from, and whether it is an estimate."""
+        if self.price is None:
+            return None
+        return f"{self.price.source}, estimated" if self.estimated else self.price.source
+
+    def _tell_span(self) -> None:
+        span, usage = self._span, self.usage
+        if usage is not None:
+            span.set(names.USAGE_INPUT, usage.input_tokens)
+            span.set(names.USAGE_OUTPUT, usage.output_tokens)
+            if usage.cached_input_tokens:
+                span.set(names.USAGE_CACHE_READ, usage.cached_input_tokens)
+            if usage.reasoning_tokens:
+                span.set(names.USAGE_REASONING, usage.reasoning_tokens)
+        span.set(names.COST_USD, self.cost_usd)
+        span.set(names.COST_SOURCE, self.cost_source)
+        if self.attempts > 1:
+            span.set(names.RETRY_COUNT, self.attempts - 1)
+
+    def _event(self) -> dict[str, Any]:
+        run, span = self.run, self._span
+        tool = self.executor.ledger.tool
+        return {
+            "id": self.id,
+            "kind": "lm",
+            "timestamp": datetime.fromtimestamp(self._wall, UTC).isoformat(),
+            "tool_name": self.model,
+            "inputs": {} if tool is None else {"tool": tool},
+            "outputs": {},
+            "execution_time": round(self._elapsed, 9),
+            "outcome": self.outcome,
+            "error_state": self.error_state,
+            "error_type": self.error_type,
+            "token_usage": None if self.usage is None else self.usage.model_dump(),
+            "estimated_cost_usd": self.cost_usd,
+            "cost_source": self.cost_source,
+            "retry_count": max(0, self.attempts - 1),
+            "agent_name": run.agent if run else None,
+            "session_id": run.session_id if run else None,
+            "namespace": run.namespace if run else None,
+            "run_id": run.run_id if run else None,
+            "step": run.step if run else None,
+            "effect_id": run.effect if run else None,
+            "trace_id": span.trace_id,
+            "span_id": span.span_id,
+        }
+
+    def _report(self, kind: Any) -> None:
+        run = self.run
+        if run is not None and run.observer is not None:
+            cost = None if kind == "lm_started" else self.executor.ledger.root.cost_usd
+            report(
+                Progress(kind, self.model, agent=run.agent, error=self.error_state, cost_usd=cost, run_id=run.run_id)
+            )
+
+
+def cached_answer(executor: ToolExecutor, model: str) -> Record:
+    """Book and record an answer from DSPy's cache: a call that took nothing."""
+    run = current_run()
+    agent = run.agent if run is not None else None
+    usage = TokenUsage(input_tokens=0, output_tokens=0, model=model)
+    executor.ledger.reserve(Amount()).settle(usage=usage, agent=agent, outcome="cached")
+    return Record(
+        EVENTS,
+        {
+            "id": new_call_id(),
+            "kind": "lm",
+            "timestamp": datetime.fromtimestamp(executor.clock.wall(), UTC).isoformat(),
+            "tool_name": model,
+            "inputs": {},
+            "outputs": {},
+            "outcome": "success",
+            "estimated_cost_usd": 0.0,
+            "cost_source": "cache",
+            "agent_name": agent,
+            "session_id": run.session_id if run else None,
+            "namespace": run.namespace if run else None,
+            "run_id": run.run_id if run else None,
+            "step": run.step if run else None,
+            "effect_id": run.effect if run else None,
+        },
+    )

@@ -1,0 +1,112 @@
+"""What a failed LM call means: for the books, for a retry, and for whoever reads the message."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+from dspy import lm15
+from dspy.utils.exceptions import AdapterParseError, LMError
+
+from agenthelm.exceptions import AgentHelmError, ModelCallError
+
+__all__ = ["Fate", "fate_of", "is_retryable", "remember_attempts", "unwrap"]
+
+_RETRYABLE = frozenset({"rate_limit", "timeout", "server", "transport", "lock_timeout"})
+_LOCAL = frozenset(
+    {"not_configured", "configuration", "unknown_model", "ambiguous_model", "unsupported_feature", "lock_timeout"}
+)
+_REFUSED = frozenset(
+    {"auth", "billing", "rate_limit", "invalid_request", "context_length", "server", "unsupported_model"}
+)
+_CONNECT = frozenset({"ConnectError", "ConnectTimeout"})
+
+Fate = str
+"""``"unsent"``: nothing reached the peer. ``"refused"``: it answered with an error, for nothing. ``"lost"``: it may have
+worked and billed, and its answer never arrived."""
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def fate_of(error: BaseException) -> Fate:
+    """What became of a request whose attempt raised this."""
+    code = getattr(error, "code", None)
+    status = getattr(error, "status", None)
+    if code in _LOCAL:
+        return "unsent"
+    if isinstance(status, int) and status >= 400:
+        return "refused"
+    if code == "transport" and any(
+        isinstance(link, (ConnectionRefusedError, socket.gaierror)) or type(link).__name__ in _CONNECT
+        for link in _chain(error)
+    ):
+        return "unsent"
+    return "refused" if code in _REFUSED else "lost"
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Whether the same request may be sent again: DSPy's own classification, by the error's code."""
+    return isinstance(error, (LMError, lm15.LM15Error)) and getattr(error, "code", None) in _RETRYABLE
+
+
+def remember_attempts(error: BaseException, attempts: int) -> None:
+    """Note on an error how often the model was asked, for the message that `unwrap` makes of it."""
+    try:
+        error.agenthelm_attempts = attempts  # type: ignore[attr-defined]
+    except (AttributeError, TypeError):  # an exception type may take no attributes; the count is then left out
+        pass
+
+
+def unwrap(error: Exception) -> Exception:
+    """The error that a user should see in place of what DSPy made of it.
+
+    DSPy wraps whatever an engine raises. So an error of ours is looked for inside, and comes out as it was first raised;
+    a failure of the model's endpoint becomes one `ModelCallError` with one clear line; anything else is returned as is.
+    """
+    attempts = 1
+    for link in _chain(error):
+        if isinstance(link, AgentHelmError):
+            return link
+        attempts = max(attempts, getattr(link, "agenthelm_attempts", 1))
+        if isinstance(link, AdapterParseError):
+            return _unreadable(link)
+    if isinstance(error, (LMError, lm15.LM15Error)):
+        return _call_error(error, attempts)
+    return error
+
+
+def _call_error(error: Exception, attempts: int) -> ModelCallError:
+    model = str(getattr(error, "model", None) or "the model")
+    status = getattr(error, "status", None)
+    reason = " ".join((getattr(error, "message", None) or str(error) or type(error).__name__).split())
+    if len(reason) > 300:
+        reason = f"{reason[:299]}…"
+    times = f" after {attempts} attempts" if attempts > 1 else ""
+    made = ModelCallError(
+        f"model {model!r} failed{times}: {reason}{f' (HTTP {status})' if status else ''}",
+        model=model,
+        attempts=attempts,
+        status=status if isinstance(status, int) else None,
+    )
+    made.__cause__ = error
+    return made
+
+
+def _unreadable(error: AdapterParseError) -> ModelCallError:
+    fields = ", ".join(error.signature.output_fields) if error.signature is not None else "the fields asked for"
+    answer = " ".join(str(error.lm_response).split())
+    answer = f"{answer[:119]}…" if len(answer) > 120 else answer
+    made = ModelCallError(
+        f"the model's answer can't be read as {fields}: {answer!r}; a larger model may follow the format",
+        model=str(getattr(error, "model", None) or "the model"),
+        attempts=1,
+    )
+    made.__cause__ = error
+    return made

@@ -1,0 +1,381 @@
+"""The door to a language model: stop, reserve, ask under a deadline, settle, record.
+
+A run's LM is the user's LM with an engine of ours in it, which is DSPy's supported way to stand in an LM's path. DSPy's
+own retries are off in it, so every attempt passes here once, whoever makes the call: an agent in a thread, a tool, a
+nested flow, an adapter's second try.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+import dspy
+from anyio.lowlevel import EventLoopToken
+from dspy.lm15 import Request, Response
+from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
+
+from agenthelm._runtime.context import current_run, entered
+from agenthelm._runtime.retry import Backoff
+from agenthelm._runtime.workers import Workers
+from agenthelm.agent.backends import Backend, backend_for
+from agenthelm.agent.lm_call import LMCall, cached_answer
+from agenthelm.agent.pricing import METADATA, MetadataPrices
+from agenthelm.core.cost import Price, PriceSource, override_price
+from agenthelm.core.executor import ToolExecutor, current_executor, using
+from agenthelm.core.storage.base import Record
+
+__all__ = ["LMPolicy", "Meter", "Unpriced", "metered"]
+
+Unpriced = Literal["warn", "deny", "allow"]
+
+_log = logging.getLogger(__name__)
+
+_GENERIC_KEYS = frozenset({"temperature", "max_tokens", "max_completion_tokens", "top_p", "stop", "rollout_id"})
+"""What an LM of another class than ``dspy.LM`` may say about its requests."""
+
+_CLIENT_KEYS = (
+    "api_key", "api_base", "base_url", "headers", "extra_headers", "timeout", "api_version", "azure_ad_token_provider",
+    "organization", "project", "extra_query", "custom_llm_provider",
+)  # fmt: skip
+"""Settings of a connection. They stay with the user's LM: DSPy refuses them beside an engine object."""
+
+
+@dataclass(frozen=True, slots=True)
+class LMPolicy:
+    """How LM calls are made in a run.
+
+    Attributes:
+        timeout: Seconds that one call may take in all, its retries and waits included; None for no limit.
+        retries: Attempts after the first, and only for failures that may pass: rate limits, server errors, a broken
+            connection.
+        cache: Whether DSPy's response cache may answer. Off by default: an agent that asks again wants a new answer.
+        backoff: The waits between attempts. A ``Retry-After`` of the peer is waited at least.
+        longest_wait: A peer that asks for a longer wait than this, in seconds, is not asked again.
+    """
+
+    timeout: float | None = 120.0
+    retries: int = 2
+    cache: bool = False
+    backoff: Backoff = field(default_factory=Backoff)
+    longest_wait: float = 60.0
+
+
+class Meter:
+    """What the metered LMs of one run share.
+
+    Args:
+        policy: How calls are made.
+        unpriced: What to do about a model without a known price: ``"warn"`` once, ``"deny"``, or ``"allow"``.
+        prices: Where prices come from; `MODEL_PRICING` comes before it, always.
+    """
+
+    def __init__(
+        self, policy: LMPolicy | None = None, *, unpriced: Unpriced = "warn", prices: PriceSource | None = None
+    ) -> None:
+        self.policy = policy or LMPolicy()
+        self.unpriced = unpriced
+        self._prices: PriceSource = prices or METADATA
+        self._known: dict[str, Price | None] = {}
+        self._pending: list[tuple[ToolExecutor, Record]] = []
+        self._lock = threading.Lock()
+        self.closed = False
+
+    def price(self, model: str, declared: Price | None) -> Price | None:
+        """A model's price: an override, else what its engine declares, else what the source knows."""
+        if model in self._known:
+            return self._known[model]
+        found = override_price(model) or declared or self._prices.price(model)
+        self._known[model] = found
+        if found is None and self.unpriced == "warn":
+            _log.warning(
+                "no price is known for model %r: its calls count against token and call budgets only, and the run's "
+                "cost will be None. Name it in MODEL_PRICING, or choose unpriced='deny' or 'allow'.",
+                model,
+            )
+        return found
+
+    async def load_prices(self, model: str) -> None:
+        """See to it that looking up a price does not read a file on the event loop."""
+        if model not in self._known and isinstance(self._prices, MetadataPrices) and not self._prices.loaded:
+            await anyio.to_thread.run_sync(self._prices.load)
+
+    def defer(self, executor: ToolExecutor, record: Record) -> None:
+        """Keep an event that can't be awaited where it happened; the next call or `flush` writes it."""
+        with self._lock:
+            self._pending.append((executor, record))
+
+    async def record(self, executor: ToolExecutor, record: Record) -> None:
+        """Write an event, and those kept before it."""
+        await executor.storage.append([*self._taken(executor), record])
+
+    async def flush(self) -> None:
+        """Write the events that were kept."""
+        while self._pending:
+            executor = self._pending[0][0]
+            await executor.storage.append(self._taken(executor))
+
+    def _taken(self, executor: ToolExecutor) -> list[Record]:
+        if not self._pending:
+            return []
+        with self._lock:
+            taken = [record for one, record in self._pending if one.storage is executor.storage]
+            self._pending = [entry for entry in self._pending if entry[0].storage is not executor.storage]
+        return taken
+
+
+class _Door:
+    """The sync engine in a run's LM."""
+
+    def __init__(self, meter: Meter, backend: Backend, hints: dspy.BaseLM) -> None:
+        self.meter = meter
+        self.backend = backend
+        self._hints = hints
+        # DSPy's own thread pools carry DSPy's settings along, and this engine with them, but no context variables.
+        self._home = contextvars.copy_context()
+        self.model = hints.model
+
+    # What adapters ask an LM about itself is answered by the LM this engine stands in.
+    @property
+    def supports_function_calling(self) -> bool:
+        return bool(self._hints.supports_function_calling)
+
+    @property
+    def supports_reasoning(self) -> bool:
+        return bool(self._hints.supports_reasoning)
+
+    @property
+    def supports_response_schema(self) -> bool:
+        return bool(self._hints.supports_response_schema)
+
+    @property
+    def supported_params(self) -> frozenset[str]:
+        return frozenset(self._hints.supported_params)
+
+    def executor(self) -> ToolExecutor | None:
+        """The executor in force; None outside of runs, where the backend is asked plainly."""
+        return None if self.meter.closed else current_executor() or self._home.run(current_executor)
+
+    def complete(self, request: Request) -> Response:
+        """One call from sync code: on the event loop where there is a way back to it, else right here."""
+        _passed_door()
+        executor = self.executor()
+        if executor is None:
+            return self.backend.ask(request)
+        back = self._way_back()
+        if back is not None:
+            return back(self.complete_async, request, executor)
+        with self._identified():
+            call = LMCall(self.meter, self.backend, request, executor)
+            try:
+                with call:
+                    while True:
+                        call.attempt()
+                        try:
+                            response = self.backend.ask(request)
+                        except Exception as error:  # noqa: BLE001 - `retry_after` raises it again, or says when to ask again
+                            time.sleep(call.retry_after(error))
+                        else:
+                            call.answered(response)
+                            return response
+            finally:
+                self._write(call)
+
+    async def complete_async(self, request: Request, executor: ToolExecutor) -> Response:
+        """One call on the event loop: cancellable, under its deadline."""
+        await self.meter.load_prices(request.model)
+        call = LMCall(self.meter, self.backend, request, executor)
+        try:
+            with call:
+                with anyio.move_on_after(self.meter.policy.timeout):
+                    while True:
+                        call.attempt()
+                        try:
+                            response = await self.backend.ask_async(request, executor.workers)
+                        except Exception as error:  # noqa: BLE001 - see `complete`
+                            await executor.clock.sleep(call.retry_after(error))
+                        else:
+                            call.answered(response)
+                            return response
+                raise call.timed_out()
+        finally:
+            await call.write()
+
+    def stream(self, request: Request) -> Iterator[Any]:
+        """One streamed call from sync code; its deadline is looked at between events."""
+        _passed_door()
+        executor = self.executor()
+        if executor is None:
+            yield from self.backend.stream(request)
+            return
+        with self._identified():
+            call = LMCall(self.meter, self.backend, request, executor)
+        try:
+            with call:
+                while True:
+                    call.attempt()
+                    try:
+                        for event in self.backend.stream(request):
+                            call.check_deadline()
+                            call.event(event)
+                            yield event
+                        return
+                    except Exception as error:  # noqa: BLE001 - see `complete`
+                        time.sleep(call.retry_after(error))
+        finally:
+            self._write(call)
+
+    def close(self) -> None:
+        """The user's LM owns its connections."""
+
+    def answered_from_cache(self) -> None:
+        """Book an answer that came from no engine."""
+        executor = self.executor()
+        if executor is not None:
+            with self._identified():
+                self.meter.defer(executor, cached_answer(executor, self.model))
+
+    def _write(self, call: LMCall) -> None:
+        """Put a call on record from sync code: at once where there is a way to the loop, else with the next one."""
+        if call.record is not None:
+            back = self._way_back()
+            if back is not None:
+                back(call.write)
+            else:
+                self.meter.defer(call.executor, call.record)
+
+    def _way_back(self) -> Callable[..., Any] | None:
+        """How to await something on the run's event loop from here; None on the loop itself, or without a loop."""
+        if _on_event_loop():
+            return None
+        try:
+            anyio.from_thread.check_cancelled()
+        except anyio.NoEventLoopError:
+            run = self._home.run(current_run) if current_run() is None else current_run()
+            if run is None or run.loop is None:
+                return None
+            # A context can only be entered once at a time, hence the copy.
+            context = self._home.copy() if current_run() is None else contextvars.copy_context()
+            return functools.partial(_from_foreign_thread, run.loop, context)
+        return anyio.from_thread.run
+
+    @contextmanager
+    def _identified(self) -> Iterator[None]:
+        """The identity of the run for code in a thread that DSPy started, where it is not in force."""
+        run, executor = self._home.run(current_run), self._home.run(current_executor)
+        if current_run() is not None or run is None or executor is None:
+            yield
+        else:
+            with entered(run), using(executor):
+                yield
+
+
+class _AsyncDoor:
+    """The async engine in a run's LM."""
+
+    def __init__(self, door: _Door) -> None:
+        self._door = door
+
+    async def complete(self, request: Request) -> Response:
+        """One awaited call."""
+        _passed_door()
+        executor = self._door.executor()
+        if executor is None:
+            return await self._door.backend.ask_async(request, Workers())
+        return await self._door.complete_async(request, executor)
+
+    async def stream(self, request: Request) -> AsyncIterator[Any]:
+        """One streamed call; each event must arrive before the call's deadline."""
+        _passed_door()
+        meter, backend, executor = self._door.meter, self._door.backend, self._door.executor()
+        if executor is None:
+            async for event in backend.stream_async(request):
+                yield event
+            return
+        await meter.load_prices(request.model)
+        call = LMCall(meter, backend, request, executor)
+        try:
+            with call:
+                while True:
+                    call.attempt()
+                    events = backend.stream_async(request)
+                    try:
+                        while (event := await call.next_event(events)) is not None:
+                            yield event
+                        return
+                    except Exception as error:  # noqa: BLE001 - see `complete`
+                        await executor.clock.sleep(call.retry_after(error))
+                    finally:
+                        with anyio.CancelScope(shield=True):
+                            await events.aclose()
+        finally:
+            await call.write()
+
+    async def aclose(self) -> None:
+        """The user's LM owns its connections."""
+
+
+def _on_event_loop() -> bool:
+    try:
+        anyio.lowlevel.current_token()
+    except anyio.NoEventLoopError:
+        return False
+    return True
+
+
+def _from_foreign_thread(
+    token: EventLoopToken, context: contextvars.Context, function: Callable[..., Any], *args: Any
+) -> Any:
+    return context.run(functools.partial(anyio.from_thread.run, function, *args, token=token))
+
+
+_passed: set[str] = set()
+"""The LM calls in flight that reached an engine of ours. Those that end without it were answered from DSPy's cache."""
+
+
+def _passed_door() -> None:
+    call_id = ACTIVE_CALL_ID.get()
+    if call_id is not None:
+        _passed.add(call_id)
+
+
+class _CacheWatch(BaseCallback):  # type: ignore[misc]
+    """Notices answers that DSPy's cache gave, which no engine sees."""
+
+    def __init__(self, door: _Door) -> None:
+        self._door = door
+
+    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        """Book an answer that came from no engine."""
+        if call_id in _passed:
+            _passed.discard(call_id)
+        elif exception is None:
+            self._door.answered_from_cache()
+
+
+def metered(lm: dspy.BaseLM, meter: Meter) -> dspy.LM:
+    """The same LM with the door in front of it. The LM that was given is left as it is.
+
+    Connections stay with the LM that was given; so do its settings, its prompt cache and its callbacks.
+    """
+    door = _Door(meter, backend_for(lm), lm)
+    engines = {"engine": door, "async_engine": _AsyncDoor(door)}
+    cache = meter.policy.cache and bool(getattr(lm, "cache", False))
+    if isinstance(lm, dspy.LM) and type(lm).forward is dspy.LM.forward:
+        made = lm.copy(**engines, num_retries=0, cache=cache, **{key: None for key in _CLIENT_KEYS if key in lm.kwargs})
+    else:
+        kept = {key: value for key, value in lm.kwargs.items() if key in _GENERIC_KEYS and value is not None}
+        made = dspy.LM(lm.model, model_type=lm.model_type, **engines, num_retries=0, cache=cache, **kept)
+    # Always watched, so that ids of calls that passed the door are let go of.
+    made.callbacks.append(_CacheWatch(door))
+    return made
