@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Agent"]
 
+_DSPY_ERRORS = (dspy.DSPyError, dspy.lm15.LM15Error)
+
 
 class Agent(dspy.Module):
     """A DSPy module with a name, tools and memory: ``await agent.run(context, **inputs) -> dict``.
@@ -132,15 +134,18 @@ class Agent(dspy.Module):
         check_inputs(signature, inputs)
         raise_if_stopped()
         memory = async_context(context)
-        with self._entered(memory) as executor, _progress(self.name, executor), _own_errors():
-            with spans.agent(self.name, description=self.description or None, session_id=_session()):
-                if type(self)._is_async:
-                    value = await super().acall(memory, **inputs)
-                else:
-                    call = functools.partial(super().__call__, sync_context(memory), **inputs)
-                    value = await executor.workers.run(call)
-                raise_if_stopped()
-                return _outputs(signature, value)
+        with (
+            self._entered(memory) as executor,
+            _progress(self.name, executor),
+            _own_errors(),
+            spans.agent(self.name, description=self.description or None, session_id=_session()),
+        ):
+            if type(self)._is_async:
+                value = await super().acall(memory, **inputs)
+            else:
+                value = await executor.workers.run(functools.partial(super().__call__, sync_context(memory), **inputs))
+            raise_if_stopped()
+            return _outputs(signature, value)
 
     async def ask(self, module: Any, /, **inputs: Any) -> dspy.Prediction:
         """Run any DSPy module, on asyncio and on trio: its LM calls wait in a worker thread.
@@ -264,7 +269,8 @@ def _own_errors() -> Iterator[None]:
         yield
     except Exception as exc:
         raise_if_stopped()
-        bare = unwrap(exc)
+        # Only what DSPy made is taken apart: an error that the agent raised on purpose stays what it is.
+        bare = unwrap(exc) if isinstance(exc, _DSPY_ERRORS) else exc
         if bare is exc:
             raise
         raise bare from bare.__cause__
@@ -283,7 +289,7 @@ def _outputs(signature: AgentSignature, value: Any) -> dict[str, Any]:
     elif isinstance(value, Mapping):
         result = dict(value)
     elif isinstance(value, (dspy.Prediction, dspy.Example)):
-        result = {key: value[key] for key in value.keys()}
+        result = dict(value.items())
     elif isinstance(value, BaseModel):
         result = dict(value)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -327,7 +333,7 @@ def _declared_signature(kind: type, given: type[dspy.Signature] | str | None) ->
     if declared is None:
         return None
     if isinstance(declared, str):
-        return dspy.Signature(declared)
+        declared = dspy.Signature(declared)
     if not (inspect.isclass(declared) and issubclass(declared, dspy.Signature)):
         raise AgentError(f"the Signature of {kind.__name__} must be a dspy.Signature class or a string")
     return declared

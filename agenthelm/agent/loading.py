@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,23 +20,28 @@ from agenthelm.exceptions import AgentLoadError, describe, nearest
 __all__ = ["load_agents"]
 
 
-def load_agents(target: str) -> list[Runnable]:
+def load_agents(target: str, registered: Callable[[], Collection[Runnable]] = tuple) -> list[Runnable]:
     """The agents and flows that a module or a file defines.
 
     Args:
         target: ``"package.module"``, ``"file.py"``, or either with ``":attribute"``. Without an attribute: the instances
             at module level, and the agent classes defined there that need no arguments and have no instance. The
             attribute may be an agent, a flow, a class, a list of these, or a function without arguments that makes them.
+        registered: The agents that registries hold; those that the module registers itself are found as well.
 
     Raises:
         AgentLoadError: It can't be found, it raised (with its file and line), or there are no agents in it.
     """
     place, attribute = _split(target)
+    before = list(registered())
     module = _load_file(place, target) if place.endswith(".py") else _load_module(place, target)
     if attribute:
         found = list(_instances(_resolve(module, attribute, target), module=module, target=target))
     else:
-        found = _at_module_level(module, target)
+        own = [
+            agent for agent in registered() if not _among(agent, before) or type(agent).__module__ == module.__name__
+        ]
+        found = _at_module_level(module, target, own)
     if not found:
         raise AgentLoadError(
             f"{target} holds no agents; define a subclass of agenthelm.Agent, or an instance of one, at module level",
@@ -112,10 +117,10 @@ def _broken(error: BaseException, target: str, path: Path | None) -> AgentLoadEr
         ]
         own = [frame for frame in frames if path is not None and frame[0] == str(path)]
         users = [frame for frame in frames if "site-packages" not in frame[0] and not frame[0].startswith(_PACKAGE)]
-        file, line = (own or users or frames or [(None, None)])[-1]
+        file, line = (own or users or frames or [("", None)])[-1]
         what = describe(error)
     where = f"{file}:{line}" if file else target
-    return AgentLoadError(f"{target} could not be loaded: {where}: {what}", target=target, file=file, line=line)
+    return AgentLoadError(f"{target} could not be loaded: {where}: {what}", target=target, file=file or None, line=line)
 
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
@@ -148,11 +153,15 @@ def _instances(value: Any, *, module: ModuleType, target: str) -> Iterator[Runna
         raise AgentLoadError(f"{target} is a {type(value).__name__}, not an agent", target=target)
 
 
-def _at_module_level(module: ModuleType, target: str) -> list[Runnable]:
+def _among(agent: Runnable, agents: Collection[Runnable]) -> bool:
+    return any(agent is other for other in agents)
+
+
+def _at_module_level(module: ModuleType, target: str, registered: Collection[Runnable]) -> list[Runnable]:
     public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
     found: list[Runnable] = []
-    for value in public.values():
-        if is_runnable(value) and not any(value is other for other in found):
+    for value in [*public.values(), *registered]:
+        if is_runnable(value) and not _among(value, found):
             found.append(value)
     present = {type(value) for value in found}
     for value in public.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from agenthelm.agent.base import Agent
 from agenthelm.agent.builtin import BUILTINS
@@ -15,6 +15,7 @@ from agenthelm.exceptions import AgentError, UnknownAgentError
 __all__ = ["AGENT_REGISTRY", "AgentRegistry"]
 
 R = TypeVar("R", bound="Runnable | type[Agent]")
+_RAISE: Any = object()
 
 
 class AgentRegistry(Mapping[str, Runnable]):
@@ -49,25 +50,24 @@ class AgentRegistry(Mapping[str, Runnable]):
         Raises:
             AgentError: It is no agent, or another one has its name.
         """
-        instance = agent() if inspect.isclass(agent) else agent
+        instance: Any = agent() if inspect.isclass(agent) else agent
         if not is_runnable(instance):
             raise AgentError(f"only agents and flows can be registered, not {instance!r:.80}")
-        self._add([instance], replace=replace)
+        self._add([cast(Runnable, instance)], replace=replace)
         return agent
 
-    def get(self, name: str, default: object = None) -> Runnable:  # type: ignore[override]
+    def get(self, name: str, default: Any = _RAISE) -> Any:
         """The agent of that name.
 
         Raises:
-            UnknownAgentError: There is none and no default; with the nearest names.
+            UnknownAgentError: There is none, and no default was given; with the nearest names.
         """
-        if default is not None and name not in self:
-            return default  # type: ignore[return-value]
-        return self[name]
+        return self[name] if name in self or default is _RAISE else default
 
     def list_all(self) -> list[AgentSignature]:
         """What each agent takes and gives, by name."""
-        return [self[name].get_signature() for name in sorted(self)]  # type: ignore[attr-defined]
+        agents: list[Any] = [self[name] for name in sorted(self)]
+        return [agent.get_signature() for agent in agents]
 
     def load(self, target: str) -> list[Runnable]:
         """Register the agents that a module or a file defines.
@@ -82,7 +82,7 @@ class AgentRegistry(Mapping[str, Runnable]):
             AgentLoadError: It can't be found, it raised (with its file and line), or there are no agents in it.
             AgentError: Two agents share a name; none was registered.
         """
-        agents = load_agents(target)
+        agents = load_agents(target, lambda: [*self._agents.values(), *AGENT_REGISTRY._agents.values()])
         self._add(agents, replace=False)
         return agents
 

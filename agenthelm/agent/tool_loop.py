@@ -117,7 +117,7 @@ class ToolLoop(dspy.Module):
         except ApprovalDeniedError as denied:
             raise_if_stopped()
             return f"denied by {denied.approver}: {denied.reason}"
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a tool raises is an observation
             raise_if_stopped()
             return f"error: {describe(error)}"
 
@@ -136,14 +136,13 @@ def _ask(predictor: dspy.Module, turns: list[_Turn], inputs: Mapping[str, Any]) 
 
 def _instructions(signature: type[dspy.Signature], tools: Toolset) -> str:
     outputs = ", ".join(f"`{name}`" for name in signature.output_fields)
-    lines = [
-        signature.instructions,
-        "",
+    work = (
         f"You work step by step with tools until you can produce {outputs}. In each step you see what was done and "
         "observed so far; say in `next_thought` what you need, and choose `next_tool_name` and `next_tool_args`. "
-        "Errors and denials are observations: find another way, or finish with what you know.",
-        f"The tools, each with the JSON schema of its arguments; `{FINISH}`, without arguments, ends the work:",
-    ]
+        "Errors and denials are observations: find another way, or finish with what you know."
+    )
+    offer = f"The tools, each with the JSON schema of its arguments; `{FINISH}`, without arguments, ends the work:"
+    lines = [signature.instructions, "", work, offer]
     for tool in tools.values():
         schema = json.dumps(tool.json_schema, ensure_ascii=False, default=str)
         lines.append(f"- {tool.name}: {tool.description or 'no description'} Arguments: {schema}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, Literal, TypeAlias, get_args
 
 from agenthelm._runtime.context import raise_if_stopped
@@ -142,10 +143,9 @@ class Parallel:
         return merged_result
 
     async def _branch(self, agent: Runnable, context: Any, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        if self.on_error != "collect":
-            return as_result(agent, await agent.run(context, **given))
-        async with branch_scope(component_name(agent)):
-            return as_result(agent, await agent.run(context, **given))
+        async with branch_scope(component_name(agent)) if self.on_error == "collect" else nullcontext():
+            result = as_result(agent, await agent.run(context, **given))
+        return result
 
     def _merged(self, results: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, Any]) -> dict[str, Any]:
         if self.merge is not None:
@@ -154,6 +154,9 @@ class Parallel:
             return {"results": [dict(result) for result in results.values()]}
         if self.merge_strategy == "dict":
             return {name: dict(result) for name, result in results.items()}
+        return self._flat(results, inputs)
+
+    def _flat(self, results: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, Any]) -> dict[str, Any]:
         flat: dict[str, Any] = {}
         owner: dict[str, str] = {}
         for branch, result in results.items():
