@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Final
 
 import anyio
 import anyio.lowlevel
@@ -13,6 +14,9 @@ from agenthelm.core.decisions import ApprovalHandler, ApprovalRequest, Decision
 from agenthelm.core.redaction import digest
 
 __all__ = ["approval_contract", "approval_request"]
+
+_TIMEOUT: Final = 10.0
+"""Seconds after which a test counts as hanging."""
 
 
 def approval_request(
@@ -44,26 +48,55 @@ def approval_request(
     return replace(request, **changes)  # type: ignore[arg-type]
 
 
-async def approval_contract(make: Callable[[], ApprovalHandler], *, timeout: float = 10.0) -> None:
-    """Hold a handler against what the executor relies on.
+def approval_contract(factory: Callable[[], ApprovalHandler]) -> type:
+    """Make a class of tests that hold a handler to what the executor relies on.
 
-    It decides on single and on concurrent requests with a `Decision` that names who decided, says why where it denies,
-    and is bound to no other arguments than those it was asked about; and it can be cancelled. The handler must come
-    to its decisions by itself: a human has to be played by the test.
+    Assign the class to a name that pytest collects. The tests are coroutines; anyio's pytest plugin (its ``auto``
+    mode) runs them on the backends of the ``anyio_backend`` fixture. The handler must come to its decisions by
+    itself: a human has to be played by the test.
+
+    ```python
+    TestMyHandler = approval_contract(lambda: MyHandler())
+    ```
 
     Args:
-        make: Makes a handler; called for each check.
-        timeout: Seconds after which a check counts as hanging.
-
-    Raises:
-        AssertionError: The handler breaks the contract; the message says where.
+        factory: Makes a handler; called for each test.
     """
-    with anyio.fail_after(timeout):
+    return type("ApprovalContract", (_ApprovalContract,), {"factory": staticmethod(factory)})
+
+
+class _ApprovalContract:
+    factory: Callable[[], ApprovalHandler]
+
+    async def test_decides_with_a_name_and_a_reason_bound_to_the_call(self) -> None:
         request = approval_request()
-        _check(await make().request_approval(request), request)
-        _check_gate(make(), request)
-        await _check_concurrent(make())
-        await _check_cancelled(make())
+        with anyio.fail_after(_TIMEOUT):
+            _check(await self.factory().request_approval(request), request)
+
+    async def test_says_which_calls_it_covers(self) -> None:
+        handler = self.factory()
+        assert isinstance(handler.gates, bool), "gates is True or False"
+        assert isinstance(handler.covers(approval_request()), bool), "covers() returns True or False"
+
+    async def test_answers_each_of_concurrent_requests(self) -> None:
+        handler, answered = self.factory(), set[str]()
+
+        async def ask(request: ApprovalRequest) -> None:
+            _check(await handler.request_approval(request), request)
+            answered.add(request.id)
+
+        with anyio.fail_after(_TIMEOUT):
+            async with anyio.create_task_group() as group:
+                for number in range(5):
+                    group.start_soon(ask, approval_request(f"tool_{number}", request_id=f"request-{number}"))
+        assert len(answered) == 5
+
+    async def test_lets_cancellation_through(self) -> None:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await self.factory().request_approval(approval_request())
+            await anyio.lowlevel.checkpoint()
+        assert scope.cancelled_caught, "the handler swallows cancellation"
 
 
 def _check(decision: object, request: ApprovalRequest) -> None:
@@ -72,29 +105,3 @@ def _check(decision: object, request: ApprovalRequest) -> None:
     assert decision.approver, "the decision does not name its approver"
     assert decision.approved or decision.reason, "a denial needs a reason; the agent is told"
     assert decision.digest in {None, request.digest}, "the decision is for other arguments than those asked about"
-
-
-def _check_gate(handler: ApprovalHandler, request: ApprovalRequest) -> None:
-    assert isinstance(handler.gates, bool), "gates is True or False"
-    assert isinstance(handler.covers(request), bool), "covers() returns True or False"
-
-
-async def _check_concurrent(handler: ApprovalHandler) -> None:
-    answered: list[str] = []
-
-    async def ask(request: ApprovalRequest) -> None:
-        _check(await handler.request_approval(request), request)
-        answered.append(request.id)
-
-    async with anyio.create_task_group() as group:
-        for number in range(5):
-            group.start_soon(ask, approval_request(f"tool_{number}", request_id=f"request-{number}"))
-    assert len(answered) == 5, "concurrent requests are each answered"
-
-
-async def _check_cancelled(handler: ApprovalHandler) -> None:
-    with anyio.CancelScope() as scope:
-        scope.cancel()
-        await handler.request_approval(approval_request())
-        await anyio.lowlevel.checkpoint()
-    assert scope.cancelled_caught, "the handler swallows cancellation"

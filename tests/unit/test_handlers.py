@@ -31,13 +31,11 @@ class Person(ApprovalHandler):
         return Decision(True, reason="fine", approver="ann", digest=request.digest)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [AutoApprove, AutoDeny, PolicyHandler, CliHandler, lambda: PolicyHandler(default="ask", ask=AutoApprove())],
-    ids=["AutoApprove", "AutoDeny", "PolicyHandler", "CliHandler", "PolicyHandler-ask"],
-)
-async def test_shipped_handlers_keep_the_contract(make: type[ApprovalHandler]) -> None:
-    await approval_contract(make)
+TestAutoApprove = approval_contract(AutoApprove)
+TestAutoDeny = approval_contract(AutoDeny)
+TestPolicyHandler = approval_contract(PolicyHandler)
+TestPolicyHandlerThatAsks = approval_contract(lambda: PolicyHandler(default="ask", ask=AutoApprove()))
+TestCliHandlerWithoutTerminal = approval_contract(CliHandler)
 
 
 class Broken(ApprovalHandler):
@@ -61,8 +59,9 @@ class Broken(ApprovalHandler):
     ids=repr,
 )
 async def test_the_contract_finds_broken_handlers(answer: object) -> None:
+    tests = approval_contract(lambda: Broken(answer))()
     with pytest.raises(AssertionError):
-        await approval_contract(lambda: Broken(answer))
+        await tests.test_decides_with_a_name_and_a_reason_bound_to_the_call()
 
 
 async def test_auto_deny_gives_its_reason() -> None:
