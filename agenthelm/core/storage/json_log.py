@@ -7,6 +7,7 @@ that can't be read any more is still known by whose records it held.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -82,8 +83,8 @@ class View:
         if offset == _MISSING:
             return None
         if offset != self._offset:
-            line = _parsed(_line_at(self._descriptor, offset))
-            self._offset, self._records = offset, [] if line is None else line["records"]
+            line = _parsed(_line_at(self._descriptor, offset), offset)
+            self._offset, self._records = offset, [] if line is None else line.get("records", [])
         for record in self._records:
             if record["position"] == position and record["stream"] == self._stream.name:
                 data: dict[str, Any] = record["data"]
@@ -261,7 +262,9 @@ class JsonLog:
             *lines, rest = (rest + block).split(b"\n")
             for line in lines:
                 offset = self._take(line, offset, held)
-        if rest and offset and _parsed(rest) is not None:  # whole, and only its line break is missing
+        if rest and not offset and not _HEADER.startswith(rest):
+            self._check_header(rest)
+        if rest and offset and _parsed(rest, offset) is not None:  # whole, and only its line break is missing
             offset, rest = self._take(rest, offset, held), b""
         return offset + len(rest) - self._size
 
@@ -271,7 +274,7 @@ class JsonLog:
         if offset == 0:
             self._check_header(raw)
         else:
-            line = _parsed(raw)
+            line = _parsed(raw, offset)
             if line is None:
                 held.append(offset)
                 return end
@@ -367,16 +370,19 @@ def _line(now: float, before: Mapping[str, int], append: Append, positions: dict
     return (head + ",".join(records) + "]}\n").encode()
 
 
-def _parsed(raw: bytes) -> dict[str, Any] | None:
-    """A line that has the shape of one, or None."""
+def _parsed(raw: bytes, offset: int) -> dict[str, Any] | None:
+    """A line that has the shape of one, or None. No stream has more records than the file has bytes so far."""
+    end = offset + len(raw)
     try:
         line = json.loads(raw)
-        if "drop" not in line:
-            for record in line["records"]:
-                if not isinstance(record["data"], dict) or record["position"] < 0 or "stream" not in record:
-                    return None
+        positions = [*line["before"].values()]
+        for record in line["records"] if "drop" not in line else ():
+            if not isinstance(record["data"], dict) or not isinstance(record["stream"], str):
+                return None
+            positions.append(record["position"])
+        if any(type(position) is not int or not 0 <= position <= end for position in positions):
+            return None
         line["at"] + 0.0
-        line["before"].items()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     else:
@@ -385,13 +391,16 @@ def _parsed(raw: bytes) -> dict[str, Any] | None:
 
 def _open(path: Path, *, create: bool) -> tuple[int, bool]:
     """Open a file; returns the descriptor, and whether it can be written through."""
-    if not create:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
-    if not path.exists():
+    if create and not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         _sync_folder(path.parent)
-    return os.open(path, os.O_RDWR | os.O_CLOEXEC), True
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC), True
+    except OSError as exc:
+        if create or exc.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,5 +1,7 @@
 """The writing side of the SQLite storage; lives on its writer thread."""
 
+# ruff: noqa: S608 - every name in these statements is a constant of ours; values are bound
+
 from __future__ import annotations
 
 import json

@@ -1,7 +1,10 @@
 """The SQLite file of a log: how it is opened, what is in it, and what its errors mean."""
 
+# ruff: noqa: S608 - every name in these statements is a constant of ours; values are bound
+
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import time
@@ -125,6 +128,8 @@ def _json_field(text: str, name: str) -> str | float | None:
         value = decode(text).get(name)
     except ValueError:
         return None
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"  # SQLite would make NULL of it, and it is not absent
     return value if isinstance(value, (str, int, float)) else None
 
 

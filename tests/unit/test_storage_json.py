@@ -1,0 +1,199 @@
+"""The JSON Lines file: what a line looks like, and what happens to lines that nobody can read."""
+
+# ruff: noqa: ASYNC240 - a small file may be read on the spot
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from agenthelm.core.storage import EVENTS, JsonStorage, Record
+from agenthelm.exceptions import CorruptRecordError, StorageError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "log.jsonl"
+
+
+async def fill(path: Path) -> list[bytes]:
+    """Four appends: two runs in turn, each with an event; returns the lines, the header first."""
+    async with JsonStorage(path) as storage:
+        for n in range(4):
+            await storage.append([Record(f"run:{n % 2}", {"n": n}, "open"), Record(EVENTS, {"n": n})])
+    return path.read_bytes().splitlines(keepends=True)
+
+
+async def read(path: Path, stream: str) -> list[int]:
+    async with JsonStorage(path) as storage:
+        return [record.data["n"] for record in await storage.read(stream)]
+
+
+async def test_an_append_is_one_line_of_plain_json(path: Path) -> None:
+    lines = await fill(path)
+    assert len(lines) == 5
+    line = json.loads(lines[2])
+    assert line["records"] == [
+        {"stream": "run:1", "position": 0, "state": "open", "data": {"n": 1}},
+        {"stream": EVENTS, "position": 1, "data": {"n": 1}},
+    ]
+    assert line["before"] == {"run:0": 1, EVENTS: 1}
+
+
+async def test_only_the_owner_may_read_the_file_and_its_folder(path: Path) -> None:
+    await fill(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+async def test_a_torn_last_line_is_skipped_counted_and_repaired_by_the_next_append(path: Path) -> None:
+    lines = await fill(path)
+    path.write_bytes(b"".join(lines)[:-20])
+    async with JsonStorage(path) as storage:
+        assert [event.data["n"] for event in await storage.read(EVENTS)] == [0, 1, 2]
+        assert [record.data["n"] for record in await storage.read("run:1")] == [1]
+        assert storage.skipped == 1
+        assert await storage.append([Record("run:1", {"n": 9}), Record(EVENTS, {"n": 9})], {"run:1": 1}) is not None
+        assert storage.skipped == 1
+    assert await read(path, EVENTS) == [0, 1, 2, 9]
+    assert await read(path, "run:1") == [1, 9]
+    assert all(json.loads(line) for line in path.read_bytes().splitlines())
+
+
+async def test_a_torn_line_that_another_process_repaired_is_not_missed(path: Path) -> None:
+    lines = await fill(path)
+    path.write_bytes(b"".join(lines) + b'{"at":1.0,"before":{},"records":[' + b" " * 500)
+    async with JsonStorage(path) as storage, JsonStorage(path) as other:
+        assert len(await storage.read(EVENTS)) == 4
+        await other.append([Record(EVENTS, {"n": 4})])
+        assert [event.data["n"] for event in await storage.read(EVENTS)] == [0, 1, 2, 3, 4]
+
+
+async def test_a_whole_last_line_without_its_line_break_counts(path: Path) -> None:
+    lines = await fill(path)
+    path.write_bytes(b"".join(lines)[:-1])
+    assert await read(path, EVENTS) == [0, 1, 2, 3]
+    async with JsonStorage(path) as storage:
+        await storage.append([Record(EVENTS, {"n": 4})])
+        assert storage.skipped == 0
+    assert await read(path, EVENTS) == [0, 1, 2, 3, 4]
+
+
+async def test_a_header_torn_at_the_very_first_append_is_an_empty_log(path: Path) -> None:
+    lines = await fill(path)
+    path.write_bytes(lines[0][:12])
+    async with JsonStorage(path) as storage:
+        assert await storage.streams() == []
+        await storage.append([Record(EVENTS, {"n": 1})])
+    assert await read(path, EVENTS) == [1]
+
+
+@pytest.mark.parametrize("damage", [b"garbage\n", b"\x00" * 40 + b"\n", b"[1, 2]\n", b'{"records": 3}\n', b"\n"])
+async def test_a_damaged_line_is_counted_for_events_and_refuses_the_journal_it_belonged_to(
+    path: Path, damage: bytes
+) -> None:
+    lines = await fill(path)
+    lines[2] = damage  # the first record of run:1
+    path.write_bytes(b"".join(lines))
+    async with JsonStorage(path) as storage:
+        assert [event.data["n"] for event in await storage.read(EVENTS)] == [0, 2, 3]
+        assert storage.skipped == 1
+        assert [record.data["n"] for record in await storage.read("run:0")] == [0, 2]
+        with pytest.raises(CorruptRecordError, match="record 0 of stream 'run:1'") as caught:
+            await storage.read("run:1")
+        assert (caught.value.stream, caught.value.position) == ("run:1", 0)
+        await storage.append([Record("run:1", {"n": 4})], {"run:1": 2})
+        with pytest.raises(CorruptRecordError):
+            await storage.read("run:1")
+
+
+async def test_a_damaged_line_that_ended_a_journal_refuses_it_too(path: Path) -> None:
+    lines = await fill(path)
+    lines[3] = b"garbage\n"  # the last record of run:0
+    path.write_bytes(b"".join(lines))
+    async with JsonStorage(path) as storage:
+        assert [record.data["n"] for record in await storage.read("run:1")] == [1, 3]
+        with pytest.raises(CorruptRecordError, match="record 1 of stream 'run:0'"):
+            await storage.read("run:0")
+
+
+async def test_after_several_damaged_lines_a_journal_that_goes_on_unharmed_can_be_read(path: Path) -> None:
+    async with JsonStorage(path) as storage:
+        for stream, n in [("run:a", 0), ("run:b", 0), ("run:c", 0), ("run:c", 1), ("run:a", 1)]:
+            await storage.append([Record(stream, {"n": n})])
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[3:5] = [b"garbage\n", b"more\n"]  # nobody can say that these were not of run:b
+    path.write_bytes(b"".join(lines))
+    assert await read(path, "run:a") == [0, 1]
+    for stream in ("run:b", "run:c"):
+        with pytest.raises(CorruptRecordError):
+            await read(path, stream)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"name": "my-app"}\n', "is no AgentHelm log"),
+        (b"hello\n", "is no AgentHelm log"),
+        (b"not even a line", "is no AgentHelm log"),
+        (b'{"format":"agenthelm-log","version":9}\n', "newer AgentHelm"),
+    ],
+)
+async def test_a_file_that_is_no_log_of_ours_is_refused_and_not_touched(
+    path: Path, content: bytes, message: str
+) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    async with JsonStorage(path) as storage:
+        with pytest.raises(StorageError, match=message):
+            await storage.append([Record(EVENTS, {"n": 1})])
+        with pytest.raises(StorageError, match=message):
+            await storage.read(EVENTS)
+    assert path.read_bytes() == content
+
+
+async def test_appending_costs_the_same_however_long_the_file_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with JsonStorage(path) as storage:
+        await storage.append([Record(EVENTS, {"n": n, "padding": "x" * 100}) for n in range(5_000)])
+        size = path.stat().st_size
+        read_back = written = 0
+        pread, pwrite = os.pread, os.pwrite
+
+        def counted_read(descriptor: int, length: int, offset: int) -> bytes:
+            nonlocal read_back
+            block = pread(descriptor, length, offset)
+            read_back += len(block)
+            return block
+
+        def counted_write(descriptor: int, block: bytes, offset: int) -> int:
+            nonlocal written
+            written += len(block)
+            return pwrite(descriptor, block, offset)
+
+        monkeypatch.setattr(os, "pread", counted_read)
+        monkeypatch.setattr(os, "pwrite", counted_write)
+        for n in range(10):
+            await storage.append([Record(EVENTS, {"n": n})])
+        assert read_back == 0
+        assert written == path.stat().st_size - size < 2_000
+
+
+async def test_the_file_shrinks_once_most_of_it_was_dropped_and_other_openers_notice(path: Path) -> None:
+    async with JsonStorage(path) as storage, JsonStorage(path) as other:
+        for n in range(20):
+            await storage.append([Record(f"run:{n}", {"n": "x" * 100_000}), Record(EVENTS, {"n": n})])
+        assert len(await other.read(EVENTS)) == 20
+        for n in range(19):
+            await storage.drop(f"run:{n}")
+        await storage.drop(EVENTS)
+        assert path.stat().st_size < 300_000
+        assert await other.read(EVENTS) == []
+        assert [info.name for info in await other.streams()] == ["run:19"]
+        await other.append([Record("run:19", {"n": 1})], {"run:19": 1})
+        assert [len(str(record.data["n"])) for record in await storage.read("run:19")] == [100_000, 1]
+    assert len(await read(path, "run:19")) == 2
+    assert list(path.parent.iterdir()) == [path]

@@ -1,0 +1,79 @@
+"""What the in-memory storage does beyond the contract, and the storage that fails on purpose."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from agenthelm.core.storage import EVENTS, InMemoryStorage, Record
+from agenthelm.exceptions import CorruptRecordError, StorageError
+from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
+
+
+def test_an_append_never_suspends() -> None:
+    storage = InMemoryStorage()
+    with pytest.raises(StopIteration) as caught:
+        storage.append([Record("a", {"n": 1})]).send(None)  # type: ignore[attr-defined]
+    assert caught.value.value == {"a": 1}
+
+
+async def test_a_value_json_cannot_hold_is_a_skipped_event_or_an_unreadable_journal() -> None:
+    storage = InMemoryStorage()
+    for stream in (EVENTS, "run:1"):
+        await storage.append([Record(stream, {"n": 1}), Record(stream, {"n": object()})])
+    assert [event.data for event in await storage.read(EVENTS)] == [{"n": 1}]
+    assert storage.skipped == 1
+    with pytest.raises(CorruptRecordError, match="record 1 of stream 'run:1'"):
+        await storage.read("run:1")
+
+
+async def test_says_that_it_is_not_durable() -> None:
+    assert InMemoryStorage().durable is False
+
+
+async def test_fails_at_the_chosen_append_only() -> None:
+    inner = InMemoryStorage()
+    storage = FaultyStorage(inner, at=2)
+    await storage.append([Record("a", {"n": 1})])
+    with pytest.raises(StorageError, match="told to fail"):
+        await storage.append([Record("a", {"n": 2})])
+    await storage.append([Record("a", {"n": 3})])
+    assert [record.data["n"] for record in await storage.read("a")] == [1, 3]
+
+
+async def test_fails_after_a_matching_record_was_written_and_for_as_long_as_wanted() -> None:
+    inner = InMemoryStorage()
+    storage = FaultyStorage(
+        inner, matching=lambda record: record.data["n"] > 1, moment="after", times=None, error=OSError("gone")
+    )
+    await storage.append([Record("a", {"n": 1})])
+    for n in (2, 3):
+        with pytest.raises(OSError, match="gone"):
+            await storage.append([Record("a", {"n": n})])
+    assert len(await inner.read("a")) == 3
+
+
+async def test_hangs_through_cancellation_until_it_is_released() -> None:
+    storage = FaultyStorage(InMemoryStorage(), do="hang")
+    async with anyio.create_task_group() as group:
+        group.start_soon(storage.append, [Record("a", {"n": 1})])
+        await storage.hanging.wait()
+        group.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await anyio.wait_all_tasks_blocked()
+            assert await storage.inner.read("a") == []
+            storage.release()
+    assert len(await storage.read("a")) == 1
+
+
+async def test_after_a_simulated_crash_nothing_reaches_the_inner_storage() -> None:
+    inner = InMemoryStorage()
+    storage = FaultyStorage(inner, at=2, do="crash", moment="after")
+    await storage.append([Record("a", {"n": 1})])
+    with pytest.raises(SimulatedCrash):
+        await storage.append([Record("a", {"n": 2})])
+    for use in (storage.append([Record("a", {"n": 3})]), storage.read("a"), storage.streams(), storage.drop("a")):
+        with pytest.raises(SimulatedCrash):
+            await use
+    await storage.aclose()
+    assert [record.data["n"] for record in await inner.read("a")] == [1, 2]

@@ -1,0 +1,223 @@
+"""The SQLite file: its schema and what leads to it, its rights, and how a page of events is found."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import stat
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from agenthelm.core.storage import EVENTS, INDEXED_FIELDS, Between, Record, SqliteStorage, sqlite_query
+from agenthelm.core.storage.codec import matches
+from agenthelm.core.storage.sqlite_schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
+from agenthelm.exceptions import ConfigError, CorruptRecordError, StorageError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "log.db"
+
+
+async def test_only_the_owner_may_read_the_files_and_their_folder(path: Path) -> None:
+    async with SqliteStorage(path) as storage:
+        await storage.append([Record("a", {})])
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+        assert modes == {"log.db": 0o600, "log.db-wal": 0o600, "log.db-shm": 0o600}
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+async def test_commits_outlive_a_power_failure(path: Path) -> None:
+    async with SqliteStorage(path) as storage:
+        await storage.append([Record("a", {})])
+        connection = storage._log._open()
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+async def test_an_older_file_is_migrated_on_first_use_and_keeps_its_records(path: Path) -> None:
+    path.parent.mkdir()
+    old = sqlite3.connect(path)
+    for statement in MIGRATIONS[0]():
+        old.execute(statement)
+    old.execute("INSERT INTO streams VALUES (1, 'events', 3000, NULL, 1.0, 2.0), (2, 'run:1', 1, 'open', 1.0, 1.0)")
+    old.execute("""INSERT INTO records VALUES ('run:1', 0, '{"n":1}')""")
+    for n in range(3000):
+        old.execute(
+            "INSERT INTO events (position, execution_time, data) VALUES (?, ?, ?)",
+            (n, n / 10, f'{{"n":{n},"execution_time":{n / 10}}}'),
+        )
+    old.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    old.execute("PRAGMA user_version = 1")
+    old.commit()
+    old.close()
+    async with SqliteStorage(path) as storage:
+        found = await storage.read(EVENTS, where={"execution_time": Between(100, 100.2)})
+        assert [event.data["n"] for event in found] == [1000, 1001, 1002]
+        assert [record.data for record in await storage.read("run:1")] == [{"n": 1}]
+        assert [info.name for info in await storage.streams(where={"state": "open"})] == ["run:1"]
+        assert await storage.append([Record(EVENTS, {"n": 3000, "execution_time": 5_000})]) == {EVENTS: 3001}
+    check = sqlite3.connect(path)
+    assert check.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    zones = check.execute("SELECT zone, low_execution_time, high_execution_time FROM zones").fetchall()
+    assert zones == [(0, 0, 102.3), (1, 102.4, 204.7), (2, 204.8, 5_000)]
+    check.close()
+
+
+async def test_a_migration_that_fails_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agenthelm.core.storage.sqlite_schema.MIGRATIONS", MIGRATIONS[:1])
+    monkeypatch.setattr("agenthelm.core.storage.sqlite_schema.SCHEMA_VERSION", 1)
+    async with SqliteStorage(path) as storage:
+        await storage.append([Record(EVENTS, {"n": 1}), Record("a", {})])
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        "agenthelm.core.storage.sqlite_schema.MIGRATIONS", (*MIGRATIONS[:1], lambda: ["DELETE FROM events", "nonsense"])
+    )
+    async with SqliteStorage(path) as storage:
+        with pytest.raises(StorageError, match=r"log\.db"):
+            await storage.read(EVENTS)
+    monkeypatch.undo()
+    async with SqliteStorage(path) as storage:
+        assert len(await storage.read(EVENTS)) == 1
+
+
+async def test_a_newer_file_is_refused_with_what_to_do(path: Path) -> None:
+    async with SqliteStorage(path) as storage:
+        await storage.append([Record("a", {})])
+    newer = sqlite3.connect(path)
+    newer.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    newer.close()
+    async with SqliteStorage(path) as storage:
+        for use in (storage.append([Record("a", {})]), storage.read("a"), storage.drop("a")):
+            with pytest.raises(StorageError, match="upgrade AgentHelm"):
+                await use
+
+
+async def test_somebody_elses_database_is_refused_and_not_touched(path: Path) -> None:
+    path.parent.mkdir()
+    theirs = sqlite3.connect(path)
+    theirs.execute("CREATE TABLE users (name)")
+    theirs.commit()
+    async with SqliteStorage(path) as storage:
+        with pytest.raises(StorageError, match="a SQLite file of something else"):
+            await storage.append([Record("a", {})])
+    assert theirs.execute("SELECT name FROM sqlite_schema").fetchall() == [("users",)]
+    theirs.close()
+
+
+@pytest.mark.parametrize("path", ["", ":memory:"])
+def test_a_path_that_is_no_file_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="InMemoryStorage"):
+        SqliteStorage(path)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert SqliteStorage("~/log.db").path == tmp_path / "log.db"
+
+
+async def test_an_unreadable_record_refuses_its_journal_and_is_skipped_among_events(path: Path) -> None:
+    async with SqliteStorage(path) as storage:
+        await storage.append([Record(stream, {"n": n}) for stream in ("run:1", "run:2", EVENTS) for n in range(3)])
+        direct = sqlite3.connect(path)
+        direct.execute("UPDATE records SET data = 'x' WHERE stream = 'run:1' AND position = 1")
+        direct.execute("UPDATE events SET data = 'x' WHERE position = 1")
+        direct.commit()
+        direct.close()
+        with pytest.raises(CorruptRecordError, match="record 1 of stream 'run:1'"):
+            await storage.read("run:1")
+        assert len(await storage.read("run:2")) == 3
+        assert [event.data["n"] for event in await storage.read(EVENTS)] == [0, 2]
+        assert storage.skipped == 1
+
+
+async def test_text_that_utf8_cannot_hold_fails_its_own_append_only(path: Path) -> None:
+    async with SqliteStorage(path) as storage:
+        outcomes: list[object] = []
+
+        async def write(name: str) -> None:
+            try:
+                outcomes.append(await storage.append([Record(name, {}), Record(EVENTS, {"tool_name": name})]))
+            except StorageError as exc:
+                outcomes.append(str(exc))
+
+        async with anyio.create_task_group() as group:
+            for name in ("a", "\ud800", "b"):
+                group.start_soon(write, name)
+        assert sum(isinstance(outcome, dict) for outcome in outcomes) == 2
+        assert len(await storage.read(EVENTS)) == 2
+
+
+async def test_every_advertised_filter_has_its_index(path: Path) -> None:
+    async with SqliteStorage(path) as storage:
+        await storage.append([Record(EVENTS, {})])
+        connection = storage._log._open()
+        for field in INDEXED_FIELDS:
+            (plan,) = connection.execute(f"EXPLAIN QUERY PLAN SELECT 1 FROM events WHERE {field} = 1").fetchall()
+            assert f"USING COVERING INDEX events_by_{field}" in plan[3]
+        plan = connection.execute("EXPLAIN QUERY PLAN SELECT * FROM streams WHERE state = 'open' ORDER BY number DESC")
+        assert [row[3] for row in plan] == ["SEARCH streams USING INDEX streams_by_state (state=?)"]
+
+
+@pytest.mark.parametrize("many", [1, 50, 10_000])
+async def test_finds_the_same_page_whichever_way_it_goes(
+    path: Path, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # `many` decides between sorting what an index gives and walking the zones; both must agree with the plain meaning.
+    monkeypatch.setattr(sqlite_query, "MANY", many)
+    monkeypatch.setattr(sqlite_query, "_COUNTED", many * 3)
+    random_ = random.Random(7)
+    rows: list[dict[str, Any]] = []
+    for n in range(3_000):
+        late = random_.random() < 0.1
+        row: dict[str, Any] = {"n": n, "tool_name": random_.choice("abc"), "outcome": random_.choice(["ok", "failed"])}
+        row["timestamp"] = f"2026-01-01T{(n - 200 * late) // 3600 % 24:02}:{n // 60 % 60:02}:{n % 60:02}+00:00"
+        row["execution_time"] = random_.choice([None, random_.random(), 5 + random_.random() if n < 1_000 else 0.0])
+        row["estimated_cost_usd"] = n if random_.random() < 0.01 else "free"
+        rows.append(row)
+    async with SqliteStorage(path) as storage:
+        await storage.append([Record(EVENTS, row) for row in rows])
+        for trial in range(77):
+            where: dict[str, Any] = {}
+            if trial % 2:
+                low = random_.random() * 6
+                where["execution_time"] = Between(low, random_.choice([None, low + random_.random()]))
+            if trial % 3 == 0:
+                hour = random_.randrange(2)
+                where["timestamp"] = Between(f"2026-01-01T0{hour}:3", f"2026-01-01T0{hour + 1}:1")
+            if trial % 5 == 0:
+                where["estimated_cost_usd"] = Between(high=random_.randrange(5_000))
+            if trial % 7 < 3:
+                where["tool_name"] = random_.choice("abc")
+            if trial % 4 == 0:
+                where["outcome"] = random_.choice(["ok", "failed", None])
+            newest, after = trial % 11 < 6, random_.choice([None, random_.randrange(3_000)])
+            found = await storage.read(EVENTS, where=where, limit=20, newest_first=newest, after=after)
+            wanted = [row["n"] for row in rows if matches(row, where)]
+            if newest:
+                wanted.reverse()
+            if after is not None:
+                wanted = [n for n in wanted if (n < after if newest else n > after)]
+            assert [event.data["n"] for event in found] == wanted[:20], (where, newest, after)
+
+
+async def test_ten_thousand_finished_runs_do_not_slow_the_listing_of_open_ones(path: Path) -> None:
+    async with SqliteStorage(path) as storage:
+        await storage.append([Record(f"run:{n}", {}, "closed") for n in range(10_000)])
+        await storage.append([Record("run:open", {}, "open")])
+        steps = 0
+
+        def count() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        connection = storage._log._open()
+        connection.set_progress_handler(count, 10)
+        found = sqlite_query.find_streams(connection, state="open", prefix="run:", limit=None, newest_first=True)
+        connection.set_progress_handler(None, 0)
+        assert [info.name for info in found] == ["run:open"]
+        assert steps < 20  # of ten instructions each
