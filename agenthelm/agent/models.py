@@ -1,0 +1,91 @@
+"""From a model's name to a language model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import dspy
+
+from agenthelm.agent.lm import LMPolicy
+from agenthelm.agent.offline import OFFLINE, offline_lm
+from agenthelm.exceptions import ConfigError, ModelNotConfiguredError
+
+__all__ = ["INEXPENSIVE", "KEYS", "detect_model", "resolve_model"]
+
+KEYS: Mapping[str, str] = {
+    "openai": "OPENAI_API_KEY",
+    "anthropic": "ANTHROPIC_API_KEY",
+    "mistral": "MISTRAL_API_KEY",
+}
+"""Providers by whose key alone a model is picked, in this order, and the environment variable of the key."""
+
+INEXPENSIVE: Mapping[str, str] = {
+    "openai": "openai/gpt-4o-mini",
+    "anthropic": "anthropic/claude-haiku-4-5",
+    "mistral": "mistral/mistral-small-latest",
+}
+"""The model that is picked for each of them."""
+
+_NO_MODEL = (
+    "no language model is configured.\n"
+    "Name one: --model openai/gpt-4o-mini (or AGENTHELM_MODEL), or set OPENAI_API_KEY, ANTHROPIC_API_KEY or "
+    "MISTRAL_API_KEY.\n"
+    "Or try everything without a model and without cost: --model offline"
+)
+
+
+def detect_model(environ: Mapping[str, str] | None = None) -> str | None:
+    """The inexpensive model of the first provider whose key is in the environment; None where there is no key."""
+    environ = os.environ if environ is None else environ
+    return next((INEXPENSIVE[provider] for provider, key in KEYS.items() if environ.get(key)), None)
+
+
+def resolve_model(
+    name: str | None = None,
+    *,
+    api_base: str | None = None,
+    api_key: str | None = None,
+    timeout: float | None = LMPolicy().timeout,
+    **options: Any,
+) -> dspy.LM:
+    """Make the language model of a name.
+
+    Args:
+        name: Any name that DSPy or LiteLLM knows, such as ``openai/gpt-4o-mini``; ``offline`` for the built-in
+            placeholder model; None for the inexpensive model of the provider whose key is in the environment. There is
+            no silent fallback.
+        api_base: The address of a server that speaks the provider's protocol. A name without provider prefix is then
+            taken for an OpenAI-compatible server's.
+        api_key: The key; None for the provider's environment variable. A server at ``api_base`` needs none.
+        timeout: Seconds without a byte after which a connection counts as broken. A run bounds the whole call as well.
+        **options: Whatever else ``dspy.LM`` takes, such as ``temperature`` and ``max_tokens``.
+
+    Raises:
+        ModelNotConfiguredError: There is neither a name nor a key, or the key for the name is missing.
+        ConfigError: The name, or an option, makes no sense to DSPy.
+    """
+    name = (name or "").strip() or detect_model()
+    if name is None:
+        raise ModelNotConfiguredError(_NO_MODEL)
+    if name == OFFLINE:
+        return offline_lm()
+    provider, slash, _ = name.partition("/")
+    if api_base:
+        if not slash:
+            provider, name = "openai", f"openai/{name}"
+        if api_key is None and not os.environ.get(KEYS.get(provider, "")):
+            api_key = "unused"  # DSPy insists on a key; local servers don't look at it
+    elif api_key is None and provider in KEYS and not os.environ.get(KEYS[provider]):
+        raise ModelNotConfiguredError(
+            f"model {name!r} needs a key.\n"
+            f"Set it: export {KEYS[provider]}=... , or point --api-base to a server that needs none.\n"
+            "Or try everything without a model and without cost: --model offline"
+        )
+    settings = {"api_base": api_base, "api_key": api_key, "timeout": timeout}
+    given = {key: value for key, value in settings.items() if value is not None}
+    try:
+        return dspy.LM(name, **given, **options)
+    except (ValueError, TypeError, dspy.LMError) as error:
+        raise ConfigError(f"model {name!r}: {error}", setting="model") from error
