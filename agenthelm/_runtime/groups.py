@@ -37,8 +37,12 @@ async def in_child(function: Callable[..., Awaitable[T]], *args: Any) -> T:
         except Exception as exc:
             error.append(exc)
 
-    async with anyio.create_task_group() as group:
-        group.start_soon(body)
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(body)
+    except BaseExceptionGroup as interrupted:
+        # Trio raises a Ctrl-C inside the waiting task, and its task groups wrap whatever they raise.
+        raise interrupted.exceptions[0] from None
     if error:
         try:
             raise error[0]
@@ -50,11 +54,14 @@ async def in_child(function: Callable[..., Awaitable[T]], *args: Any) -> T:
 async def shielded(function: Callable[..., Awaitable[T]], *args: Any) -> T:
     """Run ``function`` to its end, whatever is cancelled; a pending cancellation is raised afterwards."""
 
-    async def body() -> T:
-        with CancelScope(shield=True):
-            return await function(*args)
+    value: list[T] = []
 
-    return await in_child(body)
+    async def body() -> None:
+        with CancelScope(shield=True):
+            value.append(await function(*args))
+
+    await in_child(body)
+    return value[0]
 
 
 async def wait_through(event: _Waitable) -> None:

@@ -96,7 +96,7 @@ def _request(call: Call, timeout: float | None, hook: Any) -> ApprovalRequest:
 async def _ask(handler: ApprovalHandler, request: ApprovalRequest, timeout: float | None) -> Decision:
     with anyio.move_on_after(timeout) as scope:
         try:
-            decision = await handler.request_approval(request)
+            decision: object = await handler.request_approval(request)
         except Exception as exc:  # noqa: BLE001 - a handler that breaks has not said yes
             return Decision(
                 False, reason=f"the handler failed ({type(exc).__name__}: {exc})", approver=type(handler).__name__

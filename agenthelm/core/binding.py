@@ -266,14 +266,14 @@ class Binding:
             for p in self.parameters.values()
         }
         # typing_extensions.TypedDict: pydantic refuses typing's own below Python 3.12.
-        shape = typing_extensions.TypedDict(f"{self.name}_arguments", fields)  # type: ignore[operator]
+        shape = typing_extensions.TypedDict(f"{self.name}_arguments", fields)  # type: ignore[misc]
         extra: Any = "allow" if self.open_ended else "forbid"
         config = ConfigDict(extra=extra, arbitrary_types_allowed=True)
         return self._adapter(with_config(config)(shape), "a parameter")
 
     def _result_adapter(self) -> TypeAdapter[Any] | None:
         if self.result_fields:
-            shape = typing_extensions.TypedDict(f"{self.name}_result", dict(self.result_fields))  # type: ignore[operator]
+            shape = typing_extensions.TypedDict(f"{self.name}_result", dict(self.result_fields))  # type: ignore[misc]
             config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
             return self._adapter(with_config(config)(shape), "the result")
         if self.result_type is Any:

@@ -110,10 +110,12 @@ def check_contract(name: str, contract: ToolContract, *, is_async: bool) -> None
         refuse(f"runs_in must be 'thread' or 'process', not {contract.runs_in!r}")
     if contract.runs_in == "process" and is_async:
         refuse("runs_in='process' is for sync functions; an async tool runs on the event loop")
-    for effect in contract.side_effects:
+    effects: tuple[object, ...] = contract.side_effects
+    for effect in effects:
         if not isinstance(effect, str) or not effect.strip():
             refuse(f"side_effects are strings such as 'booking:write', not {effect!r}")
-    for label, errors in (("retry_on", contract.retry_on), ("unknown_on", contract.unknown_on)):
+    named: dict[str, tuple[object, ...]] = {"retry_on": contract.retry_on, "unknown_on": contract.unknown_on}
+    for label, errors in named.items():
         for error in errors:
             if not (isinstance(error, type) and issubclass(error, Exception)):
                 refuse(f"{label} takes exception classes, not {error!r}")

@@ -78,7 +78,7 @@ class Tool:
         known: Tool | None = getattr(function, _ATTRIBUTE, None)
         if contract is None and known is not None:
             return known
-        name = name or getattr(function, "__name__", type(function).__name__)
+        name = name or str(getattr(function, "__name__", type(function).__name__))
         contract = contract or ToolContract()
         is_async = _is_async(function)
         binding = Binding(name, function, inputs=contract.inputs, outputs=contract.outputs, localns=localns)

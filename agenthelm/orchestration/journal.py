@@ -170,6 +170,10 @@ class Journal:
             contract=contract,
         )
 
+    async def resolved(self, effect_id: str, outcome: Literal["done", "undone"], *, by: str) -> None:
+        """Report that somebody knows better than the journal what became of an effect."""
+        await self.append("resolved", effect=effect_id, by=by, **{"as": outcome})  # type: ignore[arg-type]
+
     async def finish(
         self, effect_id: str, outcome: Outcome, *, value: Any, error: str | None, event: Mapping[str, Any] | None = None
     ) -> None:

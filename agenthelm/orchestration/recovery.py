@@ -120,7 +120,7 @@ class Recovery:
         if journal is None:
             raise RunBusyError(run_id, owner="another process, which claimed it just now")
         for entry in chosen:
-            await journal.append("resolved", effect=entry.effect.id, by="a human", **{"as": outcome})
+            await journal.resolved(entry.effect.id, outcome, by="a human")
             entry.undone, entry.accepted, entry.reason = outcome == "undone", outcome == "done", None
         return await self._close(state, journal)
 
@@ -203,7 +203,7 @@ class Recovery:
                 if verdict is not None:
                     if not verdict.happened:
                         entry.undone = True
-                        await journal.append("resolved", effect=entry.effect.id, by="verify", **{"as": "undone"})
+                        await journal.resolved(entry.effect.id, "undone", by="verify")
                         await self._undo_inner(state, entry, journal)
                         continue
                     if not verdict.known:

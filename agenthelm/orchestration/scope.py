@@ -102,7 +102,7 @@ class SagaScope:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    ) -> None:
         self._stack.close()
         try:
             final = self._verdict(error)
@@ -116,8 +116,7 @@ class SagaScope:
         if isinstance(final, Exception):
             self._sign(final)
         if final is not None and final is not error:
-            raise final from (error if isinstance(error, Exception) else None)
-        return False
+            raise final
 
     async def use(self, tool: str, /, **arguments: Any) -> Any:
         """Call a tool under its contract; see `ToolExecutor.call` for what is raised."""
@@ -291,5 +290,6 @@ class branch_scope:  # noqa: N801 - used like a function: `async with branch_sco
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
-        return False if self._scope is None else await self._scope.__aexit__(kind, error, traceback)
+    ) -> None:
+        if self._scope is not None:
+            await self._scope.__aexit__(kind, error, traceback)

@@ -1,0 +1,407 @@
+"""The runtime: threads, limiters, task groups, and what native cancellation can't pierce."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from agenthelm._runtime.context import RunContext, StopMark, current_run, entered, new_run_id, raise_if_stopped
+from agenthelm._runtime.groups import in_child, named, shielded, wait_through
+from agenthelm._runtime.retry import Backoff
+from agenthelm._runtime.workers import Workers, hop_back
+
+CONTEXT = RunContext(run_id="r", session_id="s", namespace="n")
+
+
+on_asyncio = pytest.mark.parametrize(
+    "anyio_backend", ["asyncio", pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop")]
+)
+"""For what only asyncio has: cancelling a task from outside of all scopes."""
+
+
+class Gate:
+    """A thread that waits to be let go, and says what it has done."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.go = threading.Event()
+        self.ended = False
+
+    def __call__(self) -> str:
+        self.entered.set()
+        assert self.go.wait(10), "nobody let the thread go"
+        self.ended = True
+        return "value"
+
+    async def wait_entered(self) -> None:
+        await anyio.to_thread.run_sync(self.entered.wait)
+
+
+class TestThreads:
+    async def test_agents_that_wait_for_tools_never_starve_them_of_threads(self) -> None:
+        workers = Workers(2)
+
+        async def tool() -> int:
+            return await workers.run(lambda: 1)
+
+        with anyio.fail_after(10), entered(CONTEXT):
+            async with anyio.create_task_group() as group:
+                for _ in range(8):  # far more agents than threads, each waiting inside its thread for a second one
+                    group.start_soon(workers.run, hop_back, tool)
+
+    async def test_identity_follows_the_hop_there_and_back(self) -> None:
+        workers = Workers()
+
+        async def on_the_loop() -> RunContext | None:
+            return current_run()
+
+        def in_thread() -> tuple[RunContext | None, RunContext | None]:
+            return current_run(), hop_back(on_the_loop)
+
+        with entered(CONTEXT.evolve(agent="a")):
+            here, back = await workers.run(in_thread)
+        assert here is not None
+        assert back is not None
+        assert (here.agent, here.depth) == ("a", 1)
+        assert back == here
+        assert current_run() is None
+
+    async def test_a_cancelled_call_still_waits_for_its_thread(self) -> None:
+        gate, workers = Gate(), Workers()
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(workers.run, gate)
+                await gate.wait_entered()
+                scope.cancel()
+                gate.go.set()
+        assert gate.ended
+
+    @on_asyncio
+    async def test_native_cancellation_once_and_twice_waits_for_the_thread(self) -> None:
+        for times in (1, 2):
+            gate, workers = Gate(), Workers()
+            task = asyncio.ensure_future(workers.run(gate))
+            await gate.wait_entered()
+            for _ in range(times):
+                task.cancel()
+                await anyio.wait_all_tasks_blocked()
+            assert not task.done()
+            assert not gate.ended
+            gate.go.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert gate.ended
+
+    async def test_an_error_leaves_a_thread_bare(self) -> None:
+        def fail() -> None:
+            raise KeyError("x")
+
+        with pytest.raises(KeyError) as caught:
+            await Workers().run(fail)
+        assert caught.value.args == ("x",)
+
+    async def test_no_more_threads_are_abandoned_than_there_are_places(self) -> None:
+        workers = Workers(2)
+        gates = [Gate() for _ in range(3)]
+        for gate in gates[:2]:
+            async with anyio.create_task_group() as group:
+                group.start_soon(workers.run_abandonable, gate)
+                await gate.wait_entered()
+                group.cancel_scope.cancel()
+        with anyio.move_on_after(0.05) as scope:
+            await workers.run_abandonable(gates[2])
+        assert scope.cancelled_caught
+        assert not gates[2].entered.is_set()
+        for gate in gates:
+            gate.go.set()
+        with anyio.fail_after(10):
+            assert await workers.run_abandonable(gates[2]) == "value"
+
+    async def test_a_process_is_killed_when_its_caller_is_cancelled(self) -> None:
+        import time
+
+        workers = Workers()
+        with anyio.fail_after(30):
+            assert await workers.run_in_process(os.path.basename, "a/b") == "b"
+            with anyio.move_on_after(0.2) as scope:
+                await workers.run_in_process(time.sleep, 60)
+        assert scope.cancelled_caught
+
+    def test_a_pool_needs_a_thread(self) -> None:
+        with pytest.raises(ValueError, match="at least 1"):
+            Workers(0)
+
+    def test_one_pool_serves_several_event_loops(self) -> None:
+        workers = Workers()
+        for backend in ("asyncio", "trio", "asyncio"):
+            assert anyio.run(workers.run, os.path.basename, "a/b", backend=backend) == "b"
+
+    def test_hopping_back_from_nowhere_says_where_it_works(self) -> None:
+        with pytest.raises(RuntimeError, match="sync forward"):
+            hop_back(anyio.sleep, 0)
+
+
+class TestChildren:
+    async def test_a_child_hands_over_its_value_and_its_bare_error(self) -> None:
+        async def value() -> int:
+            await anyio.lowlevel.checkpoint()
+            return 7
+
+        async def error() -> int:
+            raise LookupError("gone")
+
+        assert await in_child(value) == 7
+        with pytest.raises(LookupError, match="gone"):
+            await in_child(error)
+
+    async def test_cancellation_reaches_a_child_as_something_shields_hold_off(self) -> None:
+        cleaned: list[str] = []
+        reached, release = anyio.Event(), anyio.Event()
+
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(in_child, cleaning, reached, release, cleaned)
+                await anyio.wait_all_tasks_blocked()
+                scope.cancel()
+                release.set()
+        assert cleaned == ["all of it"]
+
+    @on_asyncio
+    async def test_native_cancellation_does_too_once_and_twice(self) -> None:
+        cleaned: list[str] = []
+        reached, release = anyio.Event(), anyio.Event()
+        task = asyncio.ensure_future(in_child(cleaning, reached, release, cleaned))
+        await anyio.wait_all_tasks_blocked()
+        task.cancel()
+        await reached.wait()
+        task.cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert not task.done()
+        release.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert cleaned == ["all of it"]
+
+    @on_asyncio
+    async def test_wait_for_overruns_until_the_undo_is_whole(self) -> None:
+        done: list[str] = []
+
+        async def undo() -> None:
+            await anyio.sleep(0.05)
+            done.append("undone")
+
+        async def body() -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                await shielded(undo)
+
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(in_child(body), 0.01)
+        assert done == ["undone"]
+
+    async def test_shielded_work_ends_before_the_cancellation_is_raised(self) -> None:
+        done: list[str] = []
+
+        async def work() -> str:
+            await anyio.sleep(0.02)
+            done.append("x")
+            return "x"
+
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await shielded(work)
+            await anyio.lowlevel.checkpoint()
+        assert done == ["x"]
+        assert scope.cancelled_caught
+
+    async def test_a_certain_event_is_waited_for_through_cancellation(self) -> None:
+        event, after = anyio.Event(), list[bool]()
+        async with anyio.create_task_group() as group:
+            group.start_soon(waiting, event, after)
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+            event.set()
+        assert after == [True]
+
+    @on_asyncio
+    async def test_also_through_native_cancellation_which_comes_after_it(self) -> None:
+        event, after = anyio.Event(), list[bool]()
+        task = asyncio.ensure_future(waiting(event, after))
+        await anyio.wait_all_tasks_blocked()
+        task.cancel()
+        await anyio.wait_all_tasks_blocked()
+        event.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert after == [True]
+
+
+async def cleaning(reached: anyio.Event, release: anyio.Event, cleaned: list[str]) -> None:
+    """Hang; on cancellation, clean up for as long as ``release`` takes."""
+    try:
+        await anyio.sleep_forever()
+    finally:
+        with anyio.CancelScope(shield=True):
+            reached.set()
+            await release.wait()
+            cleaned.append("all of it")
+
+
+async def waiting(event: anyio.Event, after: list[bool]) -> None:
+    """Wait through anything, and note whether the event was there when the wait ended."""
+    try:
+        await wait_through(event)
+    finally:
+        after.append(event.is_set())
+
+
+class TestNamed:
+    async def test_results_come_in_the_order_they_were_named(self) -> None:
+        async def after(seconds: float, value: str) -> str:
+            await anyio.sleep(seconds)
+            return value
+
+        results, errors = await named({"slow": lambda: after(0.02, "s"), "quick": lambda: after(0, "q")})
+        assert list(results.items()) == [("slow", "s"), ("quick", "q")]
+        assert not errors
+
+    async def test_the_first_failure_leaves_bare_and_cancels_its_siblings(self) -> None:
+        cancelled: list[str] = []
+
+        async def hang() -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                cancelled.append("hang")
+
+        async def fail() -> None:
+            await anyio.wait_all_tasks_blocked()
+            raise ValueError("first")
+
+        with pytest.raises(ValueError, match="first"):
+            await named({"hang": hang, "fail": fail})
+        assert cancelled == ["hang"]
+
+    async def test_further_failures_are_notes_on_the_first(self) -> None:
+        async def fail(name: str) -> None:
+            raise ValueError(name)
+
+        with pytest.raises(ValueError, match="^[ab]$") as caught:
+            await named({"a": lambda: fail("a"), "b": lambda: fail("b")})
+        other = {"a": "b", "b": "a"}[str(caught.value)]  # trio starts tasks in random order
+        assert caught.value.__notes__ == [f"{other} failed too: ValueError: {other}"]
+
+    async def test_collecting_lets_the_others_finish(self) -> None:
+        async def fail() -> str:
+            raise ValueError("x")
+
+        async def fine() -> str:
+            await anyio.sleep(0.01)
+            return "fine"
+
+        results, errors = await named({"bad": fail, "good": fine}, collect=True)
+        assert results == {"good": "fine"}
+        assert list(errors) == ["bad"]
+
+    async def test_no_more_run_at_once_than_allowed(self) -> None:
+        running = peak = 0
+
+        async def one() -> None:
+            nonlocal running, peak
+            running += 1
+            peak = max(peak, running)
+            await anyio.sleep(0.001)
+            running -= 1
+
+        await named({str(i): one for i in range(10)}, max_concurrency=3)
+        assert peak == 3
+
+
+class TestIdentity:
+    def test_a_stop_mark_keeps_its_first_reason(self) -> None:
+        mark = StopMark()
+        first = ValueError("first")
+        mark.set(first)
+        mark.set(ValueError("second"))
+        with entered(CONTEXT.evolve(stops=(StopMark(), mark))), pytest.raises(ValueError, match="first"):
+            raise_if_stopped()
+
+    def test_nothing_stops_outside_of_runs(self) -> None:
+        raise_if_stopped()
+
+    def test_run_ids_are_unique(self) -> None:
+        assert len({new_run_id() for _ in range(1000)}) == 1000
+
+
+class TestBackoff:
+    def test_bounds_grow_up_to_the_maximum(self) -> None:
+        backoff = Backoff(initial=1, factor=2, maximum=5, jitter=False)
+        assert [backoff.delay(n) for n in (1, 2, 3, 4, 5000)] == [1, 2, 4, 5, 5]
+
+    def test_jitter_stays_below_the_bound(self) -> None:
+        backoff = Backoff(initial=1, factor=1, maximum=1)
+        delays = [backoff.delay(1) for _ in range(200)]
+        assert 0 <= min(delays) < max(delays) <= 1
+
+    def test_a_peer_that_asks_for_time_gets_it(self) -> None:
+        error = RuntimeError()
+        error.retry_after = 9.5  # type: ignore[attr-defined]
+        assert Backoff(maximum=1).delay(1, error=error) == 9.5
+
+    def test_senseless_numbers_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="factor >= 1"):
+            Backoff(factor=0.5)
+
+
+SIGINT_PROGRAM = """
+    import anyio, sys, time, threading
+    from agenthelm._runtime.groups import in_child, shielded
+    from agenthelm._runtime.workers import Workers
+
+    async def undo():
+        await anyio.sleep(0.05)
+        print("undone", flush=True)
+
+    async def body():
+        workers = Workers()
+        def effect():
+            print("ready", flush=True)
+            sys.stdin.readline()
+            print("effect", flush=True)
+        try:
+            await workers.run(effect)
+            await anyio.sleep_forever()
+        finally:
+            await shielded(undo)
+
+    async def main():
+        await in_child(body)
+
+    try:
+        anyio.run(main, backend=sys.argv[1])
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_ctrl_c_waits_for_the_thread_and_the_undo(backend: str) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SIGINT_PROGRAM), backend],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert program.stdout is not None
+    assert program.stdout.readline() == "ready\n"
+    program.send_signal(signal.SIGINT)
+    rest, _ = program.communicate("go\n", timeout=30)
+    assert rest.splitlines() == ["effect", "undone", "interrupted"]
