@@ -296,7 +296,7 @@ class TestNamed:
         async def fail(name: str) -> None:
             raise ValueError(name)
 
-        with pytest.raises(ValueError, match="^[ab]$") as caught:
+        with pytest.raises(ValueError, match=r"^[ab]") as caught:
             await named({"a": lambda: fail("a"), "b": lambda: fail("b")})
         other = {"a": "b", "b": "a"}[str(caught.value)]  # trio starts tasks in random order
         assert caught.value.__notes__ == [f"{other} failed too: ValueError: {other}"]
