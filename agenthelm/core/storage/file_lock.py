@@ -42,7 +42,4 @@ def locked(descriptor: int, path: Path, *, exclusive: bool, timeout: float) -> I
     try:
         yield
     finally:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        except OSError:
-            pass  # the descriptor was closed meanwhile, and its lock with it
+        fcntl.flock(descriptor, fcntl.LOCK_UN)

@@ -1,70 +1,39 @@
-"""A log in one JSON Lines file: one line per append, so an append over several streams is whole or absent.
-
-A line says ``at`` (when), ``before`` (the streams that the line before it touched, and their positions then) and
-``records``, or ``drop`` (a stream that was forgotten). The first line names the format. Thanks to ``before``, a line
-that can't be read any more is still known by whose records it held.
-"""
+"""A log in one JSON Lines file: one line per append, so an append over several streams is whole or absent."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import threading
 import time
-from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agenthelm.core.storage.base import StreamInfo
 from agenthelm.core.storage.file_lock import locked
-from agenthelm.core.storage.writer import Append, Outcome, UnavailableError, place
-from agenthelm.exceptions import CorruptRecordError, StalePositionError, StorageError
+from agenthelm.core.storage.json_index import MISSING, Index, Stream
+from agenthelm.core.storage.json_lines import (
+    HEADER,
+    blocks,
+    dumps,
+    line_at,
+    line_of,
+    lines,
+    open_file,
+    parsed,
+    same_file,
+    sync_folder,
+    write_all,
+)
+from agenthelm.core.storage.writer import Append, Outcome, place
+from agenthelm.exceptions import StalePositionError, StorageError
 
-__all__ = ["JsonLog", "Stream", "View"]
+__all__ = ["JsonLog", "View"]
 
-_HEADER = b'{"format":"agenthelm-log","version":1}\n'
-_MISSING = 2**64 - 1
-_BLOCK = 1 << 16
 _WORTH_COMPACTING = 1 << 20
-
-
-@dataclass(slots=True, eq=False)
-class Stream:
-    """Where a stream's records are: the offset of the line that holds each one."""
-
-    name: str
-    created_at: float
-    updated_at: float
-    state: str | None = None
-    offsets: array[int] = field(default_factory=lambda: array("Q"))
-    doubtful: bool = False
-    """Unreadable lines follow its last record, and nobody can say whose they were."""
-
-    @property
-    def info(self) -> StreamInfo:
-        return StreamInfo(self.name, len(self.offsets), self.state, self.created_at, self.updated_at)
-
-    def place(self, position: int, offset: int) -> None:
-        """Note a record; positions it jumps over are missing, one it repeats is replaced."""
-        self.reach(position)
-        if position < len(self.offsets):
-            self.offsets[position] = offset
-        else:
-            self.offsets.append(offset)
-        self.doubtful = False
-
-    def reach(self, position: int) -> None:
-        self.offsets.extend([_MISSING] * (position - len(self.offsets)))
-
-    def check(self) -> None:
-        """Refuse a journal that has lost a record."""
-        if self.doubtful or _MISSING in self.offsets:
-            lost = self.offsets.index(_MISSING) if _MISSING in self.offsets else len(self.offsets)
-            raise CorruptRecordError(self.name, position=lost, detail="its line in the file is damaged")
+"""Files smaller than this are left alone."""
 
 
 class View:
@@ -74,16 +43,20 @@ class View:
         self._descriptor = descriptor
         self._stream = stream
         self.end = len(stream.offsets)
-        self._offset = _MISSING
+        self._offset = MISSING
         self._records: list[dict[str, Any]] = []
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._descriptor)
 
     def data(self, position: int) -> dict[str, Any] | None:
         """The data of a record; None when its line can't be read."""
         offset = self._stream.offsets[position]
-        if offset == _MISSING:
+        if offset == MISSING:
             return None
         if offset != self._offset:
-            line = _parsed(_line_at(self._descriptor, offset), offset)
+            line = parsed(line_at(self._descriptor, offset), offset)
             self._offset, self._records = offset, [] if line is None else line.get("records", [])
         for record in self._records:
             if record["position"] == position and record["stream"] == self._stream.name:
@@ -101,33 +74,24 @@ class JsonLog:
         self._guard = threading.Lock()
         self._descriptor = -1
         self._writable = False
-        self._forget()
+        self._index = Index(path)
 
-    def _forget(self) -> None:
-        self._size = 0
-        """The end of the last line that is indexed; beyond it there is nothing, or a torn line."""
-        self._torn = (0, 0)
-        """Where the last torn tail that was counted began, and its length."""
-        self._streams: dict[str, Stream] = {}
-        self._last: dict[str, int] = {}
-        self._damaged = False
-        self._dead = 0
-        self._alive = 0
-
-    skipped = 0
+    @property
+    def skipped(self) -> int:
+        """How many torn or damaged lines were left out."""
+        return self._index.skipped
 
     def commit(self, appends: Sequence[Append]) -> list[Outcome]:
         """Write all appends with one write and one fsync."""
         with self._guard, self._opened(exclusive=True):
-            names = {entry.stream for append in appends for entry in append.entries}.union(
-                *(a.expected for a in appends)
-            )
-            positions = {name: len(self._streams[name].offsets) for name in names if name in self._streams}
-            now, last = time.time(), self._last
+            streams = self._index.streams
+            names = {entry.stream for a in appends for entry in a.entries}.union(*(a.expected for a in appends))
+            positions = {name: len(streams[name].offsets) for name in names if name in streams}
+            now, last = time.time(), self._index.last
             outcomes: list[Outcome] = []
-            lines: list[bytes] = []
+            written: list[bytes] = []
             for append in appends:
-                starts = {e.stream: positions.get(e.stream, 0) for e in append.entries}
+                starts = {entry.stream: positions.get(entry.stream, 0) for entry in append.entries}
                 try:
                     touched = place(append, positions)
                 except StalePositionError as exc:
@@ -135,9 +99,9 @@ class JsonLog:
                     continue
                 outcomes.append(touched)
                 if touched:
-                    lines.append(_line(now, last, append, starts))
+                    written.append(line_of(now, last, append, starts))
                     last = touched
-            self._write(lines)
+            self._write(written)
             return outcomes
 
     def drop(self, stream: str) -> None:
@@ -146,10 +110,10 @@ class JsonLog:
             if not self._path.exists():
                 return
             with self._opened(exclusive=True):
-                if stream in self._streams:
-                    line = {"at": time.time(), "before": self._last, "drop": stream}
-                    self._write([_dumps(line)])
-                if self._dead > self._alive and self._size > _WORTH_COMPACTING and not self._damaged:
+                index = self._index
+                if stream in index.streams:
+                    self._write([dumps({"at": time.time(), "before": index.last, "drop": stream})])
+                if index.dead > index.alive and index.size > _WORTH_COMPACTING and not index.damaged:
                     self._compact()
 
     @contextmanager
@@ -159,21 +123,13 @@ class JsonLog:
         Raises:
             CorruptRecordError: ``whole`` was asked for, and a record is missing.
         """
-        found: View | None = None
         with self._guard:
-            if self._path.exists():
-                with self._opened(exclusive=False):
-                    known = self._streams.get(stream)
-                    if known is not None:
-                        if whole:
-                            known.check()
-                        # A descriptor of its own, so that the file can be closed or replaced meanwhile.
-                        found = View(os.dup(self._descriptor), known)
+            found = self._view(stream, whole=whole) if self._path.exists() else None
         try:
             yield found
         finally:
             if found is not None:
-                os.close(found._descriptor)
+                found.close()
 
     def infos(self) -> list[StreamInfo]:
         """All streams, in the order of their creation."""
@@ -181,12 +137,22 @@ class JsonLog:
             if not self._path.exists():
                 return []
             with self._opened(exclusive=False):
-                return [stream.info for stream in self._streams.values()]
+                return [stream.info for stream in self._index.streams.values()]
 
     def close(self) -> None:
         """Let go of the file."""
         with self._guard:
             self._close()
+
+    def _view(self, stream: str, *, whole: bool) -> View | None:
+        with self._opened(exclusive=False):
+            known = self._index.streams.get(stream)
+            if known is None:
+                return None
+            if whole:
+                known.check()
+            # A descriptor of its own, so that the file can be closed or replaced meanwhile.
+            return View(os.dup(self._descriptor), known)
 
     def _close(self) -> None:
         if self._descriptor != -1:
@@ -202,17 +168,16 @@ class JsonLog:
                 if exclusive and not self._writable:
                     self._close()
                 if self._descriptor == -1:
-                    self._forget()
-                    self._descriptor, self._writable = _open(self._path, create=exclusive)
+                    self._index = Index(self._path, skipped=self._index.skipped)
+                    self._descriptor, self._writable = open_file(self._path, create=exclusive)
                 with locked(self._descriptor, self._path, exclusive=exclusive, timeout=self._lock_timeout):
-                    if not _same_file(self._descriptor, self._path):
-                        self._close()  # another process has replaced it by a shorter one, or removed it
-                        continue
-                    self._catch_up()
-                    if exclusive:
-                        self._repair()
-                    yield
-                    return
+                    if same_file(self._descriptor, self._path):
+                        self._catch_up()
+                        if exclusive:
+                            self._repair()
+                        yield
+                        return
+                self._close()  # another process has put a shorter file in its place, or removed it
         except StorageError:
             raise
         except OSError as exc:
@@ -220,233 +185,54 @@ class JsonLog:
             verb = "write" if exclusive else "read"
             raise StorageError(f"can't {verb} {self._path}: {exc.strerror or exc}") from exc
 
-    def _write(self, lines: Sequence[bytes]) -> None:
-        if not lines:
+    def _catch_up(self) -> None:
+        """Index what other processes have appended."""
+        size = os.fstat(self._descriptor).st_size
+        if size < self._index.size - 1:  # somebody has cut the file; -1: the last line may lack its line break
+            self._index = Index(self._path, skipped=self._index.skipped)
+        if size > self._index.size:
+            self._index.feed(blocks(self._descriptor, self._index.size, size))
+
+    def _repair(self) -> None:
+        """Cut off what a writer that died has left behind its last whole line."""
+        size = os.fstat(self._descriptor).st_size
+        if size > self._index.size:
+            os.ftruncate(self._descriptor, self._index.size)
+        elif size < self._index.size:  # an editor has taken the last line break away
+            write_all(self._descriptor, b"\n", size)
+
+    def _write(self, written: Sequence[bytes]) -> None:
+        if not written:
             return
-        start = self._size
-        block = b"".join(([] if start else [_HEADER]) + list(lines))
+        start = self._index.size
+        block = b"".join(written if start else [HEADER, *written])
         try:
-            _write_all(self._descriptor, block, start)
+            write_all(self._descriptor, block, start)
             os.fsync(self._descriptor)
         except BaseException:
             with suppress(OSError):
                 os.ftruncate(self._descriptor, start)
             raise
-        self._index(block)
-
-    def _repair(self) -> None:
-        """Cut off what a writer that died has left behind its last whole line."""
-        size = os.fstat(self._descriptor).st_size
-        if size > self._size:
-            os.ftruncate(self._descriptor, self._size)
-        elif size < self._size:  # an editor has taken the last line break away
-            _write_all(self._descriptor, b"\n", size)
-
-    def _catch_up(self) -> None:
-        """Index what other processes have appended."""
-        size = os.fstat(self._descriptor).st_size
-        if size < self._size - 1:  # somebody has cut the file; -1: the last line may lack its line break
-            self._forget()
-        if size > self._size:
-            torn = self._index(_blocks(self._descriptor, self._size, size))
-            if torn and (self._size, torn) != self._torn:
-                self.skipped += 1
-            self._torn = (self._size, torn)
-
-    def _index(self, source: bytes | Iterable[bytes]) -> int:
-        """Index lines from `_size` on; returns how many bytes at the end are torn."""
-        held: list[int] = []
-        rest = b""
-        offset = self._size
-        for block in [source] if isinstance(source, bytes) else source:
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                offset = self._take(line, offset, held)
-        if rest and not offset and not _HEADER.startswith(rest):
-            self._check_header(rest)
-        if rest and offset and _parsed(rest, offset) is not None:  # whole, and only its line break is missing
-            offset, rest = self._take(rest, offset, held), b""
-        return offset + len(rest) - self._size
-
-    def _take(self, raw: bytes, offset: int, held: list[int]) -> int:
-        """Index one line; unreadable ones are held back until a good one follows."""
-        end = offset + len(raw) + 1
-        if offset == 0:
-            self._check_header(raw)
-        else:
-            line = _parsed(raw, offset)
-            if line is None:
-                held.append(offset)
-                return end
-            self._note(line, offset, unreadable=len(held))
-            held.clear()
-        self._size = end
-        return end
-
-    def _note(self, line: Mapping[str, Any], offset: int, *, unreadable: int) -> None:
-        if unreadable:
-            self.skipped += unreadable
-            self._damaged = True
-            for name, position in line["before"].items():
-                self._stream(name, line["at"]).reach(position)
-            if unreadable > 1:
-                for stream in self._streams.values():
-                    stream.doubtful = True
-        dropped = line.get("drop")
-        if dropped is not None:
-            gone = self._streams.pop(dropped, None)
-            count = len(gone.offsets) if gone else 0
-            self._dead, self._alive, self._last = self._dead + count, self._alive - count, {}
-            return
-        self._last = {}
-        for record in line["records"]:
-            stream = self._stream(record["stream"], line["at"])
-            stream.place(record["position"], offset)
-            stream.updated_at = line["at"]
-            stream.state = record.get("state", stream.state)
-            self._last[stream.name] = record["position"] + 1
-        self._alive += len(line["records"])
-
-    def _stream(self, name: str, now: float) -> Stream:
-        stream = self._streams.get(name)
-        if stream is None:
-            stream = self._streams[name] = Stream(name, now, now)
-        return stream
-
-    def _check_header(self, raw: bytes) -> None:
-        line = None
-        with suppress(ValueError):
-            line = json.loads(raw)
-        if not isinstance(line, dict) or line.get("format") != "agenthelm-log":
-            raise UnavailableError(f"{self._path} is no AgentHelm log; name another file")
-        if line.get("version") != 1:
-            raise UnavailableError(
-                f"{self._path} was written by a newer AgentHelm (format {line.get('version')}); upgrade"
-            )
+        self._index.feed([block])
 
     def _compact(self) -> None:
-        """Write the living records to a new file and put it in this one's place."""
+        """Write the living records to a new file and put it in this one's place; the next use opens that."""
         new = self._path.with_name(f"{self._path.name}.{os.getpid()}.new")
-        with suppress(FileNotFoundError):
-            new.unlink()
-        descriptor, _ = _open(new, create=True)
+        new.unlink(missing_ok=True)
         try:
-            with os.fdopen(os.dup(descriptor), "wb") as out:
-                out.write(_HEADER)
+            descriptor, _ = open_file(new, create=True)
+            with os.fdopen(descriptor, "wb") as out:
+                out.write(HEADER)
                 before: dict[str, int] = {}
-                for raw, offset in _lines(self._descriptor, len(_HEADER), self._size):
+                for raw, offset in lines(self._descriptor, len(HEADER), self._index.size):
                     line = json.loads(raw)
-                    alive = [r for r in line.get("records", ()) if self._lives(r, offset)]
+                    alive = [record for record in line.get("records", ()) if self._index.holds(record, offset)]
                     if alive:
-                        out.write(_dumps({"at": line["at"], "before": before, "records": alive}))
-                        before = {r["stream"]: r["position"] + 1 for r in alive}
-            os.fsync(descriptor)
+                        out.write(dumps({"at": line["at"], "before": before, "records": alive}))
+                        before = {record["stream"]: record["position"] + 1 for record in alive}
+                out.flush()
+                os.fsync(out.fileno())
             new.replace(self._path)
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
         finally:
-            os.close(descriptor)
-            with suppress(FileNotFoundError):
-                new.unlink()
-        self._close()
-
-    def _lives(self, record: Mapping[str, Any], offset: int) -> bool:
-        stream = self._streams.get(record["stream"])
-        position: int = record["position"]
-        return stream is not None and position < len(stream.offsets) and stream.offsets[position] == offset
-
-
-def _dumps(line: Mapping[str, Any]) -> bytes:
-    return json.dumps(line, separators=(",", ":")).encode() + b"\n"
-
-
-def _line(now: float, before: Mapping[str, int], append: Append, positions: dict[str, int]) -> bytes:
-    records = []
-    for entry in append.entries:
-        position = positions[entry.stream]
-        positions[entry.stream] = position + 1
-        state = "" if entry.state is None else f',"state":{json.dumps(entry.state)}'
-        records.append(f'{{"stream":{json.dumps(entry.stream)},"position":{position}{state},"data":{entry.text}}}')
-    head = f'{{"at":{now},"before":{json.dumps(before, separators=(",", ":"))},"records":['
-    return (head + ",".join(records) + "]}\n").encode()
-
-
-def _parsed(raw: bytes, offset: int) -> dict[str, Any] | None:
-    """A line that has the shape of one, or None. No stream has more records than the file has bytes so far."""
-    end = offset + len(raw)
-    try:
-        line = json.loads(raw)
-        positions = [*line["before"].values()]
-        for record in line["records"] if "drop" not in line else ():
-            if not isinstance(record["data"], dict) or not isinstance(record["stream"], str):
-                return None
-            positions.append(record["position"])
-        if any(type(position) is not int or not 0 <= position <= end for position in positions):
-            return None
-        line["at"] + 0.0
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
-    else:
-        return line  # type: ignore[no-any-return]
-
-
-def _open(path: Path, *, create: bool) -> tuple[int, bool]:
-    """Open a file; returns the descriptor, and whether it can be written through."""
-    if create and not path.exists():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        _sync_folder(path.parent)
-    try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC), True
-    except OSError as exc:
-        if create or exc.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            raise
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _same_file(descriptor: int, path: Path) -> bool:
-    ours = os.fstat(descriptor)
-    try:
-        theirs = path.stat()
-    except FileNotFoundError:
-        return False
-    return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
-
-
-def _write_all(descriptor: int, block: bytes, offset: int) -> None:
-    rest = memoryview(block)
-    while rest:
-        written = os.pwrite(descriptor, rest, offset)
-        rest, offset = rest[written:], offset + written
-
-
-def _blocks(descriptor: int, start: int, end: int) -> Iterator[bytes]:
-    while start < end and (block := os.pread(descriptor, min(_BLOCK, end - start), start)):
-        yield block
-        start += len(block)
-
-
-def _lines(descriptor: int, start: int, end: int) -> Iterator[tuple[bytes, int]]:
-    rest = b""
-    for block in _blocks(descriptor, start, end):
-        *lines, rest = (rest + block).split(b"\n")
-        for line in lines:
-            yield line, start
-            start += len(line) + 1
-
-
-def _line_at(descriptor: int, offset: int) -> bytes:
-    size = 4096
-    while True:
-        block = os.pread(descriptor, size, offset)
-        end = block.find(b"\n")
-        if end >= 0 or len(block) < size:
-            return block if end < 0 else block[:end]
-        size *= 4
+            new.unlink(missing_ok=True)
