@@ -17,6 +17,7 @@ from anyio.lowlevel import RunVar
 from agenthelm._runtime.groups import in_child
 from agenthelm._runtime.workers import Workers
 from agenthelm.core.decisions import ApprovalHandler, ApprovalRequest, Decision
+from agenthelm.tracing.scrub import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -132,11 +133,11 @@ def _show(console: Console, request: ApprovalRequest, left: float | None) -> Non
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(show_header=False, title=Text(f"Approval needed: {_plain(request.tool_name)}"), title_justify="left")
+    table = Table(show_header=False, title=Text(f"Approval needed: {plain(request.tool_name)}"), title_justify="left")
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for name, value in request.arguments.items():
-        table.add_row(Text(_plain(name)), Text(_json(value)))
+        table.add_row(Text(plain(name)), Text(_json(value)))
     table.add_section()
     facts: list[tuple[str, str]] = [
         ("does", request.reason),
@@ -149,17 +150,12 @@ def _show(console: Console, request: ApprovalRequest, left: float | None) -> Non
     ]
     for label, fact in facts:
         if fact:
-            table.add_row(Text(label, style="dim"), Text(_plain(fact)))
+            table.add_row(Text(label, style="dim"), Text(plain(fact)))
     console.print(table)
 
 
 def _json(value: Any) -> str:
-    return _plain(json.dumps(value, ensure_ascii=False, default=repr))
-
-
-def _plain(text: str) -> str:
-    """Text that can't move the cursor, change colours, or reverse its direction to show something else than it is."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return plain(json.dumps(value, ensure_ascii=False, default=repr))
 
 
 def _forget_typed() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agenthelm.tracing.names import SCHEMA_URL, SCOPE
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Meter, MeterProvider
     from opentelemetry.trace import Tracer, TracerProvider
 
-__all__ = ["current_meter", "current_tracer", "use_providers"]
+__all__ = ["current_meter", "current_tracer", "use_providers", "version"]
 
 _own_tracers: TracerProvider | None = None
 _own_meters: MeterProvider | None = None
@@ -42,7 +42,7 @@ def current_tracer() -> Tracer | None:
     global _tracer
     provider = _own_tracers
     if provider is None:
-        api = sys.modules.get("opentelemetry.trace")
+        api: Any = sys.modules.get("opentelemetry.trace")
         if api is None:
             if _ENVIRONMENT[0] not in os.environ:
                 return None
@@ -55,7 +55,7 @@ def current_tracer() -> Tracer | None:
     if provider is not seen:
         # The API's own providers (proxy, no-op) record nothing.
         idle = type(provider).__module__.startswith("opentelemetry.trace")
-        tracer = None if idle else provider.get_tracer(SCOPE, _version(), SCHEMA_URL)
+        tracer = None if idle else provider.get_tracer(SCOPE, version(), SCHEMA_URL)
         _tracer = (provider, tracer)
     return tracer
 
@@ -65,7 +65,7 @@ def current_meter() -> Meter | None:
     global _meter
     provider = _own_meters
     if provider is None:
-        api = sys.modules.get("opentelemetry.metrics")
+        api: Any = sys.modules.get("opentelemetry.metrics")
         if api is None:
             if _ENVIRONMENT[1] not in os.environ:
                 return None
@@ -77,15 +77,16 @@ def current_meter() -> Meter | None:
     seen, meter = _meter
     if provider is not seen:
         idle = type(provider).__module__.startswith("opentelemetry.metrics")
-        meter = None if idle else provider.get_meter(SCOPE, _version(), SCHEMA_URL)
+        meter = None if idle else provider.get_meter(SCOPE, version(), SCHEMA_URL)
         _meter = (provider, meter)
     return meter
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+def version() -> str:
+    """The package's version; empty for a source tree that was never installed."""
+    from importlib import metadata
 
     try:
-        return version(SCOPE)
-    except PackageNotFoundError:  # run from a source tree that was never installed
+        return metadata.version(SCOPE)
+    except metadata.PackageNotFoundError:
         return ""

@@ -1,11 +1,11 @@
-"""Takes secrets of well-known shapes out of free text, such as error messages and URLs."""
+"""Makes free text harmless: secrets of well-known shapes taken out, control characters shown as what they are."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-__all__ = ["MASK", "scrub"]
+__all__ = ["MASK", "plain", "scrub"]
 
 MASK: Final = "***"
 """What stands in the place of a secret."""
@@ -65,3 +65,10 @@ def scrub(text: str) -> str:
         if hint in lowered:
             return _SECRETS.sub(_replacement, text)
     return text
+
+
+def plain(text: str) -> str:
+    """Text that can't move a terminal's cursor, change its colours, or reverse its direction; one line."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeAlias
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Link, Span, SpanKind, Tracer
 
 __all__ = [
-    "SpanHandle", "SpanLink", "agent", "captures_content", "chat", "embeddings", "memory", "tool", "workflow",
+    "SpanHandle", "SpanLink", "agent", "captures_content", "chat", "embeddings", "memory", "prepared", "tool", "workflow",
 ]  # fmt: skip
 
 SpanLink: TypeAlias = tuple[str | None, str | None] | tuple[str | None, str | None, str]
@@ -54,7 +54,7 @@ class SpanHandle(Protocol):
     def set(self, key: str, value: object) -> None:
         """Set an attribute; None is ignored.
 
-        Content (see `names.CONTENT`) is dropped unless opted in, and written as JSON; the caller masks it before.
+        Content (see `names.CONTENT`) is dropped unless opted in, and written as JSON, masked.
         """
         ...
 
@@ -121,7 +121,9 @@ def _ambient() -> tuple[str | None, str | None]:
 class _Site:
     """One span while it is open."""
 
-    __slots__ = ("_began", "_error", "_kind", "_links", "_meter", "_name", "_span", "_token", "_tracer", "_values")
+    __slots__ = (
+        "_began", "_client", "_error", "_later", "_links", "_meter", "_name", "_span", "_token", "_tracer", "_values",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -137,11 +139,12 @@ class _Site:
         self._meter = meter
         self._name = name
         self._values = values
-        self._kind = client
+        self._client = client
         self._links = links
         self._span: Span | None = None
         self._token: Token[Context] | None = None
         self._error: str | None = None
+        self._later: Mapping[str, object] = {}
         self._began = 0.0
 
     def __enter__(self) -> Self:
@@ -149,13 +152,15 @@ class _Site:
             from opentelemetry import context
             from opentelemetry.trace import SpanKind, set_span_in_context
 
-            kind: SpanKind = SpanKind.CLIENT if self._kind else SpanKind.INTERNAL
+            kind: SpanKind = SpanKind.CLIENT if self._client else SpanKind.INTERNAL
             values = {key: value for key, value in self._values.items() if value is not None}
             self._span = self._tracer.start_span(
                 self._name, kind=kind, attributes=values, links=_links(self._links), record_exception=False,
                 set_status_on_exception=False,
             )  # fmt: skip
             self._token = context.attach(set_span_in_context(self._span))
+            for key, value in self._later.items():
+                self.set(key, value)
         self._began = time.perf_counter()
         return self
 
@@ -202,7 +207,7 @@ class _Site:
         if key in names.CONTENT:
             if not captures_content():
                 return
-            value = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
+            value = _content(value)
         attribute = _attribute(value)
         self._span.set_attribute(key, attribute)
         if (newer := names.BESIDE.get(key)) is not None:
@@ -222,6 +227,20 @@ class _Site:
         if isinstance(error, Exception):
             # No stack trace: its source lines and chained messages may hold what was masked everywhere else.
             self._span.add_event("exception", {names.EXCEPTION_TYPE: self._error, names.EXCEPTION_MESSAGE: message})
+
+
+def _content(value: object) -> str:
+    from agenthelm.tracing.redaction import masked
+
+    safe = masked(value)
+    return safe if isinstance(safe, str) else json.dumps(safe, ensure_ascii=False)
+
+
+def prepared(handle: SpanHandle, values: Mapping[str, object]) -> SpanHandle:
+    """A span on which these attributes are set as soon as it is entered."""
+    if isinstance(handle, _Site):
+        handle._later = values
+    return handle
 
 
 def _attribute(value: object) -> Any:
@@ -245,7 +264,7 @@ def _error_type(error: BaseException) -> str:
 def _message(error: BaseException) -> str:
     try:
         text = str(error)
-    except Exception:  # an exception of a tool whose own __str__ fails must not replace the failure
+    except Exception:  # noqa: BLE001 - an exception of a tool whose own __str__ fails must not replace the failure
         text = ""
     return text or type(error).__name__
 

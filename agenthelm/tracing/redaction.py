@@ -1,0 +1,342 @@
+"""What may be shown and stored of a value: safe copies without secrets, and the digest of what was really there."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from pathlib import PurePath
+from typing import Any, Final
+from uuid import UUID
+
+from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from agenthelm.tracing.scrub import MASK, scrub
+
+__all__ = ["Hook", "Redacted", "digest", "looks_secret", "masked"]
+
+Hook = Callable[[str, Any], Any]
+"""``(name, value) -> value``: asked for every named value before it is shown or stored."""
+
+ITEMS: Final = 256
+"""How many items of one collection are kept."""
+DEPTH: Final = 12
+"""How many collections within each other are followed."""
+_BITS: Final = 8192
+"""Integers above this are told by their size: Python refuses to print them."""
+
+_NO_NAMES: Final[frozenset[str]] = frozenset()
+
+
+class Redacted:
+    """Marks a parameter whose value must never be stored or shown: ``Annotated[str, Redacted]``."""
+
+
+_WORDS: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+_ALWAYS: Final = frozenset(
+    [
+        "password",
+        "passwd",
+        "passphrase",
+        "passcode",
+        "pwd",
+        "secret",
+        "secrets",
+        "apikey",
+        "authorization",
+        "credential",
+        "credentials",
+        "bearer",
+        "cookie",
+        "cookies",
+        "cvv",
+        "cvc",
+        "jwt",
+    ]
+)
+_ENDINGS: Final = ("password", "passwd", "passphrase", "apikey", "secret", "accesstoken", "authtoken", "secretkey")
+_KEYS: Final = frozenset(
+    [
+        "api",
+        "access",
+        "private",
+        "secret",
+        "encryption",
+        "signing",
+        "master",
+        "ssh",
+        "auth",
+        "account",
+        "service",
+        "client",
+    ]
+)
+_TOKENS: Final = frozenset(
+    ["access", "auth", "api", "refresh", "bearer", "session", "id", "csrf", "bot", "user", "oauth", "security"]
+)
+_NOT_LAST: Final = frozenset(
+    [
+        "length",
+        "count",
+        "policy",
+        "required",
+        "enabled",
+        "expiry",
+        "expires",
+        "limit",
+        "usage",
+        "type",
+        "budget",
+        "min",
+        "max",
+        "version",
+    ]
+)
+
+
+@functools.lru_cache(maxsize=2048)
+def looks_secret(key: str) -> bool:
+    """Whether values under this name are taken for secrets.
+
+    ``password``, ``api_key``, ``accessToken``, ``Authorization`` are; ``max_tokens``, ``token_usage``,
+    ``idempotency_key``, ``author`` are not.
+    """
+    words = [word.lower() for word in _WORDS.findall(key)]
+    if not words or words[-1] in _NOT_LAST:
+        return False
+    if not _ALWAYS.isdisjoint(words) or any(word.endswith(_ENDINGS) for word in words):
+        return True
+    last, before = words[-1], words[-2] if len(words) > 1 else ""
+    if last in {"token", "auth"}:
+        return True
+    if last in {"value", "header", "string"} and before == "token":
+        return True
+    return (last in {"key", "keys"} and before in _KEYS) or (last == "tokens" and before in _TOKENS)
+
+
+def masked(value: Any, *, sensitive: AbstractSet[str] = _NO_NAMES, hook: Hook | None = None, cap: int = 8192) -> Any:
+    """A JSON-compatible deep copy that may be shown and stored.
+
+    Secrets are replaced by ``***``: ``SecretStr`` and ``SecretBytes``, values under secret-looking names, fields
+    marked `Redacted`, and secrets of known shapes inside strings. What is too long or too deep is cut and says how
+    long it was; what JSON can't hold is told by its ``repr``. Never raises on account of the value.
+
+    Args:
+        value: Anything; for a mapping, a dict comes back.
+        sensitive: Further names that are masked, at the top level.
+        hook: Asked for each named value that is not masked already; what it returns is masked in its turn. If it
+            raises, the value is masked.
+        cap: The longest string that is kept whole, in characters; the whole copy holds at most eight times as many.
+    """
+    if hook is None and type(value) is dict and len(value) <= ITEMS:
+        quick = _quick(value, sensitive, cap)
+        if quick is not None:
+            return quick
+    return _Masking(hook, cap).top(value, sensitive)
+
+
+def _quick(value: dict[Any, Any], sensitive: AbstractSet[str], cap: int) -> dict[str, Any] | None:
+    """The flat dictionary of short scalars that most calls are; None where it is anything else."""
+    shown: dict[str, Any] = {}
+    room = cap
+    for key, item in value.items():
+        kind = type(item)
+        if type(key) is not str:
+            return None
+        if kind is str:
+            if key in sensitive or looks_secret(key):
+                shown[key] = MASK
+                continue
+            room -= len(item)
+            if room < 0 or not item.isascii():
+                return None
+            shown[key] = scrub(item)
+        elif item is None or kind is bool:
+            shown[key] = MASK if key in sensitive and item is not None else item
+        elif kind is int and -(2**63) <= item < 2**63:
+            shown[key] = MASK if key in sensitive or looks_secret(key) else item
+        else:
+            return None
+    return shown
+
+
+class _Masking:
+    """One walk over a value."""
+
+    __slots__ = ("cap", "hook", "open", "room")
+
+    def __init__(self, hook: Hook | None, cap: int) -> None:
+        self.hook = hook
+        self.cap = cap
+        self.room = cap * 8
+        self.open: set[int] = set()
+        """The collections that are being walked, to notice cycles."""
+
+    def top(self, value: Any, sensitive: AbstractSet[str]) -> Any:
+        """The whole value; ``sensitive`` names count here only."""
+        if isinstance(value, Mapping):
+            return self.collection(value, lambda: self.entries(value.items(), len(value), sensitive))
+        return self.value(value)
+
+    def named(self, name: str, value: Any, *, sensitive: bool = False) -> Any:
+        """A value that has a name."""
+        if value is None:
+            return None
+        if sensitive or (type(value) is not bool and looks_secret(name)):
+            return MASK
+        if self.hook is not None and not isinstance(value, (SecretStr, SecretBytes)):
+            try:
+                value = self.hook(name, value)
+            except Exception:  # noqa: BLE001 - somebody else's function; what it can't handle is not shown
+                return MASK
+        return self.value(value)
+
+    def value(self, value: Any) -> Any:
+        """Any value."""
+        try:
+            return self.known(value)
+        except Exception:  # noqa: BLE001 - a value whose own methods fail must not fail the call it is recorded for
+            return f"<{type(value).__name__}: unreadable>"
+
+    def known(self, value: Any) -> Any:
+        """A value of a known kind, or its repr."""
+        if value is None or isinstance(value, (bool, SecretStr, SecretBytes)):
+            return MASK if isinstance(value, (SecretStr, SecretBytes)) else value
+        if isinstance(value, enum.Enum):
+            return self.value(value.value)
+        if isinstance(value, str):
+            return self.text(str.__str__(value))
+        if isinstance(value, (int, float)):
+            return self.number(value)
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            return f"<{len(value)} bytes>"
+        if isinstance(value, (datetime, date, time)):
+            return value.isoformat()
+        if isinstance(value, (Decimal, UUID, PurePath, timedelta)):
+            return self.text(str(value))
+        return self.composite(value)
+
+    def composite(self, value: Any) -> Any:
+        """A value made of others, or anything else."""
+        if isinstance(value, Mapping):
+            return self.collection(value, lambda: self.entries(value.items(), len(value), _NO_NAMES))
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return self.collection(value, lambda: self.items(value))
+        if isinstance(value, BaseModel):
+            hidden = _redacted_fields(type(value))
+            fields = list(value)
+            return self.collection(value, lambda: self.entries(fields, len(fields), hidden))
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            pairs = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+            return self.collection(value, lambda: self.entries(pairs, len(pairs), _NO_NAMES))
+        if isinstance(value, BaseException):
+            return self.text(f"{type(value).__name__}: {value}")
+        return self.text(repr(value))
+
+    def collection(self, value: Any, walk: Callable[[], Any]) -> Any:
+        """Walk a collection unless it contains itself, or lies too deep."""
+        if id(value) in self.open:
+            return f"<{type(value).__name__}: contains itself>"
+        if len(self.open) >= DEPTH:
+            return f"<{type(value).__name__}: nested too deeply>"
+        self.open.add(id(value))
+        try:
+            return walk()
+        finally:
+            self.open.discard(id(value))
+
+    def entries(self, pairs: Iterable[tuple[Any, Any]], length: int, sensitive: AbstractSet[str]) -> dict[str, Any]:
+        """The entries of a mapping, a model or a dataclass."""
+        shown: dict[str, Any] = {}
+        for count, (key, item) in enumerate(pairs):
+            if count >= ITEMS or self.room <= 0:
+                shown["…"] = f"<{count} of {length} entries>"
+                break
+            name = str.__str__(key) if isinstance(key, str) else str(self.value(key))
+            name = self.text(name)
+            self.room -= 8
+            shown[name] = self.named(name, item, sensitive=key in sensitive)
+        return shown
+
+    def items(self, value: Any) -> list[Any]:
+        """The items of a list, a tuple or a set."""
+        shown: list[Any] = []
+        for count, item in enumerate(value):
+            if count >= ITEMS or self.room <= 0:
+                shown.append(f"<{count} of {len(value)} items>")
+                break
+            self.room -= 4
+            shown.append(self.value(item))
+        return shown
+
+    def text(self, text: str) -> str:
+        """A string: cut, scrubbed, and fit for UTF-8."""
+        limit = max(min(self.cap, self.room), 16)
+        length = len(text)
+        if length > limit:
+            # Scrubbed with a margin, so that a secret across the cut is still recognised.
+            text = f"{scrub(text[: limit + 256])[:limit]}… <{limit} of {length} characters>"
+        else:
+            text = scrub(text)
+        self.room -= len(text)
+        return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+    def number(self, value: float) -> Any:
+        """A number that JSON has."""
+        if isinstance(value, int):
+            bits = value.bit_length()
+            return int(value) if bits <= _BITS else f"<integer of {bits} bits>"
+        return float(value) if math.isfinite(value) else str(float(value))
+
+
+@functools.lru_cache(maxsize=512)
+def _redacted_fields(model: type[BaseModel]) -> frozenset[str]:
+    return frozenset(
+        name
+        for name, field in model.model_fields.items()
+        if any(mark is Redacted or isinstance(mark, Redacted) for mark in field.metadata)
+    )
+
+
+def digest(tool_name: str, arguments: Mapping[str, Any]) -> str:
+    """SHA-256 over a tool's name and its exact arguments, secrets included, in hex.
+
+    The same for equal arguments whatever their order; another one as soon as a value, or its kind, changes.
+    """
+    call = [tool_name, dict(arguments)]
+    try:
+        text = json.dumps(call, sort_keys=True, separators=(",", ":"), default=_exact)
+    except (TypeError, ValueError, RecursionError):  # keys of several kinds, cycles, numbers too long to print
+        text = repr(call)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _exact(value: Any) -> Any:
+    """What stands for a value that JSON can't hold; its kind is part of it."""
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, (SecretStr, SecretBytes)):
+        secret = value.get_secret_value()
+        return {kind: secret if isinstance(secret, str) else secret.hex()}
+    if isinstance(value, (bytes, bytearray)):
+        return {kind: value.hex()}
+    if isinstance(value, BaseModel):
+        return {kind: dict(value)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {kind: {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}}
+    if isinstance(value, (set, frozenset)):
+        return {kind: sorted(json.dumps(item, sort_keys=True, default=_exact) for item in value)}
+    if isinstance(value, Mapping):
+        return {kind: dict(value)}
+    try:
+        return {kind: to_jsonable_python(value)}
+    except (PydanticSerializationError, ValueError):
+        return {kind: repr(value)}
