@@ -50,15 +50,23 @@ def configure(*, debug: bool, verbose: int, reset: bool = False) -> None:
     else:
         _options.debug |= debug
         _options.verbose = max(_options.verbose, verbose)
-    if _options.verbose:
-        from rich.logging import RichHandler
+    logger = logging.getLogger("agenthelm")
+    logger.handlers = [_Log()]
+    logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(_options.verbose, 2)])
+    logger.propagate = False
 
-        from agenthelm.cli._console import err
 
-        logger = logging.getLogger("agenthelm")
-        logger.handlers = [RichHandler(console=err(), show_path=False, markup=False, rich_tracebacks=False)]
-        logger.setLevel(logging.INFO if _options.verbose == 1 else logging.DEBUG)
-        logger.propagate = False
+class _Log(logging.Handler):
+    """Writes to whatever stderr is at that moment: a live view puts itself in between."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from agenthelm.cli._console import escape_controls
+
+        place = f"{record.name}: " if _options.verbose else ""
+        text = escape_controls(" ".join(record.getMessage().split()))
+        sys.stderr.write(f"{record.levelname.lower()}: {place}{text}\n")
+        if record.exc_info and _options.debug:
+            traceback.print_exception(record.exc_info[1], file=sys.stderr)
 
 
 def command(

@@ -129,11 +129,18 @@ def _cost_table(result: Any) -> None:
     if not (total.calls or total.cached_calls or total.priced_usd):
         return
     rows = [
-        (name, entry.calls, entry.input_tokens, entry.output_tokens + entry.estimated_tokens, dollars(entry.cost_usd))
+        (
+            by,
+            name,
+            entry.calls,
+            entry.input_tokens,
+            entry.output_tokens + entry.estimated_tokens,
+            dollars(entry.cost_usd),
+        )
         for by in ("agent", "model")
         for name, entry in result.totals(by).items()
     ]
-    err().print(table(["agent / model", "#calls", "#tokens in", "#tokens out", "#cost"], rows))
+    err().print(table(["by", "", "#calls", "#tokens in", "#tokens out", "#cost"], rows))
     say(
         f"total {dollars(total.cost_usd)}{_caveats(total)} for {_count(total.calls, 'model call')} and "
         f"{_count(total.tool_calls, 'tool call')}, {total.tokens} tokens"

@@ -254,10 +254,8 @@ async def _tools(storage: BaseStorage, run: str) -> dict[str, str]:
 
 def effect_names(run: RunState) -> dict[str, str]:
     """Effect ids -> what a person calls them."""
-    return {
-        effect.effect.id: effect.effect.tool + (f" ({effect.effect.step})" if effect.effect.step else "")
-        for effect in run.effects.values()
-    }
+    named = ((state.effect.id, state.effect.tool, state.effect.step) for state in run.effects.values())
+    return {effect: tool if step in (None, tool) else f"{tool} ({step})" for effect, tool, step in named}
 
 
 def _show(results: list[SagaResult], names: Mapping[str, Mapping[str, str]], *, json: bool) -> None:
@@ -269,7 +267,7 @@ def _show(results: list[SagaResult], names: Mapping[str, Mapping[str, str]], *, 
         return
     for result in results:
         for record in result.steps:
-            out().print(f"{record.step.name}: {clean(record.result, width=160)}")
+            out().print(f"{record.step.name}: {clean(record.result, width=160) or 'done'}")
         if result.error:
             say(f"because: {clean(result.error)}")
         for step, error in result.errors.items():
@@ -277,13 +275,14 @@ def _show(results: list[SagaResult], names: Mapping[str, Mapping[str, str]], *, 
         for effect in result.stuck:
             say(f"could not be undone: {effect.tool} ({clean(effect.reason)})", style="bold red")
         called = names.get(result.run_id, {})
+        named = {effect.effect_id for effect in result.stuck}
         for words, effects in (
             ("undone", result.undone),
             ("in doubt", result.in_doubt),
             ("can't be taken back", result.irreversible),
         ):
-            if effects:
-                say(f"{words}: {', '.join(clean(called.get(effect, effect)) for effect in effects)}")
+            if left := [clean(called.get(effect, effect)) for effect in effects if effect not in named]:
+                say(f"{words}: {', '.join(left)}")
         say(f"run {result.run_id}: {result.status}", style="bold")
 
 

@@ -182,9 +182,14 @@ def model_for(settings: Settings) -> Any:
     Raises:
         ModelNotConfiguredError: Neither a model nor a key is there; three lines say what to do.
     """
-    from agenthelm.agent.models import resolve_model
+    from agenthelm.agent.models import KEYS, detect_model, resolve_model
+    from agenthelm.cli._console import note
 
-    return resolve_model(settings.model, api_base=settings.api_base)
+    lm = resolve_model(settings.model, api_base=settings.api_base, timeout=settings.lm_timeout)
+    if settings.model is None:
+        picked = str(detect_model())
+        note(f"model {picked}, picked by {KEYS.get(picked.partition('/')[0], 'its key')}; --model takes another one")
+    return lm
 
 
 @contextmanager

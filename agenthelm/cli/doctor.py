@@ -94,13 +94,19 @@ def _app(settings: Settings) -> Finding:
 
 
 def _model(settings: Settings) -> Finding:
-    from agenthelm.agent.models import describe_model
+    from agenthelm.agent.models import detect_model, resolve_model
+    from agenthelm.agent.pricing import METADATA
     from agenthelm.exceptions import AgentHelmError
 
     try:
-        return Finding("model", "ok", describe_model(settings.model, api_base=settings.api_base))
+        name = str(resolve_model(settings.model, api_base=settings.api_base).model)
     except AgentHelmError as exc:
         return Finding("model", "missing", " ".join(str(exc).split()))
+    how = "" if settings.model else ", picked by its key" if name == detect_model() else ""
+    where = f" at {settings.api_base}" if settings.api_base else ""
+    price = METADATA.price(name)
+    known = f", ${price.input * 1e6:g} in and ${price.output * 1e6:g} out per million tokens" if price else ""
+    return Finding("model", "ok", f"{name}{where}{how}{known}")
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:

@@ -1,0 +1,359 @@
+"""The commands that look: agents, tools, traces, cost, memory, doctor. They print what is there and change nothing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.apps import AGENTS
+from tests.support.cli import Cli
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    cli = Cli(tmp_path)
+    cli.env["AGENTHELM_MODEL"] = "offline"
+    cli.write("app.py", AGENTS)
+    return cli
+
+
+@pytest.fixture
+def ran(cli: Cli) -> Cli:
+    """Two runs: one that went well, one that failed with something that looks like markup."""
+    cli("run", "Lisbon", "--app", "app.py", "-a", "planner,teller", "--session", "trip", "--quiet")
+    cli("run", "Porto", "--app", "app.py", "-a", "planner", "-i", "fail=[/red] no", "--quiet", code=1)
+    return cli
+
+
+# -- the root -----------------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command(cli: Cli) -> None:
+    stdout = cli("--help").stdout
+    for name in ("run", "list-agents", "describe", "tools", "saga", "traces", "cost", "memory", "init", "doctor"):
+        assert f" {name} " in stdout
+    assert cli().stdout == stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["run", "list-agents", "describe", "tools list", "saga undo", "traces filter", "cost report", "memory set"],
+)
+def test_every_command_explains_itself_and_takes_the_common_options(cli: Cli, command: str) -> None:
+    stdout = cli(*command.split(), "--help").stdout
+    assert "--debug" in stdout
+    assert "--verbose" in stdout
+
+
+def test_the_version_is_the_packages(cli: Cli) -> None:
+    from importlib.metadata import version
+
+    assert cli("--version").stdout == f"agenthelm {version('agenthelm')}\n"
+
+
+def test_help_and_import_load_nothing_heavy(cli: Cli) -> None:
+    heavy = ("dspy", "chromadb", "redis", "opentelemetry.sdk", "litellm", "pydantic", "anyio")
+    cli.write(
+        "probe.py",
+        "import sys\nimport agenthelm\nfrom agenthelm.cli.main import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit: pass\n"
+        f"print([m for m in {heavy} if m in sys.modules])\n",
+    )
+    import subprocess
+
+    from tests.support.cli import environment
+
+    done = subprocess.run(
+        [sys.executable, "probe.py"], cwd=cli.folder, env=environment(cli.folder), capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("rn",), ["there is no command 'rn'", "'run'", "agenthelm --help"]),
+        (("run",), ["Missing argument 'TASK'", "agenthelm run --help"]),
+        (("run", "x", "--modell", "y"), ["--modell", "--model"]),
+        (("traces", "shwo"), ["shwo"]),
+        (("traces", "list", "-n", "0"), ["--limit"]),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(cli: Cli, arguments: tuple[str, ...], words: list[str]) -> None:
+    done = cli(*arguments, code=2)
+    assert done.stdout == ""
+    assert len(done.lines) == 1
+    for word in ("error: ", *words):
+        assert word in done.stderr
+
+
+# -- agents and tools ---------------------------------------------------------------------------------------------------
+
+
+def test_agents_are_listed_with_what_they_take_and_give(cli: Cli) -> None:
+    stdout = cli("list-agents", "--app", "app.py").stdout
+    for word in ("researcher", "writer", "reviewer", "planner", "Books a trip.", "task, [mail], [fail], [badly]"):
+        assert word in stdout
+    listing = json.loads(cli("list-agents", "--json").stdout)
+    assert [entry["name"] for entry in listing] == ["researcher", "reviewer", "writer"]
+
+
+def test_an_agent_is_described_with_the_tools_in_its_code_and_what_undoes_them(cli: Cli) -> None:
+    stdout = cli("describe", "planner", "--app", "app.py").stdout
+    assert "planner: Books a trip." in stdout
+    assert "booking:write" in stdout
+    assert "nothing: irreversible" in stdout  # send_mail
+    document = json.loads(cli("describe", "planner", "--app", "app.py", "--json").stdout)
+    assert document["inputs"]["task"] == {"type": "str", "required": True}
+    tools = {tool["name"]: tool for tool in document["tools"]}
+    assert tools["book"]["compensating_tool"] == "cancel"
+    assert tools["send_mail"]["irreversible"] is True
+    assert tools["book"]["chosen_by"] == "code"
+
+
+def test_tools_are_listed_and_filtered(cli: Cli) -> None:
+    stdout = cli("tools", "list", "--app", "app.py").stdout
+    assert "book_badly" in stdout
+    by_tag = json.loads(cli("tools", "list", "--app", "app.py", "--tag", "travel", "--json").stdout)
+    assert [tool["name"] for tool in by_tag] == ["book"]
+    by_effect = json.loads(cli("tools", "list", "--app", "app.py", "--side-effect", "mail:send", "--json").stdout)
+    assert [tool["name"] for tool in by_effect] == ["send_mail"]
+    assert cli("tools", "list").stdout == ""
+
+
+def test_a_contract_is_shown_as_a_person_reads_it(cli: Cli) -> None:
+    stdout = cli("tools", "show", "book", "--app", "app.py").stdout
+    assert "book(what: str, idempotency_key: str)" in stdout
+    assert "Book something." in stdout
+    assert "cancel" in stdout
+    document = json.loads(cli("tools", "show", "book", "--app", "app.py", "--json").stdout)
+    assert document["schema"]["properties"]["what"]["type"] == "string"
+    assert "Did you mean 'book'" in cli("tools", "show", "boook", "--app", "app.py", code=2).stderr
+
+
+# -- traces -------------------------------------------------------------------------------------------------------------
+
+
+def test_looking_makes_no_files(cli: Cli) -> None:
+    for command in ("traces list", "traces stats", "saga list", "cost report"):
+        done = cli(*command.split())
+        assert done.stdout == ""
+        assert done.stderr
+    assert not (cli.folder / ".agenthelm").exists()
+
+
+def test_calls_are_listed_newest_first_and_paged(ran: Cli) -> None:
+    events = json.loads(ran("traces", "list", "--json").stdout)
+    assert [event["tool_name"] for event in events] == ["cancel", "book", "offline", "offline", "book", "offline"]
+    page = ran("traces", "filter", "-n", "2")
+    assert f"--before {events[1]['number']}" in page.stderr
+    rest = json.loads(ran("traces", "filter", "--before", str(events[1]["number"]), "--json").stdout)
+    assert rest == events[2:]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--agent", "teller"), ["offline"]),
+        (("--tool", "book"), ["book", "book"]),
+        (("--kind", "lm"), ["offline"] * 3),
+        (("--session", "trip"), ["offline", "book", "offline"]),
+        (("--run", "last"), ["cancel", "book", "offline"]),
+        (("--status", "success", "--tool", "cancel"), ["cancel"]),
+        (("--status", "denied"), []),
+        (("--since", "1h", "--tool", "cancel"), ["cancel"]),
+        (("--until", "2020-01-01"), []),
+        (("--longer-than", "60"), []),
+        (("--cost-over", "0.01"), []),
+    ],
+)
+def test_calls_are_filtered(ran: Cli, options: tuple[str, ...], expected: list[str]) -> None:
+    events = json.loads(ran("traces", "filter", *options, "--json").stdout)
+    assert [event["tool_name"] for event in events] == expected
+
+
+def test_filters_that_make_no_sense_are_refused(cli: Cli) -> None:
+    assert "Did you mean 'success'" in cli("traces", "filter", "--status", "succes", code=2).stderr
+    assert "30m, 12h, 7d, 2w" in cli("traces", "filter", "--since", "yesterdayish", code=2).stderr
+
+
+def test_a_run_is_shown_as_a_tree(ran: Cli) -> None:
+    stdout = ran("traces", "show", "last").stdout
+    assert "planner" in stdout
+    assert "book(what=[offline placeholder: city]" in stdout
+    assert "undo: cancel" in stdout
+    run = json.loads(ran("traces", "show", "last", "--json").stdout)[0]["run_id"]
+    assert ran("traces", "show", run).stdout == stdout
+    assert "no run 'nowhere'" in ran("traces", "show", "nowhere", code=2).stderr
+
+
+def test_what_looks_like_markup_or_drives_a_terminal_is_printed_as_it_is(cli: Cli) -> None:
+    cli.write("trip.yaml", '- {tool: book, arguments: {what: "[/bold] \\e[31mred"}}\n')
+    cli("saga", "run", "trip.yaml", "--app", "app.py")
+    for command in (("traces", "show", "last"), ("saga", "show", "last")):
+        assert "[/bold] \\x1b[31mred" in cli(*command).stdout
+
+
+def test_calls_are_exported_as_json_csv_and_markdown(ran: Cli) -> None:
+    events = json.loads(ran("traces", "export").stdout)
+    assert [event["tool_name"] for event in events][:2] == ["offline", "book"]
+    rows = list(csv.DictReader(io.StringIO(ran("traces", "export", "--format", "csv").stdout)))
+    assert [row["tool_name"] for row in rows] == [event["tool_name"] for event in events]
+    assert json.loads(rows[1]["inputs"])["what"] == "[offline placeholder: city]"
+    markdown = ran("traces", "export", "--format", "md", "--tool", "book").stdout
+    assert markdown.count("\n") == 4
+    assert "\\[offline placeholder: city\\]" in markdown
+    done = ran("traces", "export", "-f", "csv", "-o", "calls.csv")
+    assert done.stdout == ""
+    assert len((ran.folder / "calls.csv").read_text().splitlines()) == len(events) + 1
+    assert "json, csv, md" in ran("traces", "export", "-f", "xml", code=2).stderr
+    assert "can't write" in ran("traces", "export", "-o", "nowhere/calls.json", code=2).stderr
+
+
+def test_a_spreadsheet_runs_nothing_of_an_export(cli: Cli) -> None:
+    cli.write("calls.yaml", "- {tool: explode, arguments: {why: x}}\n")
+    cli.write("app2.py", "from agenthelm import tool\n\n@tool(name='=1+1')\ndef f() -> None:\n    '''f'''\n")
+    cli.write("f.yaml", "- {tool: '=1+1'}\n")
+    cli("saga", "run", "f.yaml", "--app", "app2.py")
+    rows = list(csv.DictReader(io.StringIO(cli("traces", "export", "-f", "csv").stdout)))
+    assert rows[0]["tool_name"] == "'=1+1"
+
+
+def test_statistics_count_calls_failures_and_times(ran: Cli) -> None:
+    stats = {entry["name"]: entry for entry in json.loads(ran("traces", "stats", "--json").stdout)}
+    assert stats["book"]["calls"] == 2
+    assert stats["book"]["failures"] == 0
+    assert 0 < stats["book"]["p50"] <= stats["book"]["p95"]
+    assert stats["offline"]["kind"] == "lm"
+    assert "book" in ran("traces", "stats").stdout
+
+
+# -- cost ---------------------------------------------------------------------------------------------------------------
+
+
+def test_prices_are_printed_with_the_datas_date(cli: Cli) -> None:
+    done = cli("cost", "models", "gpt-4o-mini")
+    assert "gpt-4o-mini" in done.stdout
+    assert "USD per million tokens" in done.stderr
+    cli.write("agenthelm.toml", '[pricing."house/model"]\ninput = 0.001\noutput = 0.002\n')
+    (entry,) = json.loads(cli("cost", "models", "house", "--json").stdout)["models"]
+    assert entry["model"] == "house/model"
+    assert entry["input"] == pytest.approx(1e-6)
+    assert "[pricing]" in cli("cost", "models", "no-such-model").stderr
+
+
+@pytest.mark.parametrize(
+    ("by", "names"),
+    [("model", {"offline"}), ("agent", {"planner", "teller"}), ("tool", {"book", "cancel"})],
+)
+def test_cost_is_reported_by_what_was_asked(ran: Cli, by: str, names: set[str]) -> None:
+    document = json.loads(ran("cost", "report", "--by", by, "--json").stdout)
+    assert {group[by] for group in document["groups"]} == names
+    assert "total $0" in ran("cost", "report", "--by", by).stdout
+
+
+def test_cost_by_day_and_by_run(cli: Cli) -> None:
+    cli.write("agenthelm.toml", "[pricing.offline]\ninput = 0.001\noutput = 0.002\n")
+    cli("run", "x", "-a", "writer", "--quiet")
+    (day,) = json.loads(cli("cost", "report", "--by", "day", "--json").stdout)["groups"]
+    assert day["calls"] == 1
+    assert day["cost_usd"] == pytest.approx((day["input_tokens"] + 2 * day["output_tokens"]) / 1e6)
+    (run,) = json.loads(cli("cost", "report", "--run", "last", "--json").stdout)["groups"]
+    assert run["cost_usd"] == day["cost_usd"]
+    assert "█" in cli("cost", "report").stdout
+    assert "Did you mean 'model'" in cli("cost", "report", "--by", "modle", code=2).stderr
+
+
+# -- memory -------------------------------------------------------------------------------------------------------------
+
+
+def test_values_are_kept_read_listed_and_forgotten(cli: Cli) -> None:
+    cli("memory", "set", "plan", '{"nights": 3}', "--session", "trip")
+    cli("memory", "set", "plan", "shared text")
+    assert json.loads(cli("memory", "get", "plan", "--session", "trip").stdout) == {"nights": 3}
+    assert cli("memory", "get", "plan").stdout == "shared text\n"
+    assert json.loads(cli("memory", "get", "plan", "--json").stdout) == "shared text"
+    cli("memory", "set", "other", "-", "--session", "trip", stdin="[1, 2]")
+    assert json.loads(cli("memory", "list", "--session", "trip", "--json").stdout) == {
+        "other": [1, 2],
+        "plan": {"nights": 3},
+    }
+    assert json.loads(cli("memory", "list", "pl", "--session", "trip", "--json").stdout) == {"plan": {"nights": 3}}
+    cli("memory", "forget", "plan", "--session", "trip")
+    assert "no value under 'plan'" in cli("memory", "get", "plan", "--session", "trip", code=1).stderr
+    assert cli("memory", "get", "plan").stdout == "shared text\n"
+    assert "no value" in cli("memory", "forget", "plan", "--session", "trip", code=1).stderr
+
+
+def test_texts_are_remembered_found_and_forgotten(cli: Cli) -> None:
+    made = cli("memory", "remember", "The hotel in Lisbon has a pool").stdout.strip()
+    cli("memory", "remember", "Trains to Porto leave every hour", "--id", "trains")
+    (best, *_) = json.loads(cli("memory", "search", "hotel pool", "--json").stdout)
+    assert best["id"] == made
+    assert "The hotel in Lisbon" in cli("memory", "search", "hotel pool", "-n", "1").stdout
+    assert cli("memory", "search", "hotel", "--namespace", "other").stdout == ""
+    cli("memory", "forget", "trains", "--text")
+    assert "no text" in cli("memory", "forget", "trains", "--text", code=1).stderr
+
+
+def test_memory_statistics_say_where_and_how_much(cli: Cli) -> None:
+    cli("memory", "set", "a", "1", "--session", "trip")
+    cli("memory", "set", "b", "2")
+    cli("memory", "remember", "a text")
+    document = json.loads(cli("memory", "stats", "--json").stdout)
+    assert (document["sessions"], document["shared"], document["texts"]) == ({"trip": 1}, 1, 1)
+    assert document["health"]["short_term"]["ok"] is True
+    assert "trip" in cli("memory", "stats").stdout
+
+
+def test_a_memory_that_can_not_be_reached_is_one_line(cli: Cli) -> None:
+    cli.env["AGENTHELM_MEMORY_URL"] = "redis://127.0.0.1:1"
+    done = cli("memory", "get", "a", code=1)
+    assert len(done.lines) == 1
+    assert "127.0.0.1:1" in done.stderr
+    cli("memory", "stats", code=1)
+
+
+# -- doctor -------------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_says_what_is_used_and_changes_nothing(cli: Cli) -> None:
+    cli.write("agenthelm.toml", 'app = "app.py"\nembedder = "lexical"\n')
+    done = cli("doctor")
+    for word in ("offline", "made when first needed", "lexical", "agents planner, teller", "AGENTHELM_MODEL"):
+        assert word in done.stdout
+    assert "all there" in done.stderr
+    assert not (cli.folder / ".agenthelm").exists()
+
+
+def test_doctor_says_what_is_missing_and_ends_with_1(cli: Cli) -> None:
+    cli.env.pop("AGENTHELM_MODEL")
+    cli.env["AGENTHELM_MEMORY_URL"] = "redis://127.0.0.1:1"
+    document = json.loads(cli("doctor", "--json", code=1).stdout)
+    states = {finding["what"]: finding["state"] for finding in document["findings"]}
+    assert document["ok"] is False
+    assert states["model"] == "missing"
+    assert states["short-term memory"] == "missing"
+    assert states["semantic memory"] == "ok"
+
+
+def test_doctor_names_the_model_that_a_key_picks(cli: Cli) -> None:
+    cli.env.pop("AGENTHELM_MODEL")
+    stdout = cli("doctor", OPENAI_API_KEY="sk-test-1234567890").stdout
+    assert "openai/" in stdout
+    assert "picked by its key" in stdout
+    assert "1234567890" not in stdout
+
+
+def test_doctor_finds_an_app_that_does_not_load(cli: Cli) -> None:
+    cli.write("broken.py", "x = 1\n1 / 0\n")
+    document = json.loads(cli("doctor", "--app", "broken.py", "--json", code=1).stdout)
+    (app,) = [finding for finding in document["findings"] if finding["what"] == "app"]
+    assert app["state"] == "missing"
+    assert "broken.py:2: ZeroDivisionError" in app["detail"]
