@@ -1,0 +1,209 @@
+"""`agenthelm saga`: plans from files, journals as drawings, and taking things back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.apps import AGENTS, WORLD
+from tests.support.cli import Cli
+
+TRIP = """
+- {tool: book, id: flight, arguments: {what: flight to Lisbon}}
+- - {tool: book, id: hotel, arguments: {what: hotel}}
+  - {tool: book, id: car, arguments: {what: {"$ref": flight.what}}}
+"""
+FAILING = """
+steps:
+  - {tool: book, id: flight, arguments: {what: flight}}
+  - {tool: explode, arguments: {why: no seats}}
+"""
+STUCK = """
+- {tool: book_badly, id: desk, arguments: {what: flight}}
+- {tool: explode}
+"""
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    cli = Cli(tmp_path)
+    cli.write("agenthelm.toml", 'app = "world.py"\n')
+    cli.write("world.py", WORLD)
+    cli.write("trip.yaml", TRIP)
+    cli.write("failing.yaml", FAILING)
+    cli.write("stuck.yaml", STUCK)
+    return cli
+
+
+def world(cli: Cli) -> list[str]:
+    path = cli.folder / "world.json"
+    return list(json.loads(path.read_text()).values()) if path.exists() else []
+
+
+def latest(cli: Cli) -> str:
+    return str(json.loads(cli("saga", "list", "--json").stdout)[0]["run_id"])
+
+
+def test_a_plan_runs_and_prints_its_results(cli: Cli) -> None:
+    done = cli("saga", "run", "trip.yaml")
+    assert done.stdout.splitlines()[0] == 'flight: {"what": "flight to Lisbon"}'
+    assert set(done.stdout.splitlines()[1:]) == {'hotel: {"what": "hotel"}', 'car: {"what": "flight to Lisbon"}'}
+    assert sorted(world(cli)) == ["flight to Lisbon", "flight to Lisbon", "hotel"]
+    assert ": success" in done.stderr
+
+
+def test_a_plan_can_be_json_with_dependencies(cli: Cli) -> None:
+    steps = [
+        {"tool": "book", "id": "b", "arguments": {"what": {"$ref": "a.what"}}, "depends_on": "a"},
+        {"tool": "book", "id": "a", "arguments": {"what": "first"}},
+    ]
+    cli.write("plan.json", json.dumps({"name": "two", "steps": steps}))
+    document = json.loads(cli("saga", "run", "plan.json", "--json").stdout)
+    assert document["status"] == "success"
+    assert document["steps"] == {"a": {"what": "first"}, "b": {"what": "first"}}
+
+
+def test_a_dry_run_shows_the_order_and_what_undoes_what(cli: Cli) -> None:
+    cli.write("mail.yaml", TRIP + "- {tool: send_mail, arguments: {to: ada}}\n")
+    done = cli("saga", "run", "mail.yaml", "--dry-run")
+    assert "CAN'T be undone" in done.stdout
+    rows = json.loads(cli("saga", "run", "mail.yaml", "--dry-run", "--json").stdout)
+    assert [(row["order"], row["step"], row["undone_by"]) for row in rows] == [
+        (1, "flight", "cancel"), (2, "hotel", "cancel"), (2, "car", "cancel"), (3, "send_mail", None),
+    ]  # fmt: skip
+    assert world(cli) == []
+    assert not (cli.folder / ".agenthelm").exists()
+
+
+def test_a_plan_that_fails_is_undone_and_ends_with_1(cli: Cli) -> None:
+    done = cli("saga", "run", "failing.yaml", code=1)
+    assert world(cli) == ["cancelled"]
+    assert "because: ValueError: no seats" in done.stderr
+    assert "undone: book (flight)" in done.stderr
+    assert json.loads(cli("saga", "run", "failing.yaml", "--json", code=1).stdout)["status"] == "rolled_back"
+
+
+def test_on_error_stop_leaves_things(cli: Cli) -> None:
+    cli("saga", "run", "failing.yaml", "--on-error", "stop", code=1)
+    assert world(cli) == ["flight"]
+    assert "rollback, stop or continue" in cli("saga", "run", "failing.yaml", "--on-error", "x", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["plan.yaml", "no steps"]),
+        ("a: [", ["plan.yaml", "not valid YAML"]),
+        ("- {tol: book}", ["plan.yaml, step 1", "needs a tool"]),
+        ("- {tool: book, argments: {}}", ["plan.yaml, step 1", "'argments'", "Did you mean 'arguments'"]),
+        ("- {tool: boook}", ["no tool named 'boook'", "Did you mean 'book'"]),
+        ("- {tool: book, arguments: {wat: 1}}", ["takes no 'wat'", "Did you mean 'what'"]),
+        ("- {tool: book, arguments: {what: {$ref: hotl.x}}}", ["'hotl'", "not in the plan"]),
+        ("- {tool: book, id: a, depends_on: [b]}\n- {tool: book, id: b, depends_on: [a]}", ["circle", "a, b"]),
+        ("- {tool: book, id: a}\n- {tool: book, id: a}", ["'a'"]),
+        ("stepz: []", ["'stepz'", "Did you mean 'steps'"]),
+    ],
+)
+def test_plans_that_make_no_sense_are_refused_before_the_first_effect(cli: Cli, text: str, words: list[str]) -> None:
+    cli.write("plan.yaml", text)
+    for arguments in (("saga", "run", "plan.yaml"), ("saga", "run", "plan.yaml", "--dry-run")):
+        done = cli(*arguments, code=2)
+        assert done.stdout == ""
+        assert len(done.lines) == 1
+        for word in ("error: ", *words):
+            assert word in done.stderr
+    assert world(cli) == []
+    assert cli("saga", "list").stdout == ""
+
+
+def test_a_plan_that_is_not_there_is_refused(cli: Cli) -> None:
+    assert "can't read nowhere.yaml: No such file" in cli("saga", "run", "nowhere.yaml", code=2).stderr
+
+
+def test_runs_are_listed_and_shown(cli: Cli) -> None:
+    cli("saga", "run", "trip.yaml")
+    cli("saga", "run", "failing.yaml", code=1)
+    stdout = cli("saga", "list").stdout
+    assert "3 finished" in stdout
+    assert "1 undone" in stdout
+    (only,) = json.loads(cli("saga", "list", "--state", "rolled_back", "--json").stdout)
+    assert only["name"] == "failing"
+    shown = cli("saga", "show", "last").stdout
+    assert "↶ flight" in shown
+    assert "unwound because: ValueError: no seats" in shown
+    document = json.loads(cli("saga", "show", "last", "--json").stdout)
+    assert [(effect["step"], effect["status"]) for effect in document["effects"]] == [("flight", "undone")]
+    assert "what" not in json.dumps(document)  # arguments stay in the journal
+    assert "no run 'nowhere'" in cli("saga", "show", "nowhere", code=2).stderr
+
+
+def test_a_good_run_is_taken_back_after_a_preview_and_a_yes(cli: Cli) -> None:
+    cli("saga", "run", "trip.yaml")
+    preview = cli("saga", "undo", "last", "--dry-run").lines
+    assert preview[-1] == "undo book [flight] by cancel"
+    assert len(preview) == 3
+    assert "say --yes" in cli("saga", "undo", "last", code=2).stderr
+    assert "cancelled" not in world(cli)
+    done = cli("saga", "undo", "last", "--yes")
+    assert done.stderr.splitlines()[:3] == preview
+    assert world(cli) == ["cancelled"] * 3
+    assert cli("saga", "undo", "last", "--yes").lines[0] == "nothing to undo"
+
+
+def test_undo_without_the_app_says_which_tool_is_missing(cli: Cli) -> None:
+    cli("saga", "run", "trip.yaml")
+    cli.write("agenthelm.toml", "")
+    done = cli("saga", "undo", "last", "--yes", code=3)
+    assert "book" in done.stderr
+    cli("saga", "retry", "last", "--app", "world.py")
+    assert world(cli) == ["cancelled"] * 3
+
+
+def test_what_is_stuck_can_be_tried_again(cli: Cli) -> None:
+    done = cli("saga", "run", "stuck.yaml", code=3)
+    assert "could not be undone: book_badly" in done.stderr
+    assert "the desk is closed" in cli("saga", "show", "last").stdout
+    cli("saga", "retry", "last", code=3)
+    cli.write("desk-open", "")
+    assert "rolled_back" in cli("saga", "retry", "last").stderr
+    assert "1 undone" in cli("saga", "list").stdout
+
+
+@pytest.mark.parametrize(("word", "status"), [("undone", "undone"), ("done", "accepted")])
+def test_what_is_stuck_can_be_resolved_by_a_humans_word(cli: Cli, word: str, status: str) -> None:
+    cli("saga", "run", "stuck.yaml", code=3)
+    assert "--as must be done or undone" in cli("saga", "resolve", "last", "desk", "--as", "gone", code=2).stderr
+    assert "no effect or step 'dsk'" in cli("saga", "resolve", "last", "dsk", "--as", word, code=2).stderr
+    cli("saga", "resolve", "last", "desk", "--as", word)
+    document = json.loads(cli("saga", "show", "last", "--json").stdout)
+    assert [effect["status"] for effect in document["effects"]] == [status]
+
+
+def test_finished_journals_are_pruned_and_open_or_stuck_ones_stay(cli: Cli) -> None:
+    cli("saga", "run", "trip.yaml")
+    cli("saga", "run", "stuck.yaml", code=3)
+    assert json.loads(cli("saga", "prune", "--older-than", "30d", "--json").stdout)["dropped"] == []
+    assert "1 journals would be dropped" in cli("saga", "prune", "--older-than", "0s", "--dry-run").stdout
+    assert "1 journals dropped" in cli("saga", "prune", "--older-than", "0s").stdout
+    (left,) = json.loads(cli("saga", "list", "--json").stdout)
+    assert left["name"] == "stuck"
+
+
+def test_there_may_be_nothing_to_recover(cli: Cli) -> None:
+    assert "nothing to recover" in cli("saga", "recover").stderr
+    cli("saga", "run", "trip.yaml")
+    assert "nothing to recover" in cli("saga", "recover").stderr
+
+
+def test_runs_of_agents_are_in_the_same_list_and_taken_back_the_same_way(cli: Cli) -> None:
+    cli.write("agents.py", AGENTS)
+    run = json.loads(
+        cli("run", "x", "--app", "agents.py", "-a", "planner", "--model", "offline", "--json").stdout
+    )["run_id"]
+    assert latest(cli) == run
+    cli("saga", "undo", run, "--yes", "--app", "agents.py")
+    assert world(cli) == ["cancelled"]
+    done = cli("traces", "filter", "--run", run, "--tool", "cancel", "--json")
+    assert json.loads(done.stdout)[0]["compensates"]
