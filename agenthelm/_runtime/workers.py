@@ -128,6 +128,8 @@ def hop_back(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         RuntimeError: Not called from a worker thread of a run.
     """
     try:
+        # On asyncio the hop alone is none: a coroutine that ends within a turn of the loop is never told.
+        anyio.from_thread.check_cancelled()
         return anyio.from_thread.run(functools.partial(function, *args, **kwargs))
     except anyio.NoEventLoopError as exc:
         raise RuntimeError(
