@@ -200,11 +200,8 @@ def telemetry(settings: Settings) -> Iterator[None]:
         return
     from agenthelm.tracing.setup import configure
 
-    shutdown = configure(settings.trace)
-    try:
+    with configure(settings.trace):
         yield
-    finally:
-        shutdown()
 
 
 def apply_pricing(settings: Settings) -> None:

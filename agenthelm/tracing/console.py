@@ -87,8 +87,8 @@ class TreeProcessor(SpanProcessor):
 
             console = Console(stderr=True)
         try:
-            for tree in render(spans):
-                console.print(tree)
+            for part in render(spans):
+                console.print(part)
         except OSError:  # nobody reads standard error any more; the run goes on
             return
 
@@ -124,8 +124,12 @@ class _Node:
         self.cost = max(self.cost, inner) if operation == names.EXECUTE_TOOL else self.cost + inner
 
 
-def render(spans: Iterable[ReadableSpan]) -> list[Tree]:
-    """Make trees of finished spans, one for each span whose parent is not among them, in order of their start."""
+def render(spans: Iterable[ReadableSpan]) -> list[Tree | Text]:
+    """Make trees of finished spans, one for each span whose parent is not among them, in order of their start.
+
+    Below each tree stands the id of its trace, and of its run where it has one.
+    """
+    from rich.text import Text
     from rich.tree import Tree
 
     nodes = {span.context.span_id: _Node(span) for span in sorted(spans, key=_start) if span.context is not None}
@@ -133,13 +137,19 @@ def render(spans: Iterable[ReadableSpan]) -> list[Tree]:
     for node in nodes.values():
         parent = nodes.get(node.span.parent.span_id) if node.span.parent is not None else None
         (roots if parent is None else parent.children).append(node)
-    trees = []
+    made: list[Tree | Text] = []
     for root in roots:
         root.add_up()
         tree = Tree(_line(root), guide_style="dim")
         _grow(tree, root)
-        trees.append(tree)
-    return trees
+        made += [tree, Text(_ids(root.span), style="dim")]
+    return made
+
+
+def _ids(span: ReadableSpan) -> str:
+    trace = f"trace {span.context.trace_id:032x}" if span.context is not None else ""
+    run_id = _attributes(span).get(names.RUN_ID)
+    return f"{trace}  run {plain(str(run_id))}" if run_id else trace
 
 
 def _grow(tree: Tree, node: _Node) -> None:
@@ -157,12 +167,16 @@ def _line(node: _Node) -> Text:
     for fact in _facts(node, own):
         line.append(f"  {_short(fact)}", style="dim")
     if span.status.status_code is StatusCode.ERROR:
-        kind = str(own.get(names.ERROR_TYPE, "error")).rpartition(".")[2]
-        message = span.status.description or ""
-        line.append(f"  ✗ {_short(kind if message in {'', kind} else f'{kind}: {message}')}", style="bold red")
-    if span.parent is None and span.context is not None:
-        line.append(f"  trace {span.context.trace_id:032x}", style="dim")
+        line.append(f"  ✗ {_short(_error(node, own))}", style="bold red")
     return line
+
+
+def _error(node: _Node, own: Mapping[str, Any]) -> str:
+    """What failed; the message only where it happened, and not again on all that contain it."""
+    kind = str(own.get(names.ERROR_TYPE, "error")).rpartition(".")[2]
+    message = node.span.status.description or ""
+    passed_on = any(child.span.status.description == message for child in node.children)
+    return kind if passed_on or message in {"", kind} else f"{kind}: {message}"
 
 
 def _facts(node: _Node, own: Mapping[str, Any]) -> list[str]:
@@ -185,8 +199,6 @@ def _facts(node: _Node, own: Mapping[str, Any]) -> list[str]:
         facts.append("undo")
     if status := own.get(names.SAGA_STATUS):
         facts.append(str(status))
-    if (run_id := own.get(names.RUN_ID)) and node.span.parent is None:
-        facts.append(f"run {run_id}")
     return facts
 
 

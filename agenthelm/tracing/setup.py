@@ -46,7 +46,7 @@ class Telemetry:
         tracer_provider: TracerProvider,
         meter_provider: MeterProvider | None = None,
         *,
-        close: Callable[[], None] = lambda: None,
+        close: Callable[[bool], None] = lambda flushed: None,
     ) -> None:
         self.tracer_provider = tracer_provider
         self.meter_provider = meter_provider
@@ -68,7 +68,7 @@ class Telemetry:
         for thread in flushing:
             # Both got the same time: what the first one's wait used up, the second had as well.
             thread.join(timeout if thread is flushing[0] else 0.05)
-        self._close()
+        self._close(not any(thread.is_alive() for thread in flushing))
 
     def __enter__(self) -> Self:
         return self
@@ -121,7 +121,9 @@ def _file(path: Path) -> Telemetry:
         raise ConfigError(f"traces can't be written to {path}: {exc.strerror}", setting="trace") from exc
     stream = os.fdopen(descriptor, "a", encoding="utf-8")
     exporter = ConsoleSpanExporter(out=stream, formatter=lambda span: span.to_json(indent=None) + "\n")
-    return Telemetry(_tracer_provider(SimpleSpanProcessor(exporter)), close=stream.close)
+    return Telemetry(
+        _tracer_provider(SimpleSpanProcessor(exporter)), close=lambda flushed: stream.close() if flushed else None
+    )
 
 
 def _otlp() -> Telemetry:
@@ -155,7 +157,15 @@ def _otlp() -> Telemetry:
     if os.environ.get("OTEL_METRICS_EXPORTER", "otlp").strip().lower() != "none":
         reader = PeriodicExportingMetricReader(Metrics())
         meters = MeterProvider([reader], resource=_resource(), shutdown_on_exit=False)
-    return Telemetry(_tracer_provider(BatchSpanProcessor(Spans())), meters, close=warning.lift)
+    exporter = Spans()
+
+    def close(flushed: bool) -> None:
+        if flushed:
+            warning.lift()
+        else:  # its threads are still trying; the process need not wait for them
+            warning.give(exporter._endpoint)
+
+    return Telemetry(_tracer_provider(BatchSpanProcessor(exporter)), meters, close=close)
 
 
 class _OneWarning(logging.Filter):
