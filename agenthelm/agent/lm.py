@@ -14,6 +14,7 @@ from agenthelm._runtime.context import current_run, entered
 from agenthelm.agent.lm_errors import unwrap
 from agenthelm.agent.metering import LMPolicy, Meter, Unpriced, metered
 from agenthelm.agent.pricing import without_price_downloads
+from agenthelm.agent.stray import StrayWatch
 from agenthelm.core.cost import PriceSource
 
 __all__ = ["LMPolicy", "LMScope", "Unpriced", "agent_lm_scope", "lm_scope", "unwrap"]
@@ -46,6 +47,8 @@ class LMScope:
         if run is not None:
             self._stack.enter_context(entered(run.evolve(models=self._models)))
         self._stack.enter_context(_dspy(self._models, self._models.default))
+        watch = StrayWatch(self._models.meter)
+        self._stack.enter_context(dspy.context(callbacks=[*(dspy.settings.callbacks or ()), watch]))
         return self
 
     def __exit__(

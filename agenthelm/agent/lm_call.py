@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from agenthelm.agent.backends import Backend
     from agenthelm.agent.metering import Meter
 
-__all__ = ["ASSUMED_OUTPUT_TOKENS", "LMCall", "cached_answer", "usage_of"]
+__all__ = ["ASSUMED_OUTPUT_TOKENS", "LMCall", "cached_answer", "plain_event", "usage_of"]
 
 ASSUMED_OUTPUT_TOKENS = 1024
 """What is reserved for an answer whose request sets no ``max_tokens``. With ``max_tokens`` a budget is never overshot."""
@@ -365,9 +365,14 @@ class LMCall:
 def cached_answer(executor: ToolExecutor, model: str) -> Record:
     """Book and record an answer from DSPy's cache: a call that took nothing."""
     run = current_run()
-    agent = run.agent if run is not None else None
     usage = TokenUsage(input_tokens=0, output_tokens=0, model=model)
-    executor.ledger.reserve(Amount()).settle(usage=usage, agent=agent, outcome="cached")
+    executor.ledger.reserve(Amount()).settle(usage=usage, agent=run.agent if run else None, outcome="cached")
+    return plain_event(executor, model, outcome="success", estimated_cost_usd=0.0, cost_source="cache")
+
+
+def plain_event(executor: ToolExecutor, model: str, **fields: Any) -> Record:
+    """The event of an LM call that did not pass the door."""
+    run = current_run()
     return Record(
         EVENTS,
         {
@@ -375,16 +380,14 @@ def cached_answer(executor: ToolExecutor, model: str) -> Record:
             "kind": "lm",
             "timestamp": datetime.fromtimestamp(executor.clock.wall(), UTC).isoformat(),
             "tool_name": model,
-            "inputs": {},
+            "inputs": {} if executor.ledger.tool is None else {"tool": executor.ledger.tool},
             "outputs": {},
-            "outcome": "success",
-            "estimated_cost_usd": 0.0,
-            "cost_source": "cache",
-            "agent_name": agent,
+            "agent_name": run.agent if run else None,
             "session_id": run.session_id if run else None,
             "namespace": run.namespace if run else None,
             "run_id": run.run_id if run else None,
             "step": run.step if run else None,
             "effect_id": run.effect if run else None,
+            **fields,
         },
     )

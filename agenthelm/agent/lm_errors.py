@@ -67,27 +67,30 @@ def remember_attempts(error: BaseException, attempts: int) -> None:
 def unwrap(error: Exception) -> Exception:
     """The error that a user should see in place of what DSPy made of it.
 
-    DSPy wraps whatever an engine raises. So an error of ours is looked for inside, and comes out as it was first raised;
-    a failure of the model's endpoint becomes one `ModelCallError` with one clear line; anything else is returned as is.
+    DSPy wraps whatever an engine raises. So in an error of DSPy's an error of ours is looked for, and comes out as it
+    was first raised; a failure of the model's endpoint, or an answer that can't be read, becomes a `ModelCallError` of
+    one clear line; anything else is returned as it is.
     """
+    if isinstance(error, AdapterParseError):
+        return _unreadable(error)
+    if not isinstance(error, (LMError, lm15.LM15Error)):
+        return error
     attempts = 1
-    for link in _chain(error):
+    link: BaseException | None = error
+    while link is not None:
         if isinstance(link, AgentHelmError):
             return link
         attempts = max(attempts, getattr(link, "agenthelm_attempts", 1))
-        if isinstance(link, AdapterParseError):
-            return _unreadable(link)
-    if isinstance(error, (LMError, lm15.LM15Error)):
-        return _call_error(error, attempts)
-    return error
+        link = link.__cause__
+    return _call_error(error, attempts)
 
 
 def _call_error(error: Exception, attempts: int) -> ModelCallError:
     model = str(getattr(error, "model", None) or "the model")
     status = getattr(error, "status", None)
     reason = " ".join((getattr(error, "message", None) or str(error) or type(error).__name__).split())
-    if len(reason) > 300:
-        reason = f"{reason[:299]}…"
+    if len(reason) > 200:
+        reason = f"{reason[:199]}…"
     times = f" after {attempts} attempts" if attempts > 1 else ""
     made = ModelCallError(
         f"model {model!r} failed{times}: {reason}{f' (HTTP {status})' if status else ''}",

@@ -35,7 +35,7 @@ from agenthelm.core.cost import Price, PriceSource, override_price
 from agenthelm.core.executor import ToolExecutor, current_executor, using
 from agenthelm.core.storage.base import Record
 
-__all__ = ["LMPolicy", "Meter", "Unpriced", "metered"]
+__all__ = ["LMPolicy", "Meter", "Unpriced", "is_metered", "metered"]
 
 Unpriced = Literal["warn", "deny", "allow"]
 
@@ -140,7 +140,7 @@ class _Door:
     def __init__(self, meter: Meter, backend: Backend, hints: dspy.BaseLM) -> None:
         self.meter = meter
         self.backend = backend
-        self._hints = hints
+        self.behind = hints
         # DSPy's own thread pools carry DSPy's settings along, and this engine with them, but no context variables.
         self._home = contextvars.copy_context()
         self.model = hints.model
@@ -148,19 +148,19 @@ class _Door:
     # What adapters ask an LM about itself is answered by the LM this engine stands in.
     @property
     def supports_function_calling(self) -> bool:
-        return bool(self._hints.supports_function_calling)
+        return bool(self.behind.supports_function_calling)
 
     @property
     def supports_reasoning(self) -> bool:
-        return bool(self._hints.supports_reasoning)
+        return bool(self.behind.supports_reasoning)
 
     @property
     def supports_response_schema(self) -> bool:
-        return bool(self._hints.supports_response_schema)
+        return bool(self.behind.supports_response_schema)
 
     @property
     def supported_params(self) -> frozenset[str]:
-        return frozenset(self._hints.supported_params)
+        return frozenset(self.behind.supported_params)
 
     def executor(self) -> ToolExecutor | None:
         """The executor in force; None outside of runs, where the backend is asked plainly."""
@@ -363,11 +363,21 @@ class _CacheWatch(BaseCallback):  # type: ignore[misc]
             self._door.answered_from_cache()
 
 
+def is_metered(lm: dspy.BaseLM) -> bool:
+    """Whether the door is in front of an LM."""
+    return isinstance(getattr(lm, "engine", None), _Door)
+
+
 def metered(lm: dspy.BaseLM, meter: Meter) -> dspy.LM:
     """The same LM with the door in front of it. The LM that was given is left as it is.
 
-    Connections stay with the LM that was given; so do its settings, its prompt cache and its callbacks.
+    Connections stay with the LM that was given. One that has a door already, because a run is nested in another or an
+    agent was handed the running LM, keeps it.
     """
+    if is_metered(lm):
+        if not lm.engine.meter.closed:
+            return lm
+        lm = lm.engine.behind
     door = _Door(meter, backend_for(lm), lm)
     engines = {"engine": door, "async_engine": _AsyncDoor(door)}
     cache = meter.policy.cache and bool(getattr(lm, "cache", False))

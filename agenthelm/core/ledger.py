@@ -16,6 +16,7 @@ __all__ = ["Ledger", "Reservation"]
 
 _RESOURCES = ("usd", "tokens", "calls", "tool_calls")
 _USD = 0
+_UNLIMITED = Budget()
 _CLOCK: Clock = SystemClock()
 
 _COUNTS = tuple(name for name in Totals.__dataclass_fields__ if name != "priced_usd")
@@ -64,7 +65,7 @@ class Ledger:
         clock: Clock | None = None,
     ) -> None:
         self.scope = scope
-        self.budget = budget or Budget()
+        self.budget = budget or _UNLIMITED
         self.parent = parent
         self._clock: Clock = clock or (parent._clock if parent else _CLOCK)
         self._lock: threading.Lock = parent._lock if parent else threading.Lock()
@@ -73,27 +74,24 @@ class Ledger:
         self._spent = [0, 0, 0, 0]
         self._reserved = [0, 0, 0, 0]
         self._books: dict[_Key, list[int]] = {}
-        usd = self.budget.usd
-        values = (None if usd is None else to_pico(usd), self.budget.tokens, self.budget.calls, self.budget.tool_calls)
-        self._limits = tuple((index, limit) for index, limit in enumerate(values) if limit is not None)
+        self._limits = _limits(self.budget)
         self._seconds = self.budget.seconds
         self._started = self._clock.monotonic() if self._seconds is not None else 0.0
         self._enforced: bool = enforced and (parent is None or parent._enforced)
         # Without a limit of its own there is nothing to draw on: money then reserves in the parents as usual.
-        self._drawn = drawn_from if usd is not None else None
+        self._drawn = drawn_from if self.budget.usd is not None else None
+        # Each ledger from here to the root, with whether money is booked there at once; and those of them with limits,
+        # because reservations only matter where something is compared with them.
+        above, holds = ([], []) if parent is None else (parent._chain, parent._holds)
         if self._drawn is not None:
             self._drawn._drawer = self
-        above = [] if parent is None else parent._chain
-        # Each ledger from here to the root, with whether money is booked there at once.
-        self._chain: list[tuple[Ledger, bool]] = [
-            (self, True),
-            *((ledger, money and self._drawn is None) for ledger, money in above),
-        ]
-        # Reservations only matter where something is compared with them.
-        self._holds = [entry for entry in self._chain if entry[0]._limits]
-        self._limited = self._enforced and any(
-            ledger._limits or ledger._seconds is not None for ledger, _ in self._chain
-        )
+            above = [(ledger, False) for ledger, _ in above]
+            holds = [(ledger, False) for ledger, _ in holds]
+        own = (self, True)
+        self._chain: list[tuple[Ledger, bool]] = [own, *above]
+        self._holds: list[tuple[Ledger, bool]] = [own, *holds] if self._limits else holds
+        limited = bool(self._limits) or self._seconds is not None or (parent is not None and parent._limited)
+        self._limited = self._enforced and limited
 
     def child(
         self,
@@ -106,6 +104,10 @@ class Ledger:
     ) -> Ledger:
         """A ledger for a scope inside this one; see the class for the arguments."""
         return Ledger(scope, budget, parent=self, stop=stop, drawn_from=drawn_from, enforced=enforced)
+
+    def unlimited(self) -> Ledger:
+        """A ledger inside this one that books and refuses nothing."""
+        return self.child(self.scope, enforced=False)
 
     def reserve(self, amount: Amount, *, deny_unpriced: bool = False) -> Reservation:
         """Set aside what a call may take, in this ledger and all above it, or in none.
@@ -403,6 +405,14 @@ class Reservation:
                     ledger._reserved[0] += more[0]
         else:
             self._ledger._spend(more)
+
+
+def _limits(budget: Budget) -> tuple[tuple[int, int], ...]:
+    if budget is _UNLIMITED:
+        return ()
+    usd = None if budget.usd is None else to_pico(budget.usd)
+    values = (usd, budget.tokens, budget.calls, budget.tool_calls)
+    return tuple((index, limit) for index, limit in enumerate(values) if limit is not None)
 
 
 def _sum(rows: Iterable[list[int]]) -> Totals:

@@ -1,0 +1,135 @@
+"""Books LM calls that go round the door: of an LM that a predictor or a ``dspy.context`` brought along itself.
+
+DSPy has no supported way to stand in the path of such an LM, so its calls can't be refused beforehand, given a deadline
+or retried. They are counted all the same, and an excess stops the run at its next door.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import dspy
+from dspy.utils.callback import BaseCallback
+
+from agenthelm._runtime.context import current_run
+from agenthelm.agent.lm_call import ASSUMED_OUTPUT_TOKENS, plain_event
+from agenthelm.agent.metering import Meter, is_metered
+from agenthelm.core.cost import Amount, Price, Reservation, TokenUsage
+from agenthelm.core.executor import ToolExecutor, current_executor
+from agenthelm.exceptions import BudgetExceededError, describe
+
+__all__ = ["StrayWatch"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Tracker:
+    """Takes the usage that DSPy reports for one call, and passes it on to whoever tracked it before."""
+
+    outer: Any
+    usage: dict[str, Any] = field(default_factory=dict)
+    reported: bool = False
+
+    def add_usage(self, lm: str, usage: dict[str, Any]) -> None:
+        """DSPy calls this for every answer that did not come from its cache."""
+        self.reported = True
+        self.usage = usage
+        if self.outer is not None:
+            self.outer.add_usage(lm, usage)
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    executor: ToolExecutor
+    hold: Reservation | None
+    price: Price | None
+    tracker: _Tracker
+    settings: AbstractContextManager[None]
+    began: float
+    model: str
+
+
+class StrayWatch(BaseCallback):  # type: ignore[misc]
+    """A DSPy callback that is in force for the length of a run."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._open: dict[str, _Open] = {}
+        self._warned: set[str] = set()
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Reserve for a call that did not pass the door."""
+        executor = current_executor()
+        if executor is None or self._meter.closed or is_metered(instance):
+            return
+        model = str(instance.model)
+        if model not in self._warned:
+            self._warned.add(model)
+            _log.warning(
+                "an LM that is not the run's (%r) was called: it is booked, but budgets can't refuse it beforehand. Give "
+                "it to the agent as lm=, or to the Orchestrator as lm= or lms=.",
+                model,
+            )
+        price = self._meter.price(model, None)
+        inputs_bound = len(repr(inputs))
+        usd = None if price is None else price.bound(inputs_bound, ASSUMED_OUTPUT_TOKENS)
+        try:
+            hold = executor.ledger.reserve(Amount(usd=usd, tokens=inputs_bound + ASSUMED_OUTPUT_TOKENS, calls=1))
+        except BudgetExceededError:
+            hold = None  # the scope is marked stopped, and ends at its next door
+        tracker = _Tracker(dspy.settings.usage_tracker)
+        settings = dspy.context(usage_tracker=tracker)
+        settings.__enter__()
+        self._open[call_id] = _Open(executor, hold, price, tracker, settings, executor.clock.monotonic(), model)
+
+    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        """Settle it to the usage that DSPy reported."""
+        call = self._open.pop(call_id, None)
+        if call is None:
+            return
+        call.settings.__exit__(None, None, None)
+        run = current_run()
+        agent = run.agent if run is not None else None
+        usage = _usage(call.tracker.usage, call.model)
+        executor, hold = call.executor, call.hold or call.executor.ledger.unlimited().reserve(Amount(calls=1))
+        fields: dict[str, Any] = {
+            "outcome": "success",
+            "cost_source": None if call.price is None else call.price.source,
+        }
+        if exception is None and not call.tracker.reported:
+            hold.settle(
+                usage=TokenUsage(input_tokens=0, output_tokens=0, model=call.model), agent=agent, outcome="cached"
+            )
+            fields.update(estimated_cost_usd=0.0, cost_source="cache")
+        elif usage is None:
+            hold.keep(agent=agent, model=call.model)
+            fields.update(estimated_cost_usd=hold.amount.usd, cost_source="estimated")
+        else:
+            cost = None if call.price is None else call.price.cost(usage)
+            amount = Amount(usd=cost, tokens=usage.input_tokens + usage.output_tokens, calls=1)
+            hold.settle(amount, usage=usage, agent=agent)
+            fields.update(estimated_cost_usd=cost, token_usage=usage.model_dump())
+        if exception is not None:
+            failed = "failed" if isinstance(exception, Exception) else "cancelled"
+            fields.update(outcome=failed, error_type=type(exception).__name__, error_state=describe(exception))
+        fields["execution_time"] = round(executor.clock.monotonic() - call.began, 9)
+        self._meter.defer(executor, plain_event(executor, call.model, **fields))
+
+
+def _usage(usage: dict[str, Any], model: str) -> TokenUsage | None:
+    if usage.get("prompt_tokens") is None and usage.get("completion_tokens") is None:
+        return None
+    part: Callable[[str, str], int] = lambda group, name: int((usage.get(group) or {}).get(name) or 0)  # noqa: E731
+    return TokenUsage(
+        input_tokens=usage.get("prompt_tokens") or 0,
+        output_tokens=usage.get("completion_tokens") or 0,
+        model=model,
+        cached_input_tokens=part("prompt_tokens_details", "cached_tokens"),
+        cache_write_tokens=part("prompt_tokens_details", "cache_creation_tokens"),
+        reasoning_tokens=part("completion_tokens_details", "reasoning_tokens"),
+    )

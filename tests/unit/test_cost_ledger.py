@@ -1,0 +1,360 @@
+"""The books of a run: limits, reservations, draws, totals."""
+
+from __future__ import annotations
+
+import threading
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agenthelm._runtime.context import StopMark
+from agenthelm.core.cost import Amount, Budget, Ledger, TokenUsage
+from agenthelm.exceptions import BudgetExceededError
+
+ONE = Amount(calls=1)
+
+
+def usage(inputs: int = 10, outputs: int = 5, model: str = "m") -> TokenUsage:
+    return TokenUsage(input_tokens=inputs, output_tokens=outputs, model=model)
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(
+    ("budget", "amount"),
+    [
+        (Budget(usd=0.10), Amount(usd=0.06)),
+        (Budget(tokens=100), Amount(tokens=60)),
+        (Budget(calls=1), Amount(calls=1)),
+        (Budget(tool_calls=1), Amount(tool_calls=1)),
+    ],
+)
+def test_what_is_reserved_can_not_be_reserved_again(budget: Budget, amount: Amount) -> None:
+    ledger = Ledger("run", budget)
+    ledger.reserve(amount)
+    with pytest.raises(BudgetExceededError) as caught:
+        ledger.reserve(amount)
+    assert caught.value.scope == "run"
+    assert caught.value.spent == 0
+    assert caught.value.reserved == caught.value.requested > 0
+    assert ledger.stop.error is caught.value
+
+
+def test_a_limit_can_be_used_up_to_the_last_cent_and_not_beyond() -> None:
+    ledger = Ledger("run", Budget(usd=0.3))
+    for _ in range(3):
+        ledger.reserve(Amount(usd=0.1)).settle(Amount(usd=0.1))
+    assert ledger.spent().usd == 0.3
+    with pytest.raises(BudgetExceededError):
+        ledger.reserve(Amount(usd=0.000_001))
+
+
+def test_settling_gives_back_what_was_not_used() -> None:
+    ledger = Ledger("run", Budget(usd=1.0, tokens=1000))
+    hold = ledger.reserve(Amount(usd=0.9, tokens=900, calls=1))
+    assert ledger.remaining().usd == pytest.approx(0.1)
+    hold.settle(Amount(usd=0.2, tokens=15, calls=1), usage=usage())
+    assert ledger.remaining() == Budget(usd=0.8, tokens=985)
+
+
+@pytest.mark.parametrize("end", ["settle", "keep", "release"])
+def test_a_reservation_ends_once(end: str) -> None:
+    ledger = Ledger("run", Budget(usd=1.0))
+    hold = ledger.reserve(Amount(usd=0.4, calls=1))
+    getattr(hold, end)()
+    first = ledger.spent()
+    hold.settle(Amount(usd=0.1))
+    hold.keep()
+    hold.release()
+    assert ledger.spent() == first
+    assert ledger.remaining().usd == pytest.approx(1.0 - (first.usd or 0.0))
+
+
+def test_released_calls_were_never_made() -> None:
+    ledger = Ledger("run", Budget(calls=1))
+    ledger.reserve(ONE).release()
+    ledger.reserve(ONE).settle()
+    assert ledger.total().calls == 1
+
+
+def test_a_lost_answer_keeps_its_reservation_marked_estimated() -> None:
+    ledger = Ledger("run", Budget(usd=1.0))
+    hold = ledger.reserve(Amount(usd=0.25, tokens=500, calls=1))
+    hold.keep(agent="a", model="m")
+    total = ledger.totals("model")["m"]
+    assert (total.estimated_calls, total.estimated_tokens, total.priced_usd) == (1, 500, 0.25)
+    assert total.input_tokens == total.output_tokens == 0
+    assert total.failed_calls == 1
+    assert hold.estimated
+
+
+def test_the_tightest_of_nested_limits_refuses_and_nothing_is_reserved_anywhere() -> None:
+    run = Ledger("run", Budget(usd=0.10))
+    agent = run.child("agent:a", Budget(usd=5.0))
+    with pytest.raises(BudgetExceededError) as caught:
+        agent.reserve(Amount(usd=0.5))
+    assert caught.value.scope == "run"
+    assert agent.remaining().usd == 5.0
+    assert run.remaining().usd == 0.10
+
+
+def test_among_several_refusals_the_one_with_least_room_speaks() -> None:
+    run = Ledger("run", Budget(usd=1.0))
+    agent = run.child("agent:a", Budget(usd=0.30))
+    run.reserve(Amount(usd=0.97)).settle(Amount(usd=0.97))
+    agent.reserve(Amount(usd=0.02)).settle(Amount(usd=0.02))
+    with pytest.raises(BudgetExceededError) as caught:
+        agent.reserve(Amount(usd=0.40))
+    assert caught.value.scope == "run"
+
+
+def test_a_refusal_stops_the_scope_of_its_ledger_and_no_other() -> None:
+    run = Ledger("run", Budget(usd=10.0))
+    branch_stop = StopMark()
+    branch = run.child("run", Budget(usd=0.1), stop=branch_stop)
+    agent = branch.child("agent:a")
+    with pytest.raises(BudgetExceededError):
+        agent.reserve(Amount(usd=0.2))
+    assert branch_stop.error is not None
+    assert agent.stop is branch_stop
+    assert run.stop.error is None
+    run.reserve(Amount(usd=0.2)).settle()
+
+
+def test_siblings_share_their_parents_budget() -> None:
+    run = Ledger("run", Budget(calls=2))
+    left, right = run.child("agent:l"), run.child("agent:r")
+    left.reserve(ONE).settle()
+    right.reserve(ONE).settle()
+    with pytest.raises(BudgetExceededError):
+        left.reserve(ONE)
+
+
+def test_a_free_tool_is_not_refused_and_may_spend_nothing() -> None:
+    run = Ledger("run", Budget(usd=0.0))
+    hold = run.reserve(Amount(usd=0.0, tool_calls=1))
+    inner = run.child("tool:t", Budget(usd=0.0), drawn_from=hold)
+    inner.reserve(Amount(usd=0.0, calls=1)).settle()
+    with pytest.raises(BudgetExceededError) as caught:
+        inner.reserve(Amount(usd=0.001, calls=1))
+    assert caught.value.scope == "tool:t"
+    hold.settle()
+
+
+def test_calls_inside_a_tool_draw_on_its_reservation_instead_of_reserving_again() -> None:
+    run = Ledger("run", Budget(usd=0.10, calls=3))
+    hold = run.reserve(Amount(usd=0.08, tool_calls=1))
+    tool = run.child("tool:t", Budget(usd=0.08), drawn_from=hold)
+    tool.reserve(Amount(usd=0.05, calls=1)).settle(Amount(usd=0.03, calls=1))
+    assert run.remaining().usd == pytest.approx(0.02)
+    assert run.remaining().calls == 2
+    hold.settle()
+    assert run.spent() == Amount(usd=0.03, calls=1, tool_calls=1)
+    assert run.total().priced_usd == 0.03
+
+
+def test_an_unpriced_call_inside_a_tool_settles_it_at_its_max_cost() -> None:
+    run = Ledger("run", Budget(usd=1.0))
+    hold = run.reserve(Amount(usd=0.08, tool_calls=1))
+    tool = run.child("tool:t", Budget(usd=0.08), drawn_from=hold)
+    tool.reserve(Amount(usd=None, calls=1)).settle(Amount(usd=None, calls=1))
+    hold.settle()
+    assert run.spent().usd == 0.08
+    assert run.cost_usd is None
+    assert run.priced_usd == 0.0
+
+
+def test_a_charge_beyond_the_reservation_shows_in_the_parents_at_once() -> None:
+    run = Ledger("run", Budget(usd=0.10))
+    hold = run.reserve(Amount(usd=0.02, tool_calls=1))
+    tool = run.child("tool:t", Budget(usd=0.02), drawn_from=hold)
+    tool.charge(0.09)
+    assert run.remaining().usd == pytest.approx(0.01)
+    with pytest.raises(BudgetExceededError):
+        tool.check()
+    hold.settle()
+    assert run.spent().usd == 0.09
+
+
+def test_what_a_tool_spends_after_it_was_settled_is_booked_in_the_run() -> None:
+    run = Ledger("run", Budget(usd=1.0))
+    hold = run.reserve(Amount(usd=0.10, tool_calls=1))
+    tool = run.child("tool:t", Budget(usd=0.10), drawn_from=hold)
+    late = tool.reserve(Amount(usd=0.05, calls=1))
+    hold.settle()
+    late.settle()
+    assert run.spent().usd == 0.05
+
+
+def test_nested_tools_draw_on_each_other() -> None:
+    run = Ledger("run", Budget(usd=0.10))
+    outer_hold = run.reserve(Amount(usd=0.10, tool_calls=1))
+    outer = run.child("tool:outer", Budget(usd=0.10), drawn_from=outer_hold)
+    inner_hold = outer.reserve(Amount(usd=0.06, tool_calls=1))
+    inner = outer.child("tool:inner", Budget(usd=0.06), drawn_from=inner_hold)
+    inner.reserve(Amount(usd=0.05, calls=1)).settle(Amount(usd=0.04, calls=1), usage=usage(), agent="a")
+    inner_hold.settle()
+    assert outer.spent().usd == 0.04
+    outer_hold.settle()
+    assert run.spent() == Amount(usd=0.04, tokens=0, calls=1, tool_calls=2)
+    assert run.totals("tool")["inner"].priced_usd == 0.04
+
+
+def test_charge_never_raises_and_the_excess_shows_at_the_next_door() -> None:
+    ledger = Ledger("run", Budget(usd=0.01))
+    ledger.charge(5.0)
+    assert ledger.stop.error is None
+    with pytest.raises(BudgetExceededError):
+        ledger.reserve(Amount(tool_calls=1))
+    assert ledger.cost_usd == 5.0
+
+
+def test_seconds_are_checked_at_each_door() -> None:
+    clock = FakeClock()
+    ledger = Ledger("run", Budget(seconds=10), clock=clock)
+    ledger.check()
+    clock.now += 9.9
+    ledger.reserve(ONE).settle()
+    clock.now += 0.1
+    with pytest.raises(BudgetExceededError) as caught:
+        ledger.reserve(ONE)
+    assert caught.value.resource == "seconds"
+    assert caught.value.limit == 10
+    with pytest.raises(BudgetExceededError):
+        ledger.check()
+
+
+def test_compensations_are_booked_and_never_refused() -> None:
+    run = Ledger("run", Budget(usd=0.01, calls=0, seconds=0))
+    undo = run.child("tool:refund", enforced=False)
+    undo.reserve(Amount(usd=3.0, calls=1)).settle(Amount(usd=2.0, calls=1))
+    assert run.spent().usd == 2.0
+    assert run.stop.error is None
+
+
+def test_an_unknown_price_is_none_and_the_priced_part_stands_beside_it() -> None:
+    ledger = Ledger("run", Budget(usd=0.5, tokens=100))
+    ledger.reserve(Amount(usd=0.1, calls=1)).settle(Amount(usd=0.1, calls=1))
+    assert ledger.cost_usd == 0.1
+    hold = ledger.reserve(Amount(usd=None, tokens=40, calls=1))
+    hold.settle(Amount(usd=None, tokens=40, calls=1), usage=usage(20, 20, "unknown"))
+    assert ledger.cost_usd is None
+    assert ledger.priced_usd == 0.1
+    assert ledger.remaining().tokens == 60
+
+
+def test_unpriced_calls_can_be_denied() -> None:
+    ledger = Ledger("run", Budget())
+    with pytest.raises(BudgetExceededError) as caught:
+        ledger.reserve(Amount(usd=None, calls=1), deny_unpriced=True)
+    assert caught.value.resource == "price"
+    assert ledger.stop.error is caught.value
+
+
+def test_a_cached_answer_takes_nothing() -> None:
+    ledger = Ledger("run", Budget(calls=0, usd=0.0))
+    ledger.reserve(Amount()).settle(usage=usage(0, 0), outcome="cached", agent="a")
+    total = ledger.total()
+    assert (total.calls, total.cached_calls, total.cost_usd) == (0, 1, 0.0)
+
+
+def test_totals_by_agent_model_and_tool() -> None:
+    run = Ledger("run")
+    run.child("agent:a").reserve(ONE).settle(Amount(usd=0.1, calls=1), usage=usage(1, 2, "x"), agent="a")
+    tool = run.child("agent:b").child("tool:t")
+    tool.reserve(ONE).settle(Amount(usd=0.2, calls=1), usage=usage(3, 4, "y"), agent="b")
+    assert {name: total.priced_usd for name, total in run.totals("agent").items()} == {"a": 0.1, "b": 0.2}
+    assert {name: total.tokens for name, total in run.totals("model").items()} == {"x": 3, "y": 7}
+    assert list(run.totals("tool")) == ["t"]
+    assert run.total().tokens == 10
+    assert tool.tool == "t"
+    assert tool.root is run
+
+
+def test_failed_calls_count_as_calls() -> None:
+    ledger = Ledger("run", Budget(calls=2))
+    ledger.reserve(ONE).settle(Amount(calls=1), outcome="failed", agent="a", model="m")
+    total = ledger.totals("model")["m"]
+    assert (total.calls, total.failed_calls, total.cost_usd) == (1, 1, 0.0)
+
+
+@given(st.lists(st.integers(min_value=1, max_value=10**9), max_size=60))
+def test_sums_are_exact(nano: list[int]) -> None:
+    ledger = Ledger("run")
+    for amount in nano:
+        ledger.reserve(ONE).settle(Amount(usd=amount / 10**9, calls=1))
+    assert ledger.priced_usd == float(sum(Decimal(amount) for amount in nano) / 10**9)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["run", "agent", "tool"]),
+            st.integers(0, 50),
+            st.integers(0, 80),
+            st.sampled_from(["settle", "keep", "release"]),
+        ),
+        max_size=40,
+    )
+)
+def test_no_sequence_of_reservations_overshoots(steps: list[tuple[str, int, int, str]]) -> None:
+    run = Ledger("run", Budget(tokens=200))
+    agent = run.child("agent:a", Budget(tokens=120))
+    tool = agent.child("tool:t", Budget(tokens=60))
+    ledgers = {"run": run, "agent": agent, "tool": tool}
+    for where, want, used, end in steps:
+        try:
+            hold = ledgers[where].reserve(Amount(tokens=want))
+        except BudgetExceededError as error:
+            assert error.spent + error.reserved + error.requested > error.limit
+            continue
+        if end == "settle":
+            hold.settle(Amount(tokens=min(used, want)))
+        else:
+            getattr(hold, end)()
+        for ledger, limit in ((run, 200), (agent, 120), (tool, 60)):
+            assert ledger.spent().tokens <= limit
+    assert run.spent().tokens >= agent.spent().tokens >= tool.spent().tokens
+
+
+@pytest.mark.parametrize("threads", [1, 8, 64])
+def test_many_threads_never_overshoot_one_budget(threads: int) -> None:
+    ledger = Ledger("run", Budget(tokens=10_000))
+    refused = []
+
+    def work() -> None:
+        agent = ledger.child("agent:x")
+        try:
+            while True:
+                agent.reserve(Amount(tokens=70, calls=1)).settle(Amount(tokens=63, calls=1))
+        except BudgetExceededError as error:
+            refused.append(error)
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(refused) == threads
+    assert 10_000 - 70 * threads <= ledger.spent().tokens <= 10_000
+    assert ledger.remaining().tokens == 10_000 - ledger.spent().tokens
+
+
+@pytest.mark.parametrize("field", ["usd", "tokens", "calls", "tool_calls", "seconds"])
+def test_a_budget_refuses_negative_limits(field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        Budget(**{field: -1})
