@@ -49,8 +49,9 @@ if TYPE_CHECKING:
     from agenthelm.orchestration.orchestrator import Orchestrator
     from agenthelm.orchestration.parallel import Parallel
     from agenthelm.orchestration.pipeline import Pipeline
-    from agenthelm.orchestration.results import RunResult, SagaResult, Step, StepRecord, StuckEffect
-    from agenthelm.orchestration.saga import Ref, SagaOrchestrator, saga
+    from agenthelm.orchestration.plan import Ref, Step
+    from agenthelm.orchestration.results import RunResult, SagaResult, StepRecord, StuckEffect
+    from agenthelm.orchestration.saga import SagaOrchestrator, saga
     from agenthelm.tracing.tracer import AgentHelmTracer
 
     __version__: str
@@ -100,8 +101,9 @@ _HOMES = {
     "agenthelm.orchestration.orchestrator": ("Orchestrator",),
     "agenthelm.orchestration.parallel": ("Parallel",),
     "agenthelm.orchestration.pipeline": ("Pipeline",),
-    "agenthelm.orchestration.results": ("RunResult", "SagaResult", "Step", "StepRecord", "StuckEffect"),
-    "agenthelm.orchestration.saga": ("Ref", "SagaOrchestrator", "saga"),
+    "agenthelm.orchestration.plan": ("Ref", "Step"),
+    "agenthelm.orchestration.results": ("RunResult", "SagaResult", "StepRecord", "StuckEffect"),
+    "agenthelm.orchestration.saga": ("SagaOrchestrator", "saga"),
     "agenthelm.tracing.tracer": ("AgentHelmTracer",),
 }
 """Where each public name lives. DSPy, Chroma, Redis and the OpenTelemetry SDK take seconds to import: who asks for

@@ -36,7 +36,7 @@ def loaded(program: str) -> set[str]:
         f"import json, sys; print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]), file=sys.stderr)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", f"import atexit\natexit.register(lambda: exec({report!r}))\n{program}"],
+        [sys.executable, "-c", f"import atexit\natexit.register(lambda: exec({report!r}, {{}}))\n{program}"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -117,15 +117,15 @@ def run(path: Path) -> None:
 def _without_network() -> None:
     """Let every ``dspy.LM`` be the offline model under the name it was given."""
     import dspy
-    from agenthelm.agent.models import resolve_model
+
+    from agenthelm.agent.offline import AsyncOfflineEngine, OfflineEngine
 
     real = dspy.LM
 
     class Offline(real):  # type: ignore[misc, valid-type]
         def __init__(self, model: str, **options: Any) -> None:
             if "engine" not in options:
-                stand_in = resolve_model("offline")
-                options = {"engine": stand_in.engine, "async_engine": stand_in.async_engine, "cache": False}
+                options = {"engine": OfflineEngine(), "async_engine": AsyncOfflineEngine(), "cache": False}
             super().__init__(model, **options)
 
     dspy.LM = Offline  # type: ignore[misc]
