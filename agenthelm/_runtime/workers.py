@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -20,14 +21,65 @@ from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
 from agenthelm._runtime.context import current_run, entered
-from agenthelm._runtime.groups import in_child
+from agenthelm._runtime.groups import in_child, wait_through
+from agenthelm._runtime.wake import wake
 
-__all__ = ["DEFAULT_WORKERS", "Workers", "hop_back"]
+__all__ = ["DEFAULT_WORKERS", "Outlasted", "Workers", "hop_back"]
 
 T = TypeVar("T")
 
 DEFAULT_WORKERS = 64
 """Threads per nesting depth. Tools and LM calls wait for networks, so more than cores; anyio's own default is 40."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlasted(Generic[T]):
+    """How a function in a thread ended, and the native cancellation that had to wait for it."""
+
+    value: T | None
+    error: BaseException | None
+    cancellation: BaseException | None
+
+
+class _Thread(Generic[T]):
+    """A function on its way through a worker thread, whose end is known even if nobody awaits the thread any more."""
+
+    __slots__ = ("_ended", "_function", "_gate", "_state", "_token", "error", "value")
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self._gate = threading.Lock()
+        self._state: Literal["waiting", "running", "ended", "disowned"] = "waiting"
+        self._token = anyio.lowlevel.current_token()
+        self._ended: anyio.Event | None = None
+        self.value: T | None = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """What the worker thread does."""
+        with self._gate:
+            if self._state == "disowned":
+                return
+            self._state = "running"
+        try:
+            self.value = self._function()
+        except BaseException as error:
+            self.error = error
+        with self._gate:
+            self._state = "ended"
+            if self._ended is not None:
+                wake(self._token, self._ended.set)
+
+    def disown_or_wait(self) -> anyio.Event | None:
+        """An event for the end of the function; None if it has not begun, and then it never will."""
+        with self._gate:
+            if self._state == "waiting":
+                self._state = "disowned"
+                return None
+            self._ended = anyio.Event()
+            if self._state == "ended":
+                self._ended.set()
+            return self._ended
 
 
 class Workers:
@@ -65,8 +117,29 @@ class Workers:
         return await in_child(self._hop, function, args)
 
     async def hop(self, function: Callable[..., T], *args: Any) -> T:
-        """As `run`, for callers that are already inside a child task that native cancellation can't reach."""
+        """As `run`, for functions that may be left to end alone by a native cancellation: reads, for example."""
         return await self._hop(function, args)
+
+    async def outlast(self, function: Callable[[], T]) -> Outlasted[T]:
+        """As `run`, without the price of a child task, for callers that have something to write down afterwards.
+
+        A native cancellation that comes while the function runs is held off and handed back, to be raised when the
+        outcome is on record. One that comes before the function has begun is raised, and it never begins.
+        """
+        thread = _Thread(function)
+        cancellation: BaseException | None = None
+        try:
+            await self._hop(thread.run, ())
+        except anyio.get_cancelled_exc_class() as pierced:
+            ended = thread.disown_or_wait()
+            if ended is None:
+                raise
+            cancellation = pierced
+            try:
+                await wait_through(ended)
+            except anyio.get_cancelled_exc_class():
+                pass  # one is pending already
+        return Outlasted(thread.value, thread.error, cancellation)
 
     async def _hop(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
         context = current_run()

@@ -105,7 +105,7 @@ class Attempts:
         call = self._call
         assert call.tool is not None
         contract = call.tool.contract
-        if call.attempts > contract.retries or isinstance(error, _NEVER_RETRIED):
+        if call.attempts > contract.retries or isinstance(error, _NEVER_RETRIED) or call.cancellation is not None:
             return False
         if self.doubt and not contract.idempotent:
             return False
@@ -125,12 +125,13 @@ class Attempts:
             thread = partial(self._workers.run_abandonable, invoke)
             return await thread() if timeout is None else await self._with_deadline(thread, timeout)
         began = call.clock.monotonic()
-        try:
-            value = await self._workers.hop(invoke)
-        finally:
-            # A thread can't be stopped, so its deadline can only say that it was late.
-            call.late = timeout is not None and call.clock.monotonic() - began > timeout
-        return value
+        outcome = await self._workers.outlast(invoke)
+        # A thread can't be stopped, so its deadline can only say that it was late.
+        call.late = timeout is not None and call.clock.monotonic() - began > timeout
+        call.cancellation = outcome.cancellation
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.value
 
     async def _with_deadline(self, invoke: Any, timeout: float) -> Any:
         with anyio.move_on_after(timeout) as scope:

@@ -31,7 +31,7 @@ class Call:
     """One call on its way through the door. Belongs to one task; nobody else sees it."""
 
     __slots__ = (
-        "approval_reason", "approver", "arguments", "attempts", "bound", "clock", "compensates", "compensating_tool",
+        "approval_reason", "approver", "arguments", "attempts", "bound", "cancellation", "clock", "compensates", "compensating_tool",
         "context", "cost_usd", "digest", "effect", "effect_id", "error_state", "error_type", "id", "is_effect", "key",
         "late", "name", "outcome", "result", "span", "started", "stopped", "tool", "wall",
     )  # fmt: skip
@@ -72,6 +72,7 @@ class Call:
         self.error_state: str | None = None
         self.error_type: str | None = None
         self.cost_usd: float | None = 0.0
+        self.cancellation: BaseException | None = None
         self.span: Any = None
 
     def bind(self, tool: Tool, compensating_tool: str | None) -> None:
