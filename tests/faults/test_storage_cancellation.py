@@ -112,7 +112,7 @@ async def test_closing_under_cancellation_still_writes_what_was_submitted(tmp_pa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_several_event_loops_of_both_backends_share_one_storage(kind: str, tmp_path: Path) -> None:
+def test_eight_threads_with_loops_of_both_backends_lose_none_of_800_events(kind: str, tmp_path: Path) -> None:
     storage = opened(kind, tmp_path / "log")
     failures: list[BaseException] = []
 
@@ -121,9 +121,9 @@ def test_several_event_loops_of_both_backends_share_one_storage(kind: str, tmp_p
             await storage.append([Record(name, {"n": n}), Record("events", {"n": n})])
 
         async with anyio.create_task_group() as group:
-            for n in range(50):
+            for n in range(100):
                 group.start_soon(one, n)
-        assert len(await storage.read(name)) == 50
+        assert len(await storage.read(name)) == 100
 
     def run(backend: str, name: str) -> None:
         try:
@@ -132,7 +132,9 @@ def test_several_event_loops_of_both_backends_share_one_storage(kind: str, tmp_p
             failures.append(exc)
 
     threads = [
-        threading.Thread(target=run, args=(backend, f"{backend}{n}")) for backend in ("asyncio", "trio") for n in (1, 2)
+        threading.Thread(target=run, args=(backend, f"{backend}{n}"))
+        for backend in ("asyncio", "trio")
+        for n in range(4)
     ]
     for thread in threads:
         thread.start()
@@ -141,7 +143,7 @@ def test_several_event_loops_of_both_backends_share_one_storage(kind: str, tmp_p
     assert failures == []
 
     async def check() -> None:
-        assert len(await storage.read("events")) == 200
+        assert len(await storage.read("events")) == 800
         await storage.aclose()
 
     anyio.run(check)

@@ -36,6 +36,15 @@ async def main():
 anyio.run(main)
 """
 
+DIE_ON_REQUEST = """
+from agenthelm.testing.storage import FaultyStorage
+async def main():
+    faulty = FaultyStorage(storage, at=2, do="kill", moment=sys.argv[3])
+    await faulty.append([Record("run:1", {"n": 1})])
+    await faulty.append([Record("run:1", {"n": 2})])
+anyio.run(main)
+"""
+
 FILL_THE_DISK = """
 async def main():
     await storage.append([Record("run:1", {"n": 0}), Record("events", {"n": 0})])
@@ -71,6 +80,9 @@ async def main():
     async with type(storage)(path.parent.parent / "warm") as warm:
         await warm.append([Record("events", {})])
         await warm.read("events")
+    old = path.with_name("old")
+    old.write_bytes((path.parent.parent / "warm").read_bytes())
+    old.chmod(0o444)
     path.parent.chmod(0o555)
     if os.getuid() == 0:  # root may write anywhere
         os.setgid(65534), os.setuid(65534)
@@ -79,6 +91,15 @@ async def main():
     except StorageError as exc:
         print(exc)
     await storage.aclose()
+    async with type(storage)(old) as log:
+        try:
+            print(len(await log.read("events")), "old event")
+        except StorageError as exc:
+            print(exc)
+        try:
+            await log.append([Record("events", {"n": 0})])
+        except StorageError as exc:
+            print(exc)
 anyio.run(main)
 """
 
@@ -124,6 +145,18 @@ async def test_everything_acknowledged_survives_kill_9(kind: str, tmp_path: Path
         assert await storage.append([Record("run:1", {"n": -1})], {"run:1": len(journal)})
 
 
+@pytest.mark.parametrize(("moment", "kept"), [("before", 1), ("after", 2)])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_storage_that_kills_its_process_does_so_before_or_after_the_commit(
+    kind: str, moment: str, kept: int, tmp_path: Path
+) -> None:
+    process = start(DIE_ON_REQUEST, kind, tmp_path / "log", moment)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    async with opened(kind, tmp_path / "log") as storage:
+        assert len(await storage.read("run:1")) == kept
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_full_disk_fails_the_append_and_leaves_nothing_half_written(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "log"
@@ -154,11 +187,16 @@ def test_a_folder_one_may_not_write_is_a_clear_error(kind: str, tmp_path: Path) 
     for folder in [tmp_path, *tmp_path.parents]:  # pytest makes its folders for one user alone
         if folder.is_relative_to(Path(tempfile.gettempdir())) and folder != Path(tempfile.gettempdir()):
             folder.chmod(0o755)
-    out = finished(start(IN_A_LOCKED_FOLDER, kind, path))
-    assert out.startswith("can't ")
-    assert str(path) in out
-    assert "ermission denied" in out
-    assert list(path.parent.iterdir()) == []
+    first, reading, writing = finished(start(IN_A_LOCKED_FOLDER, kind, path)).splitlines()
+    old = path.with_name("old")
+    assert first == f"can't {'create' if kind == 'sqlite' else 'write'} {path}: Permission denied"
+    if kind == "sqlite":  # reading, too, writes beside the file
+        assert reading == f"can't open {old}: it or its folder is read-only"
+        assert writing == f"can't write {old}: it or its folder is read-only"
+    else:
+        assert reading == "1 old event"
+        assert writing == f"can't write {old}: Permission denied"
+    assert [file.name for file in path.parent.iterdir()] == ["old"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

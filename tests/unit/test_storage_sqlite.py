@@ -162,6 +162,7 @@ async def test_every_advertised_filter_has_its_index(path: Path) -> None:
         assert [row[3] for row in plan] == ["SEARCH streams USING INDEX streams_by_state (state=?)"]
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("many", [1, 50, 10_000])
 async def test_finds_the_same_page_whichever_way_it_goes(
     path: Path, many: int, monkeypatch: pytest.MonkeyPatch
@@ -204,6 +205,7 @@ async def test_finds_the_same_page_whichever_way_it_goes(
             assert [event.data["n"] for event in found] == wanted[:20], (where, newest, after)
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_ten_thousand_finished_runs_do_not_slow_the_listing_of_open_ones(path: Path) -> None:
     async with SqliteStorage(path) as storage:
         await storage.append([Record(f"run:{n}", {}, "closed") for n in range(10_000)])
@@ -221,3 +223,35 @@ async def test_ten_thousand_finished_runs_do_not_slow_the_listing_of_open_ones(p
         connection.set_progress_handler(None, 0)
         assert [info.name for info in found] == ["run:open"]
         assert steps < 20  # of ten instructions each
+
+
+async def test_a_field_that_no_query_can_name_is_refused(path: Path) -> None:
+    async with SqliteStorage(path) as storage:
+        await storage.append([Record(EVENTS, {})])
+        with pytest.raises(ValueError, match="quotation mark"):
+            await storage.read(EVENTS, where={'a"b': 1})
+
+
+async def test_a_drop_that_fails_drops_nothing(path: Path) -> None:
+    async with SqliteStorage(path) as storage:
+        await storage.append([Record("a", {})])
+    async with SqliteStorage(path, busy_timeout=0.05) as storage:
+        await storage.read("a")
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StorageError, match="another process has locked it for too long"):
+            await storage.drop("a")
+        other.close()
+        assert len(await storage.read("a")) == 1
+        await storage.drop("a")
+        assert await storage.read("a") == []
+
+
+async def test_unreadable_events_match_no_filter_on_other_fields(path: Path) -> None:
+    async with SqliteStorage(path) as storage:
+        await storage.append([Record(EVENTS, {"extra": 1}) for _ in range(2)])
+        direct = sqlite3.connect(path)
+        direct.execute("UPDATE events SET data = '{torn' WHERE position = 0")
+        direct.commit()
+        direct.close()
+        assert [event.position for event in await storage.read(EVENTS, where={"extra": 1})] == [1]

@@ -162,7 +162,7 @@ def private_file(path: Path) -> None:
 
 _MEANINGS = {
     sqlite3.SQLITE_FULL: "the disk is full",
-    sqlite3.SQLITE_READONLY: "it is read-only",
+    sqlite3.SQLITE_READONLY: "it or its folder is read-only",
     sqlite3.SQLITE_BUSY: "another process has locked it for too long",
     sqlite3.SQLITE_LOCKED: "another connection has locked it for too long",
     sqlite3.SQLITE_NOTADB: "it is damaged, or no SQLite file; restore it from a copy or name another file",
