@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+
 from agenthelm.core import storage
 from agenthelm.core.storage import EVENTS, BaseStorage, Between, InMemoryStorage, JsonStorage, Record, SqliteStorage
 from agenthelm.core.storage.codec import decode, encode
@@ -16,7 +17,7 @@ from agenthelm.exceptions import StorageError
 @pytest.fixture(params=["memory", "sqlite", "json"])
 def log(request: pytest.FixtureRequest, tmp_path: Path) -> BaseStorage:
     kinds: dict[str, Any] = {
-        "memory": lambda: InMemoryStorage(),
+        "memory": InMemoryStorage,
         "sqlite": lambda: SqliteStorage(tmp_path / "log.db"),
         "json": lambda: JsonStorage(tmp_path / "log.jsonl"),
     }

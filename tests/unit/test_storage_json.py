@@ -197,3 +197,46 @@ async def test_the_file_shrinks_once_most_of_it_was_dropped_and_other_openers_no
         assert [len(str(record.data["n"])) for record in await storage.read("run:19")] == [100_000, 1]
     assert len(await read(path, "run:19")) == 2
     assert list(path.parent.iterdir()) == [path]
+
+
+async def test_a_line_damaged_after_it_was_indexed_is_not_taken_for_an_empty_one(path: Path) -> None:
+    async with JsonStorage(path) as storage:
+        await storage.append([Record("run:1", {"n": 1}), Record(EVENTS, {"n": 1})])
+        blob = bytearray(path.read_bytes())
+        blob[-30:-1] = b"x" * 29
+        path.write_bytes(blob)
+        with pytest.raises(CorruptRecordError):
+            await storage.read("run:1")
+        assert await storage.read(EVENTS) == []
+
+
+async def test_a_log_that_was_deleted_or_cut_while_open_is_read_anew(path: Path) -> None:
+    async with JsonStorage(path) as storage:
+        await storage.append([Record(EVENTS, {"n": n}) for n in range(3)])
+        await storage.append([Record(EVENTS, {"n": 3})])
+        lines = path.read_bytes().splitlines(keepends=True)
+        os.truncate(path, len(lines[0]) + len(lines[1]))
+        assert len(await storage.read(EVENTS)) == 3
+        path.unlink()
+        assert await storage.read(EVENTS) == []
+        assert await storage.append([Record(EVENTS, {"n": 9})]) == {EVENTS: 1}
+        assert len(await storage.read(EVENTS)) == 1
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"stream": "run:1", "position": -1, "data": {}},
+        {"stream": "run:1", "position": 10**15, "data": {}},
+        {"stream": 7, "position": 0, "data": {}},
+        {"stream": "run:1", "position": 0, "data": "text"},
+    ],
+)
+async def test_a_line_that_is_json_but_no_record_is_damage(path: Path, record: dict[str, object]) -> None:
+    lines = await fill(path)
+    lines.insert(3, json.dumps({"at": 1.0, "before": {}, "records": [record]}).encode() + b"\n")
+    path.write_bytes(b"".join(lines))
+    async with JsonStorage(path) as storage:
+        assert len(await storage.read(EVENTS)) == 4
+        assert [entry.data["n"] for entry in await storage.read("run:1")] == [1, 3]
+        assert storage.skipped == 1

@@ -44,7 +44,7 @@ class View:
         self._stream = stream
         self.end = len(stream.offsets)
         self._offset = MISSING
-        self._records: list[dict[str, Any]] = []
+        self._data: dict[int, dict[str, Any]] = {}
 
     def close(self) -> None:
         """Let go of the file."""
@@ -56,13 +56,10 @@ class View:
         if offset == MISSING:
             return None
         if offset != self._offset:
-            line = parsed(line_at(self._descriptor, offset), offset)
-            self._offset, self._records = offset, [] if line is None else line.get("records", [])
-        for record in self._records:
-            if record["position"] == position and record["stream"] == self._stream.name:
-                data: dict[str, Any] = record["data"]
-                return data
-        return None
+            line = parsed(line_at(self._descriptor, offset), offset) or {}
+            ours = [record for record in line.get("records", ()) if record["stream"] == self._stream.name]
+            self._offset, self._data = offset, {record["position"]: record["data"] for record in ours}
+        return self._data.get(position)
 
 
 class JsonLog:
