@@ -148,12 +148,12 @@ class _Site:
         self._began = 0.0
 
     def __enter__(self) -> Self:
+        self._values = values = {key: _attribute(value) for key, value in self._values.items() if value is not None}
         if self._tracer is not None:
             from opentelemetry import context
             from opentelemetry.trace import SpanKind, set_span_in_context
 
             kind: SpanKind = SpanKind.CLIENT if self._client else SpanKind.INTERNAL
-            values = {key: value for key, value in self._values.items() if value is not None}
             self._span = self._tracer.start_span(
                 self._name, kind=kind, attributes=values, links=_links(self._links), record_exception=False,
                 set_status_on_exception=False,
@@ -201,14 +201,16 @@ class _Site:
     def set(self, key: str, value: object) -> None:
         if value is None:
             return
-        self._values[key] = value
-        if not self.recording or self._span is None:
+        recording = self.recording
+        if not recording and self._meter is None:
             return
         if key in names.CONTENT:
-            if not captures_content():
+            if not recording or not captures_content():
                 return
             value = _content(value)
-        attribute = _attribute(value)
+        self._values[key] = attribute = _attribute(value)
+        if not recording or self._span is None:
+            return
         self._span.set_attribute(key, attribute)
         if (newer := names.BESIDE.get(key)) is not None:
             self._span.set_attribute(newer, attribute)
