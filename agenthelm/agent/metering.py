@@ -349,7 +349,7 @@ def _passed_door() -> None:
         _passed.add(call_id)
 
 
-class _CacheWatch(BaseCallback):  # type: ignore[misc]
+class _CacheWatch(BaseCallback):
     """Notices answers that DSPy's cache gave, which no engine sees."""
 
     def __init__(self, door: _Door) -> None:

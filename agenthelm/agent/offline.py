@@ -8,15 +8,13 @@ from typing import Any
 import dspy
 from dspy.lm15 import FunctionTool, Message, Request, Response, TextPart, ToolCallPart, Usage, response_to_events
 
-from agenthelm.agent.placeholder import fill_prompt, fill_schema, placeholder, render
+from agenthelm.agent.placeholder import ENDINGS, fill_prompt, fill_schema, placeholder, render
 from agenthelm.core.cost import Price
 
 __all__ = ["OFFLINE", "AsyncOfflineEngine", "OfflineEngine", "offline_lm", "request_text", "system_text"]
 
 OFFLINE = "offline"
 """The model name that selects it."""
-
-_ENDINGS = ("finish", "submit")
 
 
 def system_text(request: Request) -> str:
@@ -60,7 +58,7 @@ class OfflineEngine:
         if call is None:
             system = system_text(request)
             format_ = request.config.response_format
-            values = fill_prompt(system, format_)
+            values = fill_prompt(system, format_, prompt=request_text(request))
             text = render(values, system, format_) if values else placeholder("answer")
             parts.append(TextPart(text))
         else:
@@ -79,7 +77,7 @@ class OfflineEngine:
         """The call that ends a native tool loop, or the one that the request demands."""
         tools = [tool for tool in request.tools if isinstance(tool, FunctionTool)]
         choice = request.config.tool_choice
-        chosen = next((tool for tool in tools if tool.name in _ENDINGS), None)
+        chosen = next((tool for tool in tools if tool.name in ENDINGS), None)
         if chosen is None and tools and choice is not None and choice.mode == "required":
             chosen = next((tool for tool in tools if tool.name in choice.allowed), tools[0])
         if chosen is None:

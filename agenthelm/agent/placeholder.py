@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Asked", "asked_fields", "fill_prompt", "fill_schema", "placeholder", "render"]
+__all__ = ["ENDINGS", "Asked", "asked_fields", "fill_prompt", "fill_schema", "placeholder", "render"]
 
 _OUTPUTS = re.compile(r"Your output fields are:\n(.*?)(?:\nAll interactions will be structured|\Z)", re.DOTALL)
 _FIELD = re.compile(r"^\d+\. `([^`]+)` \((.*?)\):(?: |$)", re.MULTILINE)
@@ -18,8 +18,13 @@ _XML = re.compile(r"^<(\w+)>\n\{\1\}[ ]*(?:# note: the value you produce (.*))?\
 _XML_NESTED = re.compile(r"^<(\w+)>(?=[^\n{]*\.\.\.)(.*)</\1>$", re.MULTILINE)
 _JSON_FOLLOWS = "Outputs will be a JSON object with the following fields.\n\n"
 _SCHEMA = "must adhere to the JSON schema: "
-_ENDINGS = ("finish", "submit")
+ENDINGS = ("finish", "submit")
 """Names of the pseudo tools by which DSPy's tool loops end."""
+
+_ENDING = re.compile(
+    rf"\b({'|'.join(ENDINGS)}), whose description is <desc>.*?</desc>\. It takes arguments (\{{.*?\}})\.(?=[\"'\n\]]|$)",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +66,19 @@ def asked_fields(system: str) -> list[Asked]:
     ]
 
 
-def fill_prompt(system: str, response_format: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Values for everything that a prompt asks for, by field; empty when it asks for no fields."""
+def fill_prompt(system: str, response_format: Mapping[str, Any] | None = None, *, prompt: str = "") -> dict[str, Any]:
+    """Values for everything that a prompt asks for, by field; empty when it asks for no fields.
+
+    Args:
+        system: The system message, which describes the fields.
+        response_format: A JSON schema that the answer must fit, under ``schema``.
+        prompt: The other messages, which may list tools.
+    """
     schema = (response_format or {}).get("schema")
     if isinstance(schema, Mapping):
         value = fill_schema(schema)
         return value if isinstance(value, dict) else {}
-    return {asked.name: _value(asked) for asked in asked_fields(system)}
+    return {asked.name: _value(asked, prompt) for asked in asked_fields(system)}
 
 
 def render(values: Mapping[str, Any], system: str, response_format: Mapping[str, Any] | None = None) -> str:
@@ -96,10 +107,10 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _value(asked: Asked) -> Any:
+def _value(asked: Asked, prompt: str) -> Any:
     note, annotation = asked.note, asked.annotation
     if annotation == "ToolCalls":
-        return {"tool_calls": []}
+        return {"tool_calls": _ending_call(prompt)}
     if note.startswith(_SCHEMA):
         try:
             return fill_schema(json.loads(note[len(_SCHEMA) :]), asked.name)
@@ -111,6 +122,20 @@ def _value(asked: Asked) -> Any:
         return _choice(_options(note), asked.name)
     simple: dict[str, Any] = {"int": 1, "float": 1.0, "bool": True, "list": [], "dict": {}}
     return simple.get(annotation, placeholder(asked.name))
+
+
+def _ending_call(prompt: str) -> list[dict[str, Any]]:
+    """The call that ends a tool loop, if its pseudo tool is on offer; no other tool is ever called."""
+    offered = _ENDING.search(prompt)
+    if offered is None:
+        return []
+    try:
+        parameters = ast.literal_eval(offered.group(2))
+    except (ValueError, SyntaxError):
+        return []
+    return [
+        {"name": offered.group(1), "args": {name: fill_schema(schema, name) for name, schema in parameters.items()}}
+    ]
 
 
 def _options(note: str) -> list[Any]:
@@ -125,7 +150,7 @@ def _literals(annotation: str) -> list[Any]:
 
 
 def _choice(options: Sequence[Any], name: str) -> Any:
-    for ending in _ENDINGS:
+    for ending in ENDINGS:
         if ending in options:
             return ending
     return options[0] if options else placeholder(name)
@@ -204,21 +229,17 @@ def _array(schema: Mapping[str, Any], name: str, root: Mapping[str, Any], depth:
 
 
 def _number(schema: Mapping[str, Any], *, whole: bool) -> int | float:
-    low, high = schema.get("minimum"), schema.get("maximum")
-    if "exclusiveMinimum" in schema:
-        low = schema["exclusiveMinimum"] + (1 if whole else 0.5)
-    if "exclusiveMaximum" in schema:
-        high = schema["exclusiveMaximum"] - (1 if whole else 0.5)
-    value: float = 1
-    if low is not None:
-        value = max(value, low)
-    if high is not None:
-        value = min(value, high)
-    if low is not None and value < low:
-        value = (low + schema.get("exclusiveMaximum", high)) / 2
-    step = schema.get("multipleOf")
-    if step:
-        value = -(-value // step) * step
+    step = 1 if whole else 0
+    low, high = schema.get("minimum", float("-inf")), schema.get("maximum", float("inf"))
+    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    value: float = min(max(1, low), high)
+    if above is not None and value <= above:
+        value = above + step if whole else (above + min(high, below or float("inf"), above + 2)) / 2
+    if below is not None and value >= below:
+        value = below - step if whole else (max(low, below - 2 if above is None else above) + below) / 2
+    factor = schema.get("multipleOf")
+    if factor:
+        value = -(-value // factor) * factor
     return int(value) if whole else float(value)
 
 

@@ -54,7 +54,7 @@ class _Open:
     model: str
 
 
-class StrayWatch(BaseCallback):  # type: ignore[misc]
+class StrayWatch(BaseCallback):
     """A DSPy callback that is in force for the length of a run."""
 
     def __init__(self, meter: Meter) -> None:

@@ -91,7 +91,7 @@ class Ledger:
         self._chain: list[tuple[Ledger, bool]] = [own, *above]
         self._holds: list[tuple[Ledger, bool]] = [own, *holds] if self._limits else holds
         limited = bool(self._limits) or self._seconds is not None or (parent is not None and parent._limited)
-        self._limited = self._enforced and limited
+        self._limited: bool = self._enforced and limited
 
     def child(
         self,

@@ -164,7 +164,7 @@ class _AsyncScript:
         """Nothing to close."""
 
 
-class ScriptedLM(dspy.LM):  # type: ignore[misc]
+class ScriptedLM(dspy.LM):
     """A ``dspy.LM`` that gives fixed replies and remembers what it was asked; it opens no connection.
 
     Usable wherever an LM goes: ``Orchestrator(lm=ScriptedLM([{"city": "Lisbon"}]))``. Copies share the script, so what
