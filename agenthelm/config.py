@@ -99,7 +99,7 @@ def load_settings(
     layers = (
         _from_file(folder or Path()),
         _from_environment(os.environ if environment is None else environment),
-        [(name, value, "the command line") for name, value in (arguments or {}).items() if value is not None],
+        [(name, value, f"the command line: {name}") for name, value in (arguments or {}).items() if value is not None],
     )
     for layer in layers:
         for name, value, source in layer:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agenthelm.config import Settings, load_settings
-from agenthelm.exceptions import AgentLoadError, ConfigError, StorageError
+from agenthelm.exceptions import AgentLoadError, ConfigError, StorageError, nearest
 
 if TYPE_CHECKING:
     from agenthelm.agent import AgentRegistry, Runnable
@@ -275,3 +275,19 @@ def parse_inputs(pairs: list[str]) -> Mapping[str, object]:
         except ValueError:
             inputs[key.strip()] = text
     return inputs
+
+
+def check_inputs(agents: Sequence[Any], inputs: Mapping[str, object]) -> None:
+    """Refuse an input that no agent takes: a flow would carry it along unseen.
+
+    Raises:
+        ConfigError: With the nearest names.
+    """
+    signatures = [agent.get_signature() for agent in agents]
+    known = {name for signature in signatures for name in signature.inputs}
+    for name in inputs:
+        if name not in known and not any(signature.open_inputs for signature in signatures):
+            raise ConfigError(
+                f"none of these agents takes an input {name!r}.{nearest(name, known)} They take: {', '.join(sorted(known))}.",
+                setting="input",
+            )

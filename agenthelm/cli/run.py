@@ -77,13 +77,15 @@ async def run(
         raise ConfigError("--merge needs --parallel", setting="merge")
     text = _task(task)
     chosen = _session.choose_agents(settings, agents or [])
+    further = _session.parse_inputs(inputs or [])
+    _session.check_inputs(chosen, further)
     lm = _session.model_for(settings)
     given = {
         "session_id": session,
         "namespace": namespace,
         "timeout": timeout,
         "rollback": rollback,
-        "inputs": _session.parse_inputs(inputs or []),
+        "inputs": further,
         "budget": _session.budget_from(settings, tokens=max_tokens_total, calls=max_calls),
     }
     view = View(quiet=quiet)

@@ -51,7 +51,7 @@ def test_arguments_win_over_environment_over_file_over_defaults(folder: Path) ->
     )
     assert (settings.model, settings.api_base, settings.embedder) == ("from-arguments", "http://environment", "lexical")
     assert settings.budget_usd is None
-    assert settings.sources["model"] == "the command line"
+    assert settings.sources["model"] == "the command line: model"
     assert settings.sources["api_base"] == "AGENTHELM_API_BASE"
     assert settings.sources["embedder"] == "agenthelm.toml: embedder"
 

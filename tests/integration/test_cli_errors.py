@@ -1,0 +1,243 @@
+"""Bad input and bad peers, through the real command line: one clear line, the right exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.apps import AGENTS
+from tests.support.cli import Cli
+from tests.support.openai_server import Behaviour, OpenAIServer
+
+
+COUNTER = """
+from agenthelm import Agent
+
+class Counter(Agent):
+    async def aforward(self, context, count: int) -> dict:
+        return {"count": count + 1}
+"""
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    cli = Cli(tmp_path)
+    cli.write("app.py", AGENTS)
+    cli.write("counter.py", COUNTER)
+    return cli
+
+
+@pytest.fixture
+def server() -> Iterator[OpenAIServer]:
+    with OpenAIServer() as server:
+        yield server
+
+
+def error_of(done: object) -> str:
+    """The one line that begins with ``error:``."""
+    (line,) = [line for line in done.lines if line.startswith("error: ")]  # type: ignore[attr-defined]
+    assert "Traceback" not in done.stderr  # type: ignore[attr-defined]
+    return str(line)
+
+
+def run_with(cli: Cli, server: OpenAIServer, *more: str, code: int = 0) -> object:
+    return cli("run", "x", "-a", "writer", "--model", "gpt-test", "--api-base", server.base_url, *more, code=code)
+
+
+# -- before anything runs -----------------------------------------------------------------------------------------------
+
+
+def test_neither_model_nor_key_is_said_in_three_lines(cli: Cli) -> None:
+    done = cli("run", "x", "-a", "writer", code=2)
+    assert len(done.lines) == 3
+    assert done.lines[0].startswith("error: no language model is configured")
+    assert "OPENAI_API_KEY" in done.lines[1]
+    assert "--model offline" in done.lines[2]
+    assert not (cli.folder / ".agenthelm").exists()
+
+
+def test_a_missing_key_is_named(cli: Cli) -> None:
+    done = cli("run", "x", "-a", "writer", "--model", "openai/gpt-4o-mini", code=2)
+    assert "OPENAI_API_KEY" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run", "x", "-a", "reseacher"), ["no agent named 'reseacher'", "Did you mean 'researcher'"]),
+        (("describe", "wirter"), ["no agent named 'wirter'", "'writer'"]),
+        (("run", "   ", "-a", "writer"), ["the task is empty"]),
+        (("run", "", "-a", "writer"), ["the task is empty"]),
+        (("run", "x"), ["say which agents", "researcher, reviewer, writer"]),
+        (("run", "x", "-a", ","), ["say which agents"]),
+        (("run", "x", "-a", "writer", "-i", "novalue"), ["--input takes key=value, not 'novalue'"]),
+        (("run", "x", "-a", "writer", "-i", "colour=red"), ["'colour'"]),
+        (("run", "x", "-a", "planner", "--app", "app.py", "-i", "mial=true"), ["'mial'", "Did you mean 'mail'"]),
+        (("run", "x", "-a", "writer,counter", "--app", "counter.py"), ["counter", "'count'"]),
+        (("run", "x", "-a", "writer", "--timeout", "0"), ["--timeout must be above 0"]),
+        (("run", "x", "-a", "writer", "--merge", "flat"), ["--merge needs --parallel"]),
+        (("run", "x", "-a", "writer", "--approve", "maybe"), ["approve must be ask, allow, deny", "maybe"]),
+        (("run", "x", "-a", "writer", "--approve", "nowhere.toml"), ["nowhere.toml"]),
+        (("run", "x", "-a", "writer", "--trace", "consle"), ["'consle'", "'console'"]),
+        (("run", "x", "--app", "nowhere.py"), ["there is no file nowhere.py"]),
+        (("run", "x", "--app", "no_such_module"), ["no_such_module"]),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_runs(cli: Cli, arguments: tuple[str, ...], words: list[str]) -> None:
+    done = cli(*arguments, code=2, AGENTHELM_MODEL="offline")
+    message = error_of(done)
+    for word in words:
+        assert word in message
+    assert done.stdout == ""
+    assert json.loads(cli("traces", "list", "--json").stdout) == []
+    assert json.loads(cli("saga", "list", "--json").stdout) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import agenthelm\n\nx = 1 / 0\n", ["broken.py:3", "ZeroDivisionError: division by zero"]),
+        ("def f(:\n", ["broken.py:1", "SyntaxError"]),
+        ("import no_such_thing\n", ["broken.py:1", "no_such_thing"]),
+        ("from agenthelm import tool\n\n@tool(retries=-1)\ndef f() -> None: ...\n", ["broken.py", "retries"]),
+        ("x = 1\n", ["broken.py holds no agents"]),
+    ],
+)
+def test_an_app_that_does_not_load_names_its_file_and_line(cli: Cli, text: str, words: list[str]) -> None:
+    cli.write("broken.py", text)
+    message = error_of(cli("run", "x", "--app", "broken.py", code=2, AGENTHELM_MODEL="offline"))
+    for word in words:
+        assert word in message
+
+
+def test_an_unknown_setting_is_refused_everywhere(cli: Cli) -> None:
+    cli.write("agenthelm.toml", 'modle = "x"\n')
+    for command in ("list-agents", "traces list", "doctor", "memory stats"):
+        message = error_of(cli(*command.split(), code=2))
+        assert message == "error: unknown setting 'modle' in agenthelm.toml. Did you mean 'model'?"
+    (cli.folder / "agenthelm.toml").unlink()
+    assert "AGENTHELM_MODLE" in error_of(cli("list-agents", code=2, AGENTHELM_MODLE="x"))
+
+
+def test_a_folder_that_can_not_be_made_is_one_line(cli: Cli) -> None:
+    cli.write("file", "")
+    done = cli("run", "x", "-a", "writer", "--model", "offline", code=1, AGENTHELM_HOME="file/helm")
+    assert "can't make the folder file/helm: Not a directory" in error_of(done)
+    assert "disk" in cli("doctor", "--model", "offline", code=1, AGENTHELM_HOME="file/helm").stdout
+
+
+def test_a_storage_that_is_something_else_is_one_line(cli: Cli) -> None:
+    cli.write("notes.db", "these are my notes, not a database, whatever their name says\n" * 20)
+    done = cli(
+        "run", "x", "--app", "app.py", "-a", "planner", "--model", "offline", code=1, AGENTHELM_STORAGE="notes.db"
+    )
+    assert "notes.db" in error_of(done)
+    assert not (cli.folder / "world.json").exists()
+    assert (cli.folder / "notes.db").read_text().startswith("these are my notes")
+
+
+def test_unknown_storage_and_memory_addresses_are_refused(cli: Cli) -> None:
+    run = ("run", "x", "-a", "writer", "--model", "offline")
+    assert "postgres://x" in error_of(cli(*run, code=2, AGENTHELM_STORAGE="postgres://x"))
+    assert "mongodb://x" in error_of(cli(*run, code=2, AGENTHELM_MEMORY_URL="mongodb://x"))
+
+
+def test_unreadable_lines_of_a_log_are_left_out_and_counted(cli: Cli) -> None:
+    storage = {"AGENTHELM_STORAGE": "events.jsonl"}
+    cli("run", "x", "--app", "app.py", "-a", "planner", "--model", "offline", **storage)
+    before = json.loads(cli("traces", "list", "--json", **storage).stdout)
+    (events,) = [
+        path
+        for path in cli.folder.rglob("*")
+        if path.is_file() and '"tool_name"' in path.read_text(errors="replace") and path.suffix != ".py"
+    ]
+    lines = events.read_text().splitlines()
+    events.write_text("\n".join([lines[0], "{not json", *lines[1:]]) + "\n")
+    done = cli("traces", "list", "--json", **storage)
+    assert len(json.loads(done.stdout)) == len(before)
+    assert "1 unreadable records were left out" in done.stderr
+
+
+# -- the model's endpoint -----------------------------------------------------------------------------------------------
+
+
+def test_a_real_server_is_asked_by_its_own_name(cli: Cli, server: OpenAIServer) -> None:
+    done = cli(
+        "run", "x", "-a", "researcher,writer,reviewer", "--model", "gpt-test", "--api-base", server.base_url, "--json"
+    )
+    usage = json.loads(done.stdout)["usage"]
+    assert [seen.model for seen in server.seen] == ["gpt-test"] * 3
+    assert usage["calls"] == 3
+    assert usage["input_tokens"] == sum(seen.input_tokens for seen in server.seen)
+    assert usage["output_tokens"] == sum(seen.output_tokens for seen in server.seen)
+
+
+@pytest.mark.parametrize("status", [429, 500])
+def test_a_server_that_recovers_is_asked_again(cli: Cli, server: OpenAIServer, status: int) -> None:
+    server.script = [Behaviour("status", status=status, retry_after=0.01)]
+    done = run_with(cli, server, "--json")
+    assert server.asked == 2
+    assert json.loads(done.stdout)["usage"]["failed_calls"] == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("status", [429, 500])
+def test_a_server_that_stays_down_is_one_line_after_its_retries(cli: Cli, server: OpenAIServer, status: int) -> None:
+    server.script = lambda number, body: Behaviour("status", status=status, retry_after=0.01)
+    done = run_with(cli, server, code=1)
+    message = error_of(done)
+    assert "after 3 attempts" in message
+    assert f"HTTP {status}" in message
+    assert server.asked == 3
+
+
+def test_a_dead_endpoint_is_one_line(cli: Cli) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    done = cli("run", "x", "-a", "writer", "--model", "m", "--api-base", f"http://127.0.0.1:{port}/v1", code=1)
+    assert "failed to connect to 127.0.0.1" in error_of(done)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (Behaviour("prose"), "can't be read as"),
+        (Behaviour("not_json"), "is not JSON"),
+        (Behaviour("refuse_key"), "HTTP 401"),
+    ],
+)
+def test_answers_that_are_none_are_one_line(cli: Cli, server: OpenAIServer, how: Behaviour, words: str) -> None:
+    server.script = lambda number, body: how
+    assert words in error_of(run_with(cli, server, code=1))
+
+
+def test_a_model_that_does_not_answer_meets_the_runs_deadline(cli: Cli, server: OpenAIServer) -> None:
+    server.script = lambda number, body: Behaviour("hang")
+    done = run_with(cli, server, "--timeout", "0.3", code=1)
+    assert "the run did not finish within 0.3 s" in error_of(done)
+
+
+def test_a_model_that_does_not_answer_meets_its_own_deadline(cli: Cli, server: OpenAIServer) -> None:
+    server.script = lambda number, body: Behaviour("hang")
+    cli.write("agenthelm.toml", "lm_timeout = 0.2\n")
+    message = error_of(run_with(cli, server, code=1))
+    assert "gpt-test" in message
+
+
+def test_a_key_is_never_printed(cli: Cli, server: OpenAIServer) -> None:
+    server.script = lambda number, body: Behaviour("refuse_key")
+    done = cli(
+        "run", "x", "-a", "writer", "--model", "openai/gpt-test", "--api-base", server.base_url, "-vv", "--debug",
+        code=1, OPENAI_API_KEY="sk-secret-0123456789abcdef",
+    )  # fmt: skip
+    assert "0123456789abcdef" not in done.stdout + done.stderr
+
+
+def test_a_model_that_a_key_picks_is_named(cli: Cli, server: OpenAIServer) -> None:
+    done = cli("run", "x", "-a", "writer", "--api-base", server.base_url, OPENAI_API_KEY="sk-test")
+    assert "picked by OPENAI_API_KEY" in done.stderr
+    assert server.asked == 1
