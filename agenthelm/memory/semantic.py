@@ -61,7 +61,6 @@ class SemanticMemory:
         self._automatic = embedder == "auto"
         self._embedder = resolve(embedder, name=embedder_name)
         self._workers = workers or Workers(8)
-        self._spec: EmbeddingSpec | None = None
 
     async def add(self, text: str, metadata: Mapping[str, Any] | None = None, *, id: str | None = None) -> str:  # noqa: A002 - the word of every vector store
         """Remember a text.
@@ -145,7 +144,7 @@ class SemanticMemory:
         if not query.strip():
             return []
         embedder = await self._chosen()
-        recorded = self._spec or await self.backend.open(self.collection)
+        recorded = await self.backend.open(self.collection)
         if recorded is None:
             return []
         self._check(embedder, recorded)
@@ -196,20 +195,18 @@ class SemanticMemory:
 
     async def _chosen(self) -> Embedder:
         """The embedder; where it was left to us, the one that made the collection, if we have it."""
-        if self._automatic and self._spec is None:
+        if self._automatic:
             recorded = await self.backend.open(self.collection)
             if recorded is not None and recorded.name != self._embedder.name:
                 self._embedder = embedder_for(recorded.name) or self._embedder
         return self._embedder
 
     async def _open(self, embedder: Embedder, dimension: int) -> None:
-        if self._spec is None:
-            recorded = await self.backend.open(self.collection, EmbeddingSpec(embedder.name, dimension))
-            if recorded is None:
-                raise MemoryStoreError(f"the backend did not make the collection {self.collection!r}")
-            self._check(embedder, recorded, dimension)
-            self._spec = recorded
-        self._check(embedder, self._spec, dimension)
+        # Asked every time: backends remember what they have open, and notice when somebody else has deleted it.
+        recorded = await self.backend.open(self.collection, EmbeddingSpec(embedder.name, dimension))
+        if recorded is None:
+            raise MemoryStoreError(f"the backend did not make the collection {self.collection!r}")
+        self._check(embedder, recorded, dimension)
 
     def _check(self, embedder: Embedder, recorded: EmbeddingSpec, dimension: int | None = None) -> None:
         if recorded.name == embedder.name and dimension in (None, recorded.dimension):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import datetime
 import functools
 import importlib.util
+import select
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -112,3 +117,84 @@ def shared_redis() -> RedisServer:
     server.start()
     atexit.register(server.close)
     return server
+
+
+class TlsProxy:
+    """Speaks TLS to clients and plain TCP to a server; its certificate is for ``localhost`` and signed by nobody else."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._folder = tempfile.TemporaryDirectory(prefix="tls-")
+        self.certificate = Path(self._folder.name) / "certificate.pem"
+        key = Path(self._folder.name) / "key.pem"
+        _make_certificate(self.certificate, key)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate, key)
+        self._context = context
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening and drop all connections."""
+        for opened in (self._listener, *self._open):
+            with contextlib.suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)
+            opened.close()
+        self._folder.cleanup()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError, ValueError):  # closed meanwhile
+            connection.settimeout(10)
+            try:
+                client = self._context.wrap_socket(connection, server_side=True)
+            except OSError:
+                connection.close()
+                return
+            # Both directions in this one thread: an SSL object is not safe to read and write from two.
+            server = socket.create_connection(("127.0.0.1", self._target))
+            self._open += [client, server]
+            with client, server:
+                while True:
+                    ready = [client] if client.pending() else select.select([client, server], [], [])[0]
+                    for source, sink in ((client, server), (server, client)):
+                        if source in ready:
+                            data = source.recv(65536)
+                            if not data:
+                                return
+                            sink.sendall(data)
+
+
+def _make_certificate(certificate: Path, key: Path) -> None:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(private, hashes.SHA256())
+    )
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    key.write_bytes(
+        private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )

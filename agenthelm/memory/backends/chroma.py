@@ -140,15 +140,19 @@ class ChromaBase(VectorBackend):
         self._check_open()
         for _ in range(3):
             found = await self._find(collection, None)
-            if found is None:
+            if found is None and not remake:
                 return missing
+            if found is None:
+                break
             try:
                 return await action(found.handle)
             except MissingCollectionError:
                 self._known.pop(collection, None)
                 if remake:
                     await self._find(collection, found.spec)
-        raise MemoryStoreError(f"a collection in Chroma at {self._location} is deleted as often as it is made")
+        raise MemoryStoreError(
+            f"the collection in Chroma at {self._location} was deleted meanwhile; nothing was stored"
+        )
 
     async def _find(self, collection: str, spec: EmbeddingSpec | None) -> _Open | None:
         known = self._known.get(collection)

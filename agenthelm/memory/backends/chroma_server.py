@@ -117,7 +117,7 @@ class ChromaServerBackend(ChromaBase):
             ) from exc
         except httpx.HTTPError as exc:
             raise MemoryStoreError(
-                f"Chroma at {self._location} can't be reached; is it running? ({describe(exc)})"
+                f"Chroma at {self._location} can't be reached; is it running? ({describe(_root(exc))})"
             ) from exc
         if response.status_code == httpx.codes.NOT_FOUND:
             raise MissingCollectionError(f"Chroma at {self._location} has no such collection")
@@ -143,6 +143,13 @@ class ChromaServerBackend(ChromaBase):
             client = httpx.AsyncClient(timeout=timeout, headers=headers, auth=self._auth)
             self._clients.set(client)
         return client
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an error without a text of its own came from: on trio, httpx's have none."""
+    while not str(error) and (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
 
 
 def _floats(vector: Any) -> list[float]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
 import anyio
-from anyio.lowlevel import RunVar
+from anyio.lowlevel import RunVar, checkpoint_if_cancelled
 
 from agenthelm._runtime.retry import Backoff, Clock, SystemClock
 from agenthelm._runtime.workers import Workers
@@ -164,8 +164,11 @@ class RedisBackend(KeyValueBackend):
             except exceptions.ConnectionError as exc:
                 final = isinstance(exc, (exceptions.AuthenticationError, exceptions.AuthorizationError))
                 if final or attempt > retries:
+                    await checkpoint_if_cancelled()
                     raise self._translated(exc) from exc
             except (exceptions.RedisError, OSError, UnicodeDecodeError) as exc:
+                # A thread can't be interrupted: who was cancelled while it waited is told that, not what it ran into.
+                await checkpoint_if_cancelled()
                 raise self._translated(exc) from exc
             await self._clock.sleep(self._backoff.delay(attempt))
         raise AssertionError("unreachable: the last attempt returns or raises")

@@ -1,0 +1,312 @@
+"""Files that are locked, damaged, full or read-only, and processes that share them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+
+from agenthelm.exceptions import MemoryStoreError
+from agenthelm.memory import MemoryHub, SemanticMemory, ShortTermMemory
+from agenthelm.memory.backends.sqlite import SqliteBackend
+from tests.support.chroma_server import ChromaServer
+
+ROOT = Path(__file__).parents[2]
+
+
+def child(code: str, *args: object) -> subprocess.Popen[str]:
+    """Python in another process."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, args)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    """What a process printed, once it has ended well."""
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    return out.strip()
+
+
+COUNT = """
+    import sys, anyio
+    from agenthelm.memory import ShortTermMemory
+    async def main():
+        async with ShortTermMemory(sys.argv[1]) as memory:
+            for n in range(100):
+                await memory.incr("calls")
+                await memory.write(f"{sys.argv[2]}:{n}", n, ttl=None)
+    anyio.run(main)
+"""
+
+
+def test_several_processes_share_one_file_and_lose_nothing(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/memory.db"
+    for process in [child(COUNT, url, n) for n in range(3)]:
+        said(process)
+
+    async def look() -> None:
+        async with ShortTermMemory(url) as memory:
+            assert await memory.read("calls") == 300
+            assert len(await memory.list_keys()) == 301
+
+    anyio.run(look)
+
+
+def test_a_killed_process_leaves_what_it_wrote_and_no_lock(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/memory.db"
+    process = child(
+        """
+        import sys, anyio
+        from agenthelm.memory import ShortTermMemory
+        async def main():
+            async with ShortTermMemory(sys.argv[1]) as memory:
+                await memory.write("k", 1)
+                backend = memory.backend
+                await backend._run(lambda connection: connection.execute("BEGIN IMMEDIATE"))
+                print("holding", flush=True)
+                sys.stdin.read()
+        anyio.run(main)
+        """,
+        url,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "holding"
+    process.kill()
+    process.communicate()
+
+    async def look() -> None:
+        async with ShortTermMemory(url) as memory:
+            assert await memory.read("k") == 1
+            await memory.write("k", 2)
+
+    anyio.run(look)
+
+
+async def test_a_locked_file_is_one_error_and_never_blocks_the_loop(tmp_path: Path) -> None:
+    async with SqliteBackend(tmp_path / "memory.db", busy=0.3) as backend:
+        await backend.write({"k": "1"}, None)
+        other = sqlite3.connect(tmp_path / "memory.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await anyio.sleep(0.01)
+                ticks += 1
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(tick)
+            with pytest.raises(MemoryStoreError, match=r"another process has been writing for 0\.3 s"):
+                await backend.write({"k": "2"}, None)
+            group.cancel_scope.cancel()
+        assert ticks >= 5
+        assert await backend.read(["k"]) == ["1"]
+        other.execute("ROLLBACK")
+        other.close()
+        assert await backend.incr("k", 1, ttl=None) == 2
+
+
+async def test_a_damaged_file_is_one_error_that_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "memory.db").write_bytes(b"this is no database" * 500)
+    async with ShortTermMemory(f"sqlite:///{tmp_path}/memory.db") as memory:
+        with pytest.raises(MemoryStoreError, match="damaged; restore it"):
+            await memory.read("k")
+    (tmp_path / "memory.db").unlink()
+    async with ShortTermMemory(f"sqlite:///{tmp_path}/memory.db") as memory:
+        await memory.write("k", 1)
+
+
+@pytest.mark.parametrize("place", ["file/memory.db", ""])
+async def test_a_place_that_is_no_file_is_one_error(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    async with ShortTermMemory(f"sqlite:///{tmp_path / place}") as memory:
+        with pytest.raises(MemoryStoreError, match="folder exists"):
+            await memory.write("k", 1)
+
+
+def test_a_full_disk_is_one_error_and_what_was_there_stays(tmp_path: Path) -> None:
+    process = child(
+        """
+        import resource, signal, sys, anyio
+        from agenthelm.exceptions import MemoryStoreError
+        from agenthelm.memory import ShortTermMemory
+        async def main():
+            async with ShortTermMemory(sys.argv[1]) as memory:
+                await memory.write("k", "small")
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+                try:
+                    await memory.write_many({"big": "x" * 1_000_000, "k": "changed"})
+                except MemoryStoreError as error:
+                    print(error)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+                print(await memory.read_many(["k", "big"]))
+                await memory.write("k", "again")
+                print(await memory.read("k"))
+        anyio.run(main)
+        """,
+        f"sqlite:///{tmp_path}/memory.db",
+    )
+    error, held, after = said(process).splitlines()
+    assert f"the memory at sqlite:///{tmp_path}/memory.db failed" in error
+    assert "nothing was written" in error
+    assert (held, after) == ("{'k': 'small'}", "again")
+
+
+def test_a_read_only_folder_is_one_error_for_each_store(tmp_path: Path) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    folder.chmod(0o555)
+    process = child(
+        """
+        import os, sys, anyio
+        from agenthelm.exceptions import MemoryStoreError
+        from agenthelm.memory import MemoryHub
+        import chromadb
+        folder = sys.argv[1]
+        if os.getuid() == 0:
+            os.setgroups([]); os.setgid(65534); os.setuid(65534)  # root may write anywhere
+        async def main():
+            async with MemoryHub(f"sqlite:///{folder}/memory.db", f"{folder}/vectors", embedder="lexical") as hub:
+                context = hub.create_context("s")
+                for operation in (context.write("k", 1), context.remember("text")):
+                    try:
+                        await operation
+                    except MemoryStoreError as error:
+                        print(error)
+        anyio.run(main)
+        """,
+        folder,
+    )
+    values, texts = said(process).splitlines()
+    assert "memory.db failed" in values
+    assert "can be written" in values
+    assert "Chroma can't open the folder" in texts
+    assert "can be written" in texts
+    assert list(folder.iterdir()) == []
+
+
+async def _filled(folder: Path) -> None:
+    async with SemanticMemory(str(folder), embedder="lexical") as memory:
+        await memory.add_many([f"note {n} about trains" for n in range(1200)])  # enough that an index is written
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # each case costs a folder; the code below the loop is one
+async def test_a_damaged_folder_of_chroma_is_one_error(tmp_path: Path) -> None:
+    await _filled(tmp_path / "good")
+    (header,) = (tmp_path / "good").glob("*/header.bin")
+    damages = {
+        "database": lambda folder: (folder / "chroma.sqlite3").write_bytes(b"garbage" * 1000),
+        "header": lambda folder: (folder / header.relative_to(tmp_path / "good")).write_bytes(b"garbage"),
+        "missing vectors": lambda folder: next(iter(folder.glob("*/data_level0.bin"))).unlink(),
+    }
+    for name, damage in damages.items():
+        folder = tmp_path / name
+        shutil.copytree(tmp_path / "good", folder)
+        damage(folder)
+        async with SemanticMemory(str(folder), embedder="lexical") as memory:
+            with pytest.raises(MemoryStoreError, match="Chroma"):
+                await memory.search("trains")
+    async with SemanticMemory(str(tmp_path / "good"), embedder="lexical") as memory:
+        assert len(await memory.search("trains")) == 5
+
+
+CHROMA_CHILD = """
+    import sys, anyio
+    from agenthelm.memory import SemanticMemory
+    async def main():
+        async with SemanticMemory(sys.argv[1], embedder="lexical") as memory:
+            await memory.count()
+            for line in sys.stdin:
+                verb, _, rest = line.strip().partition(" ")
+                if verb == "add":
+                    print(await memory.add(rest, id=rest), flush=True)
+                elif verb == "delete":
+                    print(await memory.delete(rest), flush=True)
+                else:
+                    print(sorted(match.id for match in await memory.search(rest, 10)), flush=True)
+    anyio.run(main)
+"""
+
+
+def test_two_processes_on_one_folder_of_chroma_keep_what_both_wrote_but_search_what_each_knew(tmp_path: Path) -> None:
+    """Chroma's limit, not ours: see docs/concepts/memory.md. If this fails, Chroma has learned to share a folder."""
+    first = child(CHROMA_CHILD, tmp_path / "vectors")
+    second = child(CHROMA_CHILD, tmp_path / "vectors")
+
+    def tell(process: subprocess.Popen[str], line: str) -> str:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+        return process.stdout.readline().strip()
+
+    assert tell(first, "add apple") == "apple"
+    assert tell(second, "search apple") == "['apple']"
+    assert tell(first, "add banana") == "banana"
+    assert tell(first, "delete apple") == "True"
+    assert tell(first, "search apple banana") == "['banana']"
+    assert tell(second, "search apple banana") == "['apple']"  # stale both ways
+    for process in (first, second):
+        process.communicate(timeout=30)
+    third = child(CHROMA_CHILD, tmp_path / "vectors")
+    assert tell(third, "search apple banana") == "['banana']"  # whoever opens it now finds what is there
+    third.communicate(timeout=30)
+
+
+@pytest.fixture
+def server() -> ChromaServer:
+    return ChromaServer()
+
+
+async def test_a_chroma_server_that_is_killed_and_restarted(server: ChromaServer) -> None:
+    await anyio.to_thread.run_sync(server.start)
+    try:
+        async with MemoryHub(semantic=server.url, embedder="lexical") as hub:
+            context = hub.create_context("s")
+            await context.remember("Maria prefers a window seat")
+            server.kill()
+            began = time.monotonic()
+            for operation in (context.remember("text"), context.recall("seat"), context.forget("x"), context.count()):
+                with pytest.raises(MemoryStoreError, match=f"Chroma at {server.url} can't be reached; is it running"):
+                    await operation
+            assert time.monotonic() - began < 5
+            await anyio.to_thread.run_sync(server.start)
+            assert await context.recall("seat") == ["Maria prefers a window seat"]
+    finally:
+        server.close()
+
+
+async def test_a_collection_that_somebody_deleted_is_made_again(tmp_path: Path) -> None:
+    import chromadb
+
+    async with SemanticMemory(str(tmp_path / "vectors"), embedder="lexical") as memory:
+        await memory.add("one")
+        client = chromadb.PersistentClient(tmp_path / "vectors", chromadb.Settings(anonymized_telemetry=False))
+        for collection in client.list_collections():
+            client.delete_collection(collection.name)
+        assert await memory.search("one") == []
+        await memory.add("two")
+        assert [match.text for match in await memory.search("two")] == ["two"]
+        for collection in client.list_collections():
+            client.delete_collection(collection.name)
+        await memory.add("three")
+        assert [match.text for match in await memory.search("three")] == ["three"]
+        client.close()
