@@ -1,0 +1,215 @@
+"""Telemetry over OTLP/HTTP, as a receiver that knows only the protocol sees it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+
+from agenthelm.tracing import names, spans
+from agenthelm.tracing.setup import configure
+from tests.support.telemetry import METRICS, foreign
+
+SECRET = "hunter2-correct-horse"
+
+
+class Collector(ThreadingHTTPServer):
+    """Takes spans and metrics."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.traces: list[ExportTraceServiceRequest] = []
+        self.metrics: list[ExportMetricsServiceRequest] = []
+        self.raw: list[bytes] = []
+        self.status = 200
+        self.silent = False
+        self.closing = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def spans(self) -> dict[str, Any]:
+        return {
+            span.name: span
+            for request in self.traces
+            for resource in request.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        }
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Collector
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.raw.append(body)
+        if self.server.silent:
+            self.server.closing.wait(20)
+            self.close_connection = True
+            return
+        if self.path == "/v1/traces":
+            self.server.traces.append(ExportTraceServiceRequest.FromString(body))
+            answer = ExportTraceServiceResponse().SerializeToString()
+        else:
+            self.server.metrics.append(ExportMetricsServiceRequest.FromString(body))
+            answer = ExportMetricsServiceResponse().SerializeToString()
+        self.send_response(self.server.status)
+        self.send_header("Content-Type", "application/x-protobuf")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def _collector() -> Iterator[Collector]:
+    server = Collector()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.closing.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    with _collector() as server:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", server.url)
+        yield server
+
+
+def _attributes(holder: Any) -> dict[str, Any]:
+    return {entry.key: getattr(entry.value, entry.value.WhichOneof("value")) for entry in holder.attributes}
+
+
+def test_a_collector_sees_agents_tools_tokens_and_cost(collector: Collector) -> None:
+    with configure("otlp"), spans.workflow("trip", run_id="run-1", session_id="s") as run:
+        with spans.agent("planner"):
+            with spans.chat("gpt", provider="openai") as chat:
+                chat.set(names.USAGE_INPUT, 100)
+                chat.set(names.USAGE_OUTPUT, 20)
+                chat.set(names.COST_USD, 0.5)
+            with suppress(ValueError), spans.tool("book", call_id="c-1") as tool:
+                tool.set(names.TOOL_ARGUMENTS, {"password": SECRET})
+                raise ValueError(f"token={SECRET}")
+        run.set(names.SAGA_STATUS, "success")
+    received = collector.spans()
+    assert set(received) == {"invoke_workflow trip", "invoke_agent planner", "chat gpt", "execute_tool book"}
+    assert all(foreign(_attributes(span)) == set() for span in received.values())
+    assert _attributes(received["chat gpt"]) == {
+        "gen_ai.operation.name": "chat", "gen_ai.provider.name": "openai", "gen_ai.request.model": "gpt",
+        "gen_ai.usage.input_tokens": 100, "gen_ai.usage.output_tokens": 20, "agenthelm.cost.usd": 0.5,
+    }  # fmt: skip
+    tool_span = received["execute_tool book"]
+    assert tool_span.parent_span_id == received["invoke_agent planner"].span_id
+    assert tool_span.status.code == tool_span.status.STATUS_CODE_ERROR
+    assert tool_span.trace_id.hex() == run.trace_id
+    resource = _attributes(collector.traces[0].resource_spans[0].resource)
+    assert resource["service.name"] == "agenthelm"
+    measured = {
+        metric.name: metric.unit
+        for request in collector.metrics
+        for resource in request.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    }
+    assert {name: measured.get(name) for name in METRICS} == METRICS
+    assert SECRET.encode() not in b"".join(collector.raw)
+
+
+def test_metrics_can_be_left_out(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    with configure("otlp"), spans.tool("t"):
+        pass
+    assert collector.spans()
+    assert not collector.metrics
+
+
+def _lost(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_an_unreachable_collector_costs_one_warning_and_at_most_two_seconds(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://user:{SECRET}@127.0.0.1:{port}")
+    telemetry = configure("otlp")
+    for _ in range(3):
+        with spans.tool("t"):
+            pass
+    began = time.monotonic()
+    telemetry.shutdown()
+    assert time.monotonic() - began < 2.5
+    (warning,) = _lost(caplog)
+    assert warning.name == "agenthelm.tracing.setup"
+    assert f"127.0.0.1:{port}" in warning.getMessage()
+    assert SECRET not in caplog.text
+
+
+def test_a_silent_collector_does_not_hold_the_process_either(
+    collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    collector.silent = True
+    telemetry = configure("otlp")
+    with spans.tool("t"):
+        pass
+    began = time.monotonic()
+    telemetry.shutdown(0.2)
+    assert time.monotonic() - began < 1.5
+    assert len(_lost(caplog)) == 1
+
+
+def test_a_collector_that_refuses_costs_one_warning(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
+    collector.status = 400
+    with configure("otlp"):
+        for _ in range(3):
+            with spans.tool("t"):
+                pass
+    assert len(_lost(caplog)) == 1
+
+
+def test_what_was_recorded_is_delivered_when_the_run_fails_or_is_interrupted(collector: Collector) -> None:
+    program = """
+        from agenthelm.tracing import spans
+        from agenthelm.tracing.setup import configure
+        with configure("otlp"), spans.workflow("w", run_id="r"):
+            raise KeyboardInterrupt
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], check=False, capture_output=True, text=True, env=os.environ
+    )
+    assert "KeyboardInterrupt" in ran.stderr
+    assert _attributes(collector.spans()["invoke_workflow w"])["error.type"] == "KeyboardInterrupt"
