@@ -1,0 +1,864 @@
+"""The only door to a tool: each field of a contract, on each path a call can take."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from dataclasses import replace
+from typing import Annotated, Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+from pydantic import SecretStr
+
+from agenthelm._runtime.context import RunContext, StopMark, entered
+from agenthelm._runtime.retry import Backoff
+from agenthelm._runtime.workers import Workers, hop_back
+from agenthelm.core.cost import Amount, Budget, Ledger
+from agenthelm.core.event import ExecutionEvent
+from agenthelm.core.executor import ToolExecutor, charge, current_executor, detached
+from agenthelm.core.handlers import ApprovalHandler, ApprovalRequest, AutoApprove, Decision
+from agenthelm.core.redaction import Redacted
+from agenthelm.core.storage.base import EVENTS
+from agenthelm.core.storage.memory_storage import InMemoryStorage
+from agenthelm.core.tool import Tool, ToolContract, ToolRegistry, tool
+from agenthelm.core.tracer import ExecutionTracer
+from agenthelm.exceptions import (
+    ApprovalDeniedError,
+    BudgetExceededError,
+    OutcomeUnknown,
+    StorageError,
+    ToolInputError,
+    ToolOutputError,
+    ToolTimeoutError,
+    UnknownToolError,
+)
+
+on_asyncio = pytest.mark.parametrize(
+    "anyio_backend", ["asyncio", pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop")]
+)
+
+
+class Clock:
+    """Time that passes only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+        await anyio.lowlevel.checkpoint()
+
+
+class Door:
+    """An executor in a run, with everything that can be looked at."""
+
+    def __init__(self, **options: Any) -> None:
+        self.tools = ToolRegistry()
+        self.storage = options.pop("storage", InMemoryStorage())
+        self.clock = Clock()
+        self.stop = StopMark()
+        self.ledger = Ledger("run", options.pop("budget", None), stop=self.stop)
+        self.executor = ToolExecutor(self.tools, self.storage, ledger=self.ledger, clock=self.clock, **options)
+        self.context = RunContext("run", "session", "tenant", agent="agent", step="step", stops=(self.stop,))
+
+    async def call(self, name: str, /, **arguments: Any) -> Any:
+        with entered(self.context):
+            return await self.executor.call(name, arguments)
+
+    async def events(self) -> list[ExecutionEvent]:
+        return [ExecutionEvent.model_validate(dict(r.data)) for r in await self.storage.read(EVENTS)]
+
+    async def event(self) -> ExecutionEvent:
+        (event,) = await self.events()
+        return event
+
+
+@pytest.fixture
+def door() -> Door:
+    return Door()
+
+
+class TestCalling:
+    async def test_sync_and_async_tools_run_with_validated_arguments(self, door: Door) -> None:
+        @tool(registry=door.tools)
+        async def double(x: int) -> int:
+            return x * 2
+
+        @tool(registry=door.tools)
+        def triple(x: int) -> int:
+            return x * 3
+
+        assert await door.call("double", x="2") == 4
+        assert await door.call("triple", x="2") == 6
+        first, second = await door.events()
+        assert (first.tool_name, first.inputs, first.outputs) == ("double", {"x": 2}, {"result": 4})
+        assert second.outcome == "success"
+
+    async def test_an_event_says_who_did_what_where(self, door: Door) -> None:
+        @tool(registry=door.tools)
+        async def look(x: int) -> None: ...
+
+        await door.call("look", x=1)
+        event = await door.event()
+        assert (event.run_id, event.session_id, event.namespace, event.agent_name, event.step) == (
+            "run", "session", "tenant", "agent", "step",
+        )  # fmt: skip
+        assert event.kind == "tool"
+        assert len(event.digest or "") == 64
+
+    async def test_a_sync_tool_does_not_block_the_loop(self, door: Door) -> None:
+        let_go = threading.Event()
+
+        @tool(registry=door.tools)
+        def wait() -> bool:
+            return let_go.wait(10)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(door.call, "wait")
+            await anyio.lowlevel.checkpoint()
+            let_go.set()  # only possible if the loop still runs
+
+    async def test_cpu_bound_tools_run_in_a_process(self, door: Door) -> None:
+        door.tools.register(Tool.from_function(os.getpid, ToolContract(runs_in="process"), name="process_id"))
+        assert await door.call("process_id") != os.getpid()
+
+    async def test_an_unknown_tool_and_one_that_was_not_given(self, door: Door) -> None:
+        @tool(registry=door.tools)
+        async def transfer() -> None: ...
+
+        with pytest.raises(UnknownToolError, match="transfer"):
+            await door.call("tranfer")
+        with entered(door.context), pytest.raises(UnknownToolError, match="this agent was given"):
+            await door.executor.call("transfer", {}, allowed={"look"})
+        assert [e.outcome for e in await door.events()] == ["invalid", "invalid"]
+
+    async def test_wrong_arguments_never_reach_the_tool(self, door: Door) -> None:
+        @tool(registry=door.tools, retries=3)
+        async def look(x: int) -> None:
+            raise AssertionError("reached")
+
+        with pytest.raises(ToolInputError):
+            await door.call("look", x="nonsense")
+        event = await door.event()
+        assert (event.outcome, event.retry_count, event.error_type) == ("invalid", 0, "ToolInputError")
+
+    async def test_a_result_that_does_not_fit_is_an_error_and_never_retried(self, door: Door) -> None:
+        calls = []
+
+        @tool(registry=door.tools, retries=3)
+        async def look() -> int:
+            calls.append(1)
+            return "nonsense"  # type: ignore[return-value]
+
+        with pytest.raises(ToolOutputError):
+            await door.call("look")
+        assert len(calls) == 1
+        assert (await door.event()).outcome == "invalid"
+
+    async def test_inside_a_tool_other_tools_go_through_the_same_door(self, door: Door) -> None:
+        @tool(registry=door.tools)
+        async def inner() -> int:
+            return 1
+
+        @tool(registry=door.tools)
+        async def outer() -> int:
+            executor = current_executor()
+            assert executor is not None
+            return await executor.call("inner", {}) + 1
+
+        assert await door.call("outer") == 2
+        assert [e.tool_name for e in await door.events()] == ["inner", "outer"]
+
+    async def test_an_attempt_can_not_change_what_the_next_one_gets(self, door: Door) -> None:
+        seen: list[list[int]] = []
+
+        @tool(registry=door.tools, retries=1, backoff=Backoff(initial=0))
+        async def spoil(items: list[int]) -> None:
+            seen.append(list(items))
+            items.clear()
+            raise OSError
+
+        with pytest.raises(OSError):
+            await door.call("spoil", items=[1, 2])
+        assert seen == [[1, 2], [1, 2]]
+        assert (await door.event()).inputs == {"items": [1, 2]}
+
+
+class TestRetries:
+    async def test_only_the_executor_retries_and_counts_right(self, door: Door) -> None:
+        calls = []
+
+        @tool(registry=door.tools, retries=3, backoff=Backoff(initial=1, factor=2, jitter=False))
+        async def flaky() -> str:
+            calls.append(1)
+            if len(calls) < 4:
+                raise OSError("try again")
+            return "done"
+
+        assert await door.call("flaky") == "done"
+        assert len(calls) == 4
+        assert door.clock.slept == [1, 2, 4]
+        event = await door.event()
+        assert (event.retry_count, event.outcome, event.error_state) == (3, "success", None)
+
+    async def test_only_what_the_contract_names_is_retried(self, door: Door) -> None:
+        calls = []
+
+        @tool(registry=door.tools, retries=3, retry_on=OSError)
+        async def f() -> None:
+            calls.append(1)
+            raise KeyError("x")
+
+        with pytest.raises(KeyError):
+            await door.call("f")
+        assert len(calls) == 1
+
+    async def test_a_peer_that_says_when_to_come_back_is_obeyed(self, door: Door) -> None:
+        class BusyError(OSError):
+            retry_after = 17.0
+
+        @tool(registry=door.tools, retries=1, backoff=Backoff(initial=0.1))
+        async def f() -> None:
+            raise BusyError
+
+        with pytest.raises(BusyError):
+            await door.call("f")
+        assert door.clock.slept == [17.0]
+
+    @pytest.mark.parametrize("idempotent", [True, False])
+    async def test_an_effect_in_doubt_is_retried_only_if_that_is_harmless(self, door: Door, idempotent: bool) -> None:
+        calls = []
+
+        @tool(
+            registry=door.tools, retries=2, side_effects=["pay:send"], idempotent=idempotent, backoff=Backoff(initial=0)
+        )
+        async def pay() -> None:
+            calls.append(1)
+            raise ConnectionResetError
+
+        with pytest.raises(ConnectionResetError):
+            await door.call("pay")
+        assert len(calls) == (3 if idempotent else 1)
+        assert (await door.event()).outcome == "in_doubt"
+
+    async def test_doubt_survives_a_later_clean_failure(self, door: Door) -> None:
+        errors = iter([OutcomeUnknown("?"), ValueError("no")])
+
+        @tool(registry=door.tools, retries=1, side_effects=["pay:send"], idempotent=True, backoff=Backoff(initial=0))
+        async def pay() -> None:
+            raise next(errors)
+
+        with pytest.raises(ValueError, match="no"):
+            await door.call("pay")
+        assert (await door.event()).outcome == "in_doubt"
+
+    async def test_a_success_ends_the_doubt(self, door: Door) -> None:
+        errors = iter([TimeoutError(), None])
+
+        @tool(registry=door.tools, retries=1, side_effects=["pay:send"], idempotent=True, backoff=Backoff(initial=0))
+        async def pay() -> None:
+            error = next(errors)
+            if error is not None:
+                raise error
+
+        await door.call("pay")
+        assert (await door.event()).outcome == "success"
+
+    async def test_the_key_is_stable_over_retries_and_new_for_each_call(self, door: Door) -> None:
+        keys: list[str] = []
+
+        @tool(registry=door.tools, retries=1, backoff=Backoff(initial=0))
+        async def pay(idempotency_key: str) -> None:
+            keys.append(idempotency_key)
+            if len(keys) == 1:
+                raise OSError
+
+        await door.call("pay")
+        await door.call("pay")
+        assert keys[0] == keys[1] != keys[2]
+        with entered(door.context):
+            await door.executor.call("pay", {}, key="mine")
+        assert keys[3] == "mine"
+
+    async def test_a_type_without_a_message_is_still_a_failure(self, door: Door) -> None:
+        @tool(registry=door.tools)
+        async def f() -> None:
+            raise AssertionError
+
+        with pytest.raises(AssertionError):
+            await door.call("f")
+        event = await door.event()
+        assert (event.outcome, event.error_state, event.error_type) == ("failed", "AssertionError", "AssertionError")
+
+
+class TestDeadlines:
+    async def test_an_async_tool_is_cancelled_at_once(self, door: Door) -> None:
+        @tool(registry=door.tools, timeout=0.02)
+        async def hang() -> None:
+            await anyio.sleep_forever()
+
+        with pytest.raises(ToolTimeoutError, match=r"0\.02 s") as caught:
+            await door.call("hang")
+        assert isinstance(caught.value, TimeoutError)
+        assert (await door.event()).outcome == "timeout"
+
+    async def test_the_deadline_is_of_one_attempt(self, door: Door) -> None:
+        calls = []
+
+        @tool(registry=door.tools, timeout=0.02, retries=2, backoff=Backoff(initial=0))
+        async def hang() -> str:
+            calls.append(1)
+            if len(calls) < 3:
+                await anyio.sleep_forever()
+            return "third time"
+
+        assert await door.call("hang") == "third time"
+
+    async def test_a_late_sync_tool_is_a_success_marked_late_and_not_retried(self, door: Door) -> None:
+        calls = []
+
+        @tool(registry=door.tools, timeout=5, retries=3)
+        def slow() -> str:
+            calls.append(1)
+            door.clock.now += 6
+            return "value"
+
+        assert await door.call("slow") == "value"
+        event = await door.event()
+        assert (event.late, event.outcome, len(calls)) == (True, "success", 1)
+
+    async def test_an_abandonable_tool_is_let_go(self, door: Door) -> None:
+        let_go = threading.Event()
+
+        @tool(registry=door.tools, timeout=0.02, abandonable=True)
+        def hang() -> None:
+            let_go.wait(10)
+
+        with pytest.raises(ToolTimeoutError):
+            await door.call("hang")
+        let_go.set()
+
+    async def test_a_deadline_leaves_an_effect_in_doubt(self, door: Door) -> None:
+        @tool(registry=door.tools, timeout=0.02, side_effects=["pay:send"])
+        async def hang() -> None:
+            await anyio.sleep_forever()
+
+        with pytest.raises(ToolTimeoutError):
+            await door.call("hang")
+        assert (await door.event()).outcome == "in_doubt"
+
+
+class TestVerify:
+    @pytest.mark.parametrize(("answer", "outcome"), [(None, "timeout"), (False, "timeout")])
+    async def test_it_did_not_happen(self, door: Door, answer: Any, outcome: str) -> None:
+        @tool(registry=door.tools, side_effects=["pay:send"], verify=lambda: answer)
+        async def pay() -> int:
+            raise TimeoutError
+
+        with pytest.raises(TimeoutError):
+            await door.call("pay")
+        assert [e.outcome for e in await door.events()] == ["success", outcome]
+
+    async def test_it_did_with_this_result(self, door: Door) -> None:
+        asked: list[Any] = []
+
+        async def look(amount: int, idempotency_key: str) -> int:
+            asked.append((amount, idempotency_key))
+            return 7
+
+        keys: list[str] = []
+
+        @tool(registry=door.tools, side_effects=["pay:send"], verify=look)
+        async def pay(amount: int, idempotency_key: str) -> int:
+            keys.append(idempotency_key)
+            raise ConnectionError
+
+        assert await door.call("pay", amount=3) == 7
+        assert asked == [(3, keys[0])]
+
+    async def test_it_did_but_its_result_is_lost(self, door: Door) -> None:
+        @tool(registry=door.tools, side_effects=["pay:send"], verify=lambda: True)
+        async def pay() -> int:
+            raise ConnectionError("cut")
+
+        with pytest.raises(ConnectionError, match="cut") as caught:
+            await door.call("pay")
+        assert "its result is lost" in caught.value.__notes__[0]
+
+    async def test_a_verify_that_raises_leaves_the_doubt(self, door: Door) -> None:
+        def look() -> bool:
+            raise OSError
+
+        @tool(registry=door.tools, side_effects=["pay:send"], verify=look)
+        async def pay() -> None:
+            raise ConnectionError
+
+        with pytest.raises(ConnectionError):
+            await door.call("pay")
+        assert [e.outcome for e in await door.events()] == ["failed", "in_doubt"]
+
+
+class Asked(ApprovalHandler):
+    """Remembers what it was asked."""
+
+    def __init__(self, decision: Any) -> None:
+        self.decision = decision
+        self.requests: list[ApprovalRequest] = []
+
+    async def request_approval(self, request: ApprovalRequest) -> Decision:
+        self.requests.append(request)
+        return self.decision(request) if callable(self.decision) else self.decision
+
+
+class TestApproval:
+    async def test_without_anybody_to_ask_it_is_denied(self, door: Door) -> None:
+        @tool(registry=door.tools, requires_approval=True, retries=5)
+        async def pay() -> None:
+            raise AssertionError("reached")
+
+        with pytest.raises(PermissionError) as caught:
+            await door.call("pay")
+        assert isinstance(caught.value, ApprovalDeniedError)
+        event = await door.event()
+        assert (event.outcome, event.approver, event.retry_count) == ("denied", "auto-deny", 0)
+        assert event.approval_reason == "no approval handler is configured"
+
+    async def test_what_is_asked_is_what_is_run(self) -> None:
+        handler = Asked(Decision(True, "fine", "Ada"))
+        door = Door(approval_handler=handler)
+        ran: list[Any] = []
+
+        @tool(registry=door.tools, requires_approval=True, side_effects=["pay:send"], tags=["money"], max_cost=1.0)
+        async def pay(to: str, amount: int = 5) -> None:
+            """Send money."""
+            ran.append((to, amount))
+
+        await door.call("pay", to="Bob")
+        (request,) = handler.requests
+        assert (dict(request.arguments), ran) == ({"to": "Bob", "amount": 5}, [("Bob", 5)])
+        assert (request.agent, request.run_id, request.reason) == ("agent", "run", "Send money.")
+        assert (request.side_effects, request.tags, request.irreversible) == (("pay:send",), ("money",), True)
+        with pytest.raises(TypeError):
+            request.arguments["to"] = "Eve"  # type: ignore[index]
+        event = await door.event()
+        assert (event.approver, event.approval_reason, event.digest) == ("Ada", "fine", request.digest)
+
+    async def test_arguments_that_change_after_approval_are_refused(self) -> None:
+        payments = [1]
+
+        def change(_: ApprovalRequest) -> Decision:
+            payments.append(1_000_000)
+            return Decision(True, approver="Ada")
+
+        door = Door(approval_handler=Asked(change))
+
+        @tool(registry=door.tools, requires_approval=True)
+        async def pay(amounts: Any) -> None:
+            raise AssertionError("reached")
+
+        with pytest.raises(ApprovalDeniedError, match="changed after they were approved"):
+            await door.call("pay", amounts=payments)
+
+    async def test_an_approval_for_other_arguments_does_not_count(self) -> None:
+        door = Door(approval_handler=Asked(Decision(True, approver="Ada", digest="0" * 64)))
+
+        @tool(registry=door.tools, requires_approval=True)
+        async def pay() -> None: ...
+
+        with pytest.raises(ApprovalDeniedError, match="for other arguments"):
+            await door.call("pay")
+
+    @pytest.mark.parametrize(("amount", "asked"), [(1, 0), (100, 1)])
+    async def test_a_predicate_on_the_arguments_decides(self, amount: int, asked: int) -> None:
+        handler = Asked(Decision(True))
+        door = Door(approval_handler=handler)
+
+        @tool(registry=door.tools, requires_approval=lambda amount: amount > 10)
+        async def pay(amount: int, to: str = "me") -> None: ...
+
+        await door.call("pay", amount=amount)
+        assert len(handler.requests) == asked
+
+    async def test_a_predicate_that_breaks_asks(self, door: Door) -> None:
+        @tool(registry=door.tools, requires_approval=lambda amount: 1 / amount > 0)
+        async def pay(amount: int) -> None: ...
+
+        with pytest.raises(ApprovalDeniedError):
+            await door.call("pay", amount=0)
+
+    @pytest.mark.parametrize("answer", [None, True, "yes", lambda r: 1 / 0])
+    async def test_anything_but_a_yes_is_a_no(self, answer: Any) -> None:
+        door = Door(approval_handler=Asked(answer))
+
+        @tool(registry=door.tools, requires_approval=True)
+        async def pay() -> None:
+            raise AssertionError("reached")
+
+        with pytest.raises(ApprovalDeniedError):
+            await door.call("pay")
+
+    async def test_nobody_answers_in_time(self) -> None:
+        class Silent(ApprovalHandler):
+            async def request_approval(self, request: ApprovalRequest) -> Decision:
+                await anyio.sleep_forever()
+                raise AssertionError
+
+        door = Door(approval_handler=Silent(), approval_timeout=0.02)
+
+        @tool(registry=door.tools, requires_approval=True)
+        async def pay() -> None: ...
+
+        with pytest.raises(ApprovalDeniedError, match=r"nobody answered within 0\.02 s"):
+            await door.call("pay")
+
+    async def test_a_handler_may_gate_what_asks_for_nothing(self) -> None:
+        class Careful(Asked):
+            gates = True
+
+            def covers(self, request: ApprovalRequest) -> bool:
+                return request.irreversible
+
+        door = Door(approval_handler=Careful(Decision(False, "irreversible", "policy")))
+
+        @tool(registry=door.tools, side_effects=["mail:send"])
+        async def send() -> None: ...
+
+        @tool(registry=door.tools)
+        async def look() -> None: ...
+
+        await door.call("look")
+        with pytest.raises(ApprovalDeniedError, match="irreversible"):
+            await door.call("send")
+
+    async def test_a_denial_can_be_final(self) -> None:
+        door = Door(on_denial="stop")
+
+        @tool(registry=door.tools, requires_approval=True)
+        async def pay() -> None: ...
+
+        @tool(registry=door.tools)
+        async def look() -> None:
+            raise AssertionError("reached")
+
+        with pytest.raises(ApprovalDeniedError) as denied:
+            await door.call("pay")
+        with pytest.raises(ApprovalDeniedError) as later:
+            await door.call("look")
+        assert later.value is denied.value
+
+
+class TestBudgets:
+    async def test_a_free_tool_is_not_refused(self) -> None:
+        door = Door(budget=Budget(usd=0.0))
+
+        @tool(registry=door.tools, max_cost=0.0)
+        async def look() -> str:
+            return "seen"
+
+        assert await door.call("look") == "seen"
+
+    async def test_max_cost_is_reserved_before_the_call(self) -> None:
+        door = Door(budget=Budget(usd=0.10))
+
+        @tool(registry=door.tools, max_cost=0.25, retries=3)
+        async def pay() -> None:
+            raise AssertionError("reached")
+
+        with pytest.raises(BudgetExceededError) as caught:
+            await door.call("pay")
+        assert (caught.value.scope, caught.value.limit, caught.value.requested) == ("run", 0.10, 0.25)
+        assert (await door.event()).outcome == "over_budget"
+
+    async def test_what_is_charged_is_settled_and_shows_in_the_event(self) -> None:
+        door = Door(budget=Budget(usd=1.0))
+
+        @tool(registry=door.tools, max_cost=0.25)
+        async def pay() -> None:
+            charge(0.2)
+
+        await door.call("pay")
+        assert door.ledger.spent().usd == pytest.approx(0.2)
+        assert (await door.event()).estimated_cost_usd == pytest.approx(0.2)
+
+    async def test_an_excess_shows_at_the_next_door_and_stops_the_run(self) -> None:
+        door = Door(budget=Budget(usd=0.5))
+
+        @tool(registry=door.tools)
+        async def pay() -> None:
+            charge(0.6)
+
+        await door.call("pay")
+        for _ in range(2):
+            with pytest.raises(BudgetExceededError):
+                await door.call("pay")
+        assert isinstance(door.stop.error, BudgetExceededError)
+
+    async def test_tool_calls_are_counted(self) -> None:
+        door = Door(budget=Budget(tool_calls=2))
+
+        @tool(registry=door.tools)
+        async def look() -> None: ...
+
+        await door.call("look")
+        await door.call("look")
+        with pytest.raises(BudgetExceededError, match="2 tool_calls"):
+            await door.call("look")
+
+    async def test_an_agent_has_one_budget_however_often_it_is_asked(self, door: Door) -> None:
+        executor = replace(door.executor, budgets={"a": Budget(tool_calls=2)})
+        assert executor.for_agent("b") is executor
+        executor.for_agent("a").ledger.reserve(Amount(tool_calls=1)).settle(Amount(tool_calls=1))
+        executor.for_agent("a").ledger.reserve(Amount(tool_calls=1)).settle(Amount(tool_calls=1))
+        with pytest.raises(BudgetExceededError, match="agent:a"):
+            executor.for_agent("a").ledger.reserve(Amount(tool_calls=1))
+
+    async def test_compensations_pass_every_door(self) -> None:
+        door = Door(budget=Budget(tool_calls=0))
+        door.stop.set(ValueError("stopped"))
+
+        @tool(registry=door.tools, requires_approval=True, max_cost=9.0)
+        async def undo() -> str:
+            return "undone"
+
+        passing = replace(door.executor, passes_doors=True, ledger=door.ledger.child("c", enforced=False))
+        with entered(door.context):
+            assert await passing.call("undo", {}, compensates="e1") == "undone"
+
+
+class TestCancellation:
+    async def test_an_async_tool_ends_at_once_and_is_on_record(self, door: Door) -> None:
+        @tool(registry=door.tools)
+        async def hang() -> None:
+            await anyio.sleep_forever()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(door.call, "hang")
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        event = await door.event()
+        assert event.outcome == "cancelled"
+        assert event.error_type
+
+    async def test_a_cancelled_effect_is_in_doubt(self, door: Door) -> None:
+        @tool(registry=door.tools, side_effects=["pay:send"])
+        async def hang() -> None:
+            await anyio.sleep_forever()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(door.call, "hang")
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        assert (await door.event()).outcome == "in_doubt"
+
+    async def test_a_sync_tool_is_awaited_and_its_true_outcome_recorded(self, door: Door) -> None:
+        inside, let_go = threading.Event(), threading.Event()
+
+        @tool(registry=door.tools, side_effects=["pay:send"])
+        def pay() -> str:
+            inside.set()
+            let_go.wait(10)
+            return "paid"
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(door.call, "pay")
+            await anyio.to_thread.run_sync(inside.wait)
+            group.cancel_scope.cancel()
+            let_go.set()
+        event = await door.event()
+        assert (event.outcome, event.outputs) == ("success", {"result": "paid"})
+
+    @on_asyncio
+    @pytest.mark.parametrize("times", [1, 2])
+    async def test_also_under_native_cancellation(self, door: Door, times: int) -> None:
+        inside, let_go = threading.Event(), threading.Event()
+
+        @tool(registry=door.tools, side_effects=["pay:send"], retries=3)
+        def pay() -> str:
+            inside.set()
+            let_go.wait(10)
+            raise OSError("declined")
+
+        task = asyncio.ensure_future(door.call("pay"))
+        await anyio.to_thread.run_sync(inside.wait)
+        for _ in range(times):
+            task.cancel()
+            await anyio.wait_all_tasks_blocked()
+        assert not task.done()
+        let_go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        event = await door.event()
+        assert (event.outcome, event.error_state, event.retry_count) == ("failed", "OSError: declined", 0)
+
+    @on_asyncio
+    async def test_a_thread_that_never_began_never_begins(self) -> None:
+        workers = Workers(1)
+        door = Door(workers=workers)
+        let_go, ran = threading.Event(), list[str]()
+
+        @tool(registry=door.tools)
+        def first() -> None:
+            let_go.wait(10)
+
+        @tool(registry=door.tools)
+        def second() -> None:
+            ran.append("second")
+
+        one = asyncio.ensure_future(door.call("first"))
+        await anyio.wait_all_tasks_blocked()
+        two = asyncio.ensure_future(door.call("second"))
+        await anyio.wait_all_tasks_blocked()
+        two.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await two
+        let_go.set()
+        await one
+        assert ran == []
+
+    async def test_a_thousand_tools_in_flight_leave_nothing_behind(self, door: Door) -> None:
+        @tool(registry=door.tools)
+        async def hang() -> None:
+            await anyio.sleep_forever()
+
+        threads = threading.active_count()
+        async with anyio.create_task_group() as group:
+            for _ in range(1000):
+                group.start_soon(door.call, "hang")
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        events = await door.events()
+        assert len(events) == 1000
+        assert {e.outcome for e in events} == {"cancelled"}
+        assert threading.active_count() <= threads
+
+    async def test_waiting_for_approval_can_be_cancelled(self) -> None:
+        class Silent(ApprovalHandler):
+            async def request_approval(self, request: ApprovalRequest) -> Decision:
+                await anyio.sleep_forever()
+                raise AssertionError
+
+        door = Door(approval_handler=Silent())
+
+        @tool(registry=door.tools, requires_approval=True)
+        async def pay() -> None: ...
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(door.call, "pay")
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        assert (await door.event()).outcome == "cancelled"
+
+
+class TestRecords:
+    async def test_secrets_never_reach_an_event(self, door: Door) -> None:
+        @tool(registry=door.tools)
+        async def login(user: str, pin: SecretStr, note: Annotated[str, Redacted], api_key: str) -> dict[str, str]:
+            return {"password": "hunter2", "user": user}
+
+        await door.call("login", user="ada", pin="1234", note="private", api_key="sk-abcdefghijklmnopqrstuvwx")
+        text = (await door.event()).model_dump_json()
+        for secret in ("1234", "private", "hunter2", "sk-abc"):
+            assert secret not in text
+        assert "ada" in text
+
+    async def test_a_hook_sees_each_value_first(self) -> None:
+        door = Door(redact=lambda name, value: "gone" if name == "iban" else value)
+
+        @tool(registry=door.tools)
+        async def pay(iban: str, amount: int) -> None: ...
+
+        await door.call("pay", iban="DE00", amount=1)
+        assert (await door.event()).inputs == {"iban": "gone", "amount": 1}
+
+    async def test_long_values_are_capped_and_say_how_long_they_were(self, door: Door) -> None:
+        @tool(registry=door.tools)
+        async def read(text: str) -> None: ...
+
+        await door.call("read", text="x" * 100_000)
+        shown = (await door.event()).inputs["text"]
+        assert len(shown) < 20_000
+        assert "100" in shown
+
+    async def test_a_broken_disk_is_never_the_tools_failure_and_ends_the_run(self) -> None:
+        class Broken(InMemoryStorage):
+            async def append(self, records: Any, expected: Any = None) -> dict[str, int]:
+                raise StorageError("no space left")
+
+        door = Door(storage=Broken())
+
+        @tool(registry=door.tools, retries=3)
+        async def look() -> str:
+            return "seen"
+
+        with pytest.raises(StorageError, match="no space left"):
+            await door.call("look")
+        assert isinstance(door.stop.error, StorageError)
+
+    async def test_eight_threads_and_many_agents_keep_their_names(self) -> None:
+        door = Door()
+
+        @tool(registry=door.tools)
+        def look(x: int) -> int:
+            return x
+
+        async def one(agent: str, x: int) -> None:
+            with entered(door.context.evolve(agent=agent)):
+                await door.executor.call("look", {"x": x})
+
+        async with anyio.create_task_group() as group:
+            for i in range(160):
+                group.start_soon(one, f"agent-{i % 8}", i)
+        events = await door.events()
+        assert len(events) == 160
+        assert all(e.agent_name == f"agent-{e.inputs['x'] % 8}" for e in events)
+
+
+class TestDetached:
+    async def test_outside_of_a_run_contracts_hold(self) -> None:
+        tools = ToolRegistry()
+
+        @tool(registry=tools, requires_approval=True)
+        async def pay() -> None: ...
+
+        @tool(registry=tools)
+        async def look(x: int) -> int:
+            return x
+
+        executor = detached(tools)
+        assert await executor.call("look", {"x": "1"}) == 1
+        with pytest.raises(ApprovalDeniedError):
+            await executor.call("pay", {})
+
+    async def test_the_tracer_is_a_door_too(self) -> None:
+        def book(city: str) -> str:
+            return city
+
+        tracer = ExecutionTracer(approval_handler=AutoApprove(), tools=[book])
+        assert await tracer.trace_and_execute("book", city="Lisbon") == "Lisbon"
+        assert await tracer.trace_and_execute(book, city="Porto") == "Porto"
+        assert [e.inputs["city"] for e in await tracer.events()] == ["Porto", "Lisbon"]
+
+    async def test_a_sync_tool_may_call_back(self, door: Door) -> None:
+        @tool(registry=door.tools)
+        async def inner() -> int:
+            return 1
+
+        @tool(registry=door.tools)
+        def outer() -> int:
+            executor = current_executor()
+            assert executor is not None
+            value: int = hop_back(executor.call, "inner", {})
+            return value + 1
+
+        assert await door.call("outer") == 2
