@@ -17,6 +17,7 @@ from agenthelm._runtime.context import RunContext, current_run, entered, raise_i
 from agenthelm._runtime.progress import Progress
 from agenthelm.agent.bridge import async_context, await_from_sync, sync_context
 from agenthelm.agent.lm import agent_lm_scope, unwrap
+from agenthelm.agent.models import resolve_model
 from agenthelm.agent.programs import as_program, check_program_inputs, predictor
 from agenthelm.agent.signature import AgentSignature, check_inputs, check_parameters, signature_of_function
 from agenthelm.agent.toolset import Toolset
@@ -54,6 +55,7 @@ class Agent(dspy.Module):
         lm: Its language model: a ``dspy.LM`` or a model's name. None for the run's.
 
     Raises:
+        ModelError: There is no key for the model that was named.
         AgentError: There is nothing to do: neither ``forward`` nor ``aforward`` nor a Signature; or they can't be
             called by name after a context.
     """
@@ -94,7 +96,7 @@ class Agent(dspy.Module):
         self.description: str = description or _default_description(type(self))
         self.signature: type[dspy.Signature] | None = _declared_signature(type(self), signature)
         self.tools: Toolset = Toolset.of(tools)
-        self.lm: Any = lm
+        self.lm: Any = resolve_model(lm) if isinstance(lm, str) else lm
         self._described: AgentSignature | None = None
         if not type(self)._overridden:
             if self.signature is None:

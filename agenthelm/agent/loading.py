@@ -150,7 +150,7 @@ def _instances(value: Any, *, module: ModuleType, target: str) -> Iterator[Runna
             raise AgentLoadError(f"{target} made a {type(made).__name__}, which is no agent", target=target)
         yield from _instances(made, module=module, target=target)
     else:
-        raise AgentLoadError(f"{target} is a {type(value).__name__}, not an agent", target=target)
+        raise AgentLoadError(f"{target} is no agent but of type {type(value).__name__}", target=target)
 
 
 def _among(agent: Runnable, agents: Collection[Runnable]) -> bool:

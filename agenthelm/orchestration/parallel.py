@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from typing import Any, Literal, TypeAlias, get_args
 
 from agenthelm._runtime.context import raise_if_stopped
@@ -143,7 +142,10 @@ class Parallel:
         return merged_result
 
     async def _branch(self, agent: Runnable, context: Any, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        async with branch_scope(component_name(agent)) if self.on_error == "collect" else nullcontext():
+        if self.on_error == "collect":
+            async with branch_scope(component_name(agent)):
+                result = as_result(agent, await agent.run(context, **given))
+        else:
             result = as_result(agent, await agent.run(context, **given))
         return result
 

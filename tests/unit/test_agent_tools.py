@@ -1,0 +1,295 @@
+"""Agents whose LM chooses tools: only those it was given, under their contracts, and never past a stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import dspy
+import pytest
+
+from agenthelm._runtime.context import RunContext, StopMark, entered
+from agenthelm.agent import Agent, ToolAgent
+from agenthelm.agent.offline import request_text
+from agenthelm.agent.toolset import Toolset
+from agenthelm.core.executor import ToolExecutor, detached, using
+from agenthelm.core.tool import TOOL_REGISTRY, ToolRegistry, tool
+from agenthelm.exceptions import (
+    AgentError,
+    BudgetExceededError,
+    LeaseLostError,
+    ModelCallError,
+    StorageError,
+    ToolContractError,
+    UnknownToolError,
+)
+from agenthelm.testing.lm import Scripted, ScriptedLM
+
+TOOLS = ToolRegistry()
+CALLS: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def no_calls() -> None:
+    CALLS.clear()
+
+
+@tool(registry=TOOLS)
+async def weather(city: str, days: int = 1) -> dict[str, Any]:
+    """Tell the weather of a city."""
+    CALLS.append(f"weather {city} {days}")
+    return {"city": city, "sky": "blue"}
+
+
+@tool(registry=TOOLS)
+def broken(reason: str) -> None:
+    """Always fails."""
+    raise RuntimeError(f"no luck: {reason}")
+
+
+@tool(registry=TOOLS, requires_approval=True)
+def launch(idempotency_key: str) -> None:
+    """Launch."""
+    CALLS.append("launch")
+
+
+@tool(registry=TOOLS)
+def secret() -> str:
+    """Not for every agent."""
+    CALLS.append("secret")
+    return "the secret"
+
+
+def prompts(lm: ScriptedLM) -> list[str]:
+    return [request_text(request) for request in lm.requests]
+
+
+def choose(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"next_thought": f"I need {name}", "next_tool_name": name, "next_tool_args": arguments}
+
+
+FINISH = choose("finish")
+ANSWER = {"reasoning": "so it is", "answer": "done"}
+
+
+def agent(lm: ScriptedLM, *tools: Callable[..., Any], max_steps: int = 5) -> ToolAgent:
+    return ToolAgent("worker", signature="question -> answer", tools=tools, lm=lm, max_steps=max_steps)
+
+
+@pytest.fixture
+def executor() -> ToolExecutor:
+    return detached(TOOLS)
+
+
+async def test_the_lm_calls_tools_until_it_can_answer(executor: ToolExecutor) -> None:
+    lm = ScriptedLM([choose("weather", city="Lisbon"), choose("weather", city="Porto", days=2), FINISH, ANSWER])
+    with using(executor):
+        assert await agent(lm, weather).run(question="where to?") == {"answer": "done"}
+    assert CALLS == ["weather Lisbon 1", "weather Porto 2"]
+    assert '"sky": "blue"' in prompts(lm)[1]
+    assert "I need weather" in prompts(lm)[-1]
+    events = await executor.storage.read("events")
+    assert [(event.data["tool_name"], event.data["agent_name"]) for event in events] == [("weather", "worker")] * 2
+
+
+async def test_the_lm_sees_descriptions_and_the_schema_of_the_arguments(executor: ToolExecutor) -> None:
+    lm = ScriptedLM([FINISH, ANSWER])
+    with using(executor):
+        await agent(lm, weather, launch).run(question="?")
+    prompt = prompts(lm)[0]
+    assert "Tell the weather of a city." in prompt
+    assert '"city": {' in prompt
+    assert '"required": ["city"]' in prompt
+    assert "idempotency_key" not in prompt
+    assert "kwargs" not in prompt
+
+
+async def test_a_tool_the_agent_was_not_given_is_refused_and_the_agent_goes_on(executor: ToolExecutor) -> None:
+    lm = ScriptedLM([choose("secret"), choose("secret"), choose("weather", city="Lisbon"), FINISH, ANSWER])
+    with using(executor):
+        assert await agent(lm, weather).run(question="?") == {"answer": "done"}
+    assert CALLS == ["weather Lisbon 1"]
+    assert "name one of weather, finish" in prompts(lm)[-1]
+
+
+async def test_an_lm_that_only_names_tools_it_was_not_given_fails(executor: ToolExecutor) -> None:
+    lm = ScriptedLM([choose("secret")] * 10)
+    with using(executor), pytest.raises(ModelCallError, match="can't be read as next_thought, next_tool_name"):
+        await agent(lm, weather).run(question="?")
+    assert CALLS == []
+
+
+async def test_the_set_itself_refuses_what_is_not_in_it(executor: ToolExecutor) -> None:
+    with using(executor), pytest.raises(UnknownToolError, match="the tools this agent was given"):
+        await Toolset.of([weather]).call("secret", {})
+
+
+async def test_tool_errors_are_observations_of_one_line(executor: ToolExecutor) -> None:
+    lm = ScriptedLM([choose("broken", reason="rain"), choose("weather", town="x"), FINISH, ANSWER])
+    with using(executor):
+        assert await agent(lm, broken, weather).run(question="?") == {"answer": "done"}
+    assert "observation: error: RuntimeError: no luck: rain" in prompts(lm)[-1]
+    assert "ToolInputError" in prompts(lm)[-1]
+    assert "Traceback" not in prompts(lm)[-1]
+    assert __file__ not in prompts(lm)[-1]
+
+
+async def test_a_denial_is_an_observation_with_its_reason(executor: ToolExecutor) -> None:
+    lm = ScriptedLM([choose("launch"), FINISH, ANSWER])
+    with using(executor):
+        assert await agent(lm, launch).run(question="?") == {"answer": "done"}
+    assert CALLS == []
+    assert "observation: denied by auto-deny: outside of a run nobody can be asked" in prompts(lm)[-1]
+
+
+STOPS = [
+    BudgetExceededError(scope="run", resource="calls", limit=1, spent=1, requested=1),
+    LeaseLostError("r"),
+    StorageError("the disk is full"),
+]
+
+
+@pytest.mark.parametrize("error", STOPS, ids=lambda error: type(error).__name__)
+async def test_a_stop_ends_the_agent_at_once(error: Exception) -> None:
+    registry = ToolRegistry()
+
+    @tool(registry=registry)
+    def stopped() -> None:
+        CALLS.append("stopped")
+        raise error
+
+    lm = ScriptedLM([choose("stopped"), FINISH, ANSWER])
+    with using(detached(registry)), pytest.raises(type(error)) as caught:
+        await agent(lm, stopped).run(question="?")
+    assert caught.value is error
+    assert len(lm.requests) == 1
+
+
+async def test_a_mark_that_was_set_while_a_tool_ran_ends_the_agent_with_its_reason() -> None:
+    registry, mark, reason = ToolRegistry(), StopMark(), PermissionError("the answer was no, and final")
+
+    @tool(registry=registry)
+    def denied() -> None:
+        mark.set(reason)
+        raise ValueError("anything")
+
+    lm = ScriptedLM([choose("denied"), FINISH, ANSWER])
+    run = RunContext(run_id="r", session_id="s", namespace="n", stops=(mark,))
+    with entered(run), using(detached(registry)), pytest.raises(PermissionError) as caught:
+        await agent(lm, denied).run(question="?")
+    assert caught.value is reason
+    assert len(lm.requests) == 1
+
+
+async def test_after_the_last_step_the_lm_must_answer(executor: ToolExecutor) -> None:
+    lm = ScriptedLM([choose("weather", city="a"), choose("weather", city="b"), ANSWER])
+    with using(executor):
+        assert await agent(lm, weather, max_steps=2).run(question="?") == {"answer": "done"}
+    assert len(CALLS) == 2
+
+
+async def test_a_cancellation_passes_through_the_loop() -> None:
+    registry = ToolRegistry()
+    begun = anyio.Event()
+
+    @tool(registry=registry)
+    async def wait() -> None:
+        begun.set()
+        await anyio.sleep_forever()
+
+    lm = ScriptedLM([choose("wait"), FINISH, ANSWER])
+    with using(detached(registry)):
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: agent(lm, wait).run(question="?"))
+            await begun.wait()
+            group.cancel_scope.cancel()
+    assert group.cancel_scope.cancelled_caught
+    assert len(lm.requests) == 1
+
+
+async def test_a_context_window_that_is_too_small_forgets_the_oldest_turns(executor: ToolExecutor) -> None:
+    def reply(request: Any) -> Scripted:
+        if "[3]" in request_text(request):
+            return dspy.lm15.ContextLengthError("too long")
+        return next(script)
+
+    script = iter([choose("weather", city=name) for name in "abc"] + [FINISH, ANSWER])
+    lm = ScriptedLM(reply)
+    with using(executor):
+        assert await agent(lm, weather).run(question="?") == {"answer": "done"}
+    assert "weather" in prompts(lm)[-1]
+    assert '"city": "a"' not in prompts(lm)[-1]
+    assert '"city": "c"' in prompts(lm)[-1]
+
+
+async def test_a_plain_agent_with_tools_and_no_forward_works_with_them(executor: ToolExecutor) -> None:
+    lm = ScriptedLM([choose("weather", city="x"), FINISH, ANSWER])
+    with using(executor):
+        plain = Agent("plain", signature="question -> answer", tools=[weather], lm=lm)
+        assert await plain.run(question="?") == {"answer": "done"}
+    assert CALLS == ["weather x 1"]
+
+
+async def test_a_plain_function_is_a_tool_too() -> None:
+    def double(n: int) -> int:
+        """Double a number."""
+        CALLS.append(f"double {n}")
+        return 2 * n
+
+    lm = ScriptedLM([choose("double", n=2), FINISH, ANSWER])
+    assert await agent(lm, double).run(question="?") == {"answer": "done"}
+    assert CALLS == ["double 2"]
+
+
+async def test_an_lm_never_reaches_a_strangers_tool_of_the_same_name() -> None:
+    def secret() -> str:
+        CALLS.append("harmless")
+        return "nothing"
+
+    lm = ScriptedLM([choose("secret"), FINISH, ANSWER])
+    with using(detached(TOOLS)):
+        await agent(lm, secret).run(question="?")
+    assert CALLS == ["harmless"]
+
+
+async def test_the_offline_model_ends_without_calling_tools(executor: ToolExecutor) -> None:
+    with using(executor):
+        result = await ToolAgent("w", signature="question -> answer", tools=TOOLS, lm="offline").run(question="?")
+    assert CALLS == []
+    assert result["answer"]
+
+
+def test_tools_may_be_a_registry_functions_or_registered_names() -> None:
+    with TOOL_REGISTRY.isolated():
+        tool(name="named")(lambda: None)
+        assert list(Toolset.of(TOOLS)) == ["weather", "broken", "launch", "secret"]
+        assert list(Toolset.of(["named", weather, TOOLS["secret"]])) == ["named", "weather", "secret"]
+        with pytest.raises(UnknownToolError, match="Did you mean 'named'"):
+            Toolset.of(["nmed"])
+
+
+def test_two_different_tools_of_one_name_are_refused() -> None:
+    with pytest.raises(ToolContractError):
+        Toolset.of([weather, tool(name="weather", registry=ToolRegistry())(lambda: None)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tools": [], "signature": "a -> b"}, "was given no tools"),
+        ({"tools": [weather]}, "nothing to do"),
+        ({"tools": [weather], "signature": "a -> b", "max_steps": 0}, "at least one step"),
+    ],
+)
+def test_a_tool_agent_that_could_not_work_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(AgentError, match=message):
+        ToolAgent("w", **options)
+
+
+def test_a_tool_named_finish_is_refused() -> None:
+    def finish() -> None:
+        return None
+
+    with pytest.raises(AgentError, match="'finish'"):
+        agent(ScriptedLM([]), finish)
