@@ -16,6 +16,7 @@ from agenthelm._runtime.progress import Progress
 from agenthelm._runtime.retry import Clock, SystemClock
 from agenthelm._runtime.workers import DEFAULT_WORKERS, Workers
 from agenthelm.agent.lm import LMPolicy, lm_scope
+from agenthelm.agent.models import resolve_model
 from agenthelm.agent.signature import Runnable
 from agenthelm.core.cost import Budget
 from agenthelm.core.executor import ToolExecutor, current_executor, using
@@ -97,7 +98,8 @@ class Orchestrator:
         self.storage = storage or InMemoryStorage()
         self.tools = ToolRegistry.of(tools)
         self.budget = budget
-        self._lm, self._lms = lm, dict(lms or {})
+        self._lm = _model(lm)
+        self._lms = {name: _model(own) for name, own in (lms or {}).items()}
         self._policy = LMPolicy(timeout=lm_timeout, retries=lm_retries, cache=cache)
         self._unpriced: Literal["warn", "deny", "allow"] = unpriced
         self._grace = grace
@@ -378,3 +380,7 @@ class Orchestrator:
 
     def _recovery(self) -> Recovery:
         return Recovery(self._executor(storage=self.storage), self._grace)
+
+
+def _model(lm: Any) -> Any:
+    return resolve_model(lm) if isinstance(lm, str) else lm

@@ -57,8 +57,9 @@ async def main(text: str) -> None:
 
         result = await orchestrator.run(Parallel(sides, on_error="collect"), text)
         print(f"what succeeded stands; filed: {sorted(filed)}")
-        for name, finding in result.items():
-            print(f"  {name}: {finding}")
+        errors = result["errors"]
+        for side in sides:
+            print(f"  {side.name}: {errors[side.name] if side.name in errors else result[side.name]['finding']}")
 
 
 if __name__ == "__main__":

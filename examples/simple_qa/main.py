@@ -45,7 +45,7 @@ async def main(questions: list[str]) -> None:
         for question in questions:
             result = await orchestrator.run(Assistant(), question, session_id="simple-qa")
             print(f"Q: {question}\nA: {result['answer']}")
-            print(f"   recalled {len(result['recalled'])} earlier answers; {result.usage.calls} model call\n")
+            print(f"   recalled: {result['recalled'] or 'nothing'}; model calls: {result.usage.calls}\n")
 
 
 if __name__ == "__main__":
