@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import anyio
 import dspy
 from dspy.lm15 import Request, Response, RouterConfig, UnsupportedFeatureError, response_to_events
+from dspy.utils import DummyLM
 
 from agenthelm._runtime.workers import Workers
 from agenthelm.core.cost import Price
@@ -108,6 +109,8 @@ class LMBackend:
             lm = lm.copy(num_retries=0, cache=False)
             lm.callbacks = []  # the LM in front of this backend calls them
         self.lm = lm
+        # A subclass of the old kind may bring the sync half only; DSPy's dummy brings both in one.
+        self._awaitable = isinstance(lm, (dspy.LM, DummyLM)) or type(lm).aforward is not dspy.BaseLM.aforward
 
     def ask(self, request: Request) -> Response:
         """Call the LM; history and usage are kept by the LM in front of this backend."""
@@ -115,8 +118,8 @@ class LMBackend:
             return self.lm(request)
 
     async def ask_async(self, request: Request, workers: Workers) -> Response:
-        """Await the LM on asyncio; on trio call it in a thread that is let go."""
-        if on_trio():
+        """Await the LM on asyncio, if it can be; else call it in a thread that is let go."""
+        if on_trio() or not self._awaitable:
             return await workers.run_abandonable(self.ask, request)
         with _muted():
             return await self.lm.acall(request)
@@ -127,8 +130,7 @@ class LMBackend:
 
     async def stream_async(self, request: Request) -> AsyncGenerator[Any, None]:
         """The whole answer, as events."""
-        with _muted():
-            response = await self.lm.acall(request)
+        response = await self.ask_async(request, Workers())
         for event in response_to_events(response):
             yield event
 

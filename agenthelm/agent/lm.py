@@ -31,6 +31,16 @@ class _Models:
     by_agent: Mapping[str, dspy.BaseLM] = field(default_factory=dict)
 
 
+class _Forgetful(list[Any]):
+    """A trace that keeps nothing. ``None`` would do for predictors, but ``BestOfN`` and ``Refine`` extend it."""
+
+    def append(self, item: Any) -> None:
+        """Forget it."""
+
+    def extend(self, items: Any) -> None:
+        """Forget them."""
+
+
 class LMScope:
     """What `lm_scope` returns: enter it with ``async with``, or with ``with`` and `flush` before its end."""
 
@@ -121,5 +131,5 @@ def agent_lm_scope(agent_name: str, lm: dspy.BaseLM | None = None) -> Iterator[N
 def _dspy(models: _Models, lm: dspy.BaseLM | None) -> Any:
     """DSPy's settings for code under an LM: no trace and no history, which would grow with every call."""
     if lm is None:
-        return dspy.context(trace=None, disable_history=True)
-    return dspy.context(lm=metered(lm, models.meter), trace=None, disable_history=True)
+        return dspy.context(trace=_Forgetful(), disable_history=True)
+    return dspy.context(lm=metered(lm, models.meter), trace=_Forgetful(), disable_history=True)

@@ -88,7 +88,8 @@ def unwrap(error: Exception) -> Exception:
 def _call_error(error: Exception, attempts: int) -> ModelCallError:
     model = str(getattr(error, "model", None) or "the model")
     status = getattr(error, "status", None)
-    reason = " ".join((getattr(error, "message", None) or str(error) or type(error).__name__).split())
+    text = getattr(error, "message", None) or str(error) or type(error).__name__
+    reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     if len(reason) > 200:
         reason = f"{reason[:199]}…"
     times = f" after {attempts} attempts" if attempts > 1 else ""
