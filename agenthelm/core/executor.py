@@ -207,8 +207,8 @@ class ToolExecutor:
                 value = await attempts.run()
         except BaseException as error:
             call.ended()
-            if effects is not None and isinstance(error, StorageError) and call.attempts == 0:
-                effects = None  # begin was not recorded, so there is nothing to finish
+            if call.attempts == 0 and isinstance(error, Exception):
+                effects = None  # its beginning could not be recorded, so there is no end to record
             unheard = call.cancellation is not None or self.passes_doors
             if attempts.doubt and isinstance(error, Exception) and not unheard:
                 assert call.bound is not None and call.key is not None
