@@ -41,6 +41,7 @@ ONLY_IN = {
 CATCH_ALL = {
     "_runtime.groups:in_child.body": "carries the error out of its task group, where it is raised bare",
     "_runtime.groups:named.one": "keeps each task's error for the caller, who raises or returns it",
+    "_runtime.workers:_Thread.run": "carries the error out of its thread, to whoever asked for the call",
     "agent.metering:_Door.complete": "asks again, or `retry_after` raises it",
     "agent.metering:_Door.complete_async": "as above",
     "agent.metering:_Door.stream": "as above",
