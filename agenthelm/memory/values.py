@@ -41,42 +41,59 @@ def encode(value: Any, *, where: str = "the value") -> str:
         MemoryValueError: JSON can't hold it: another type, a key that is no string, NaN or an infinity, a cycle.
     """
     try:
-        return json.dumps(_plain(value, where), separators=(",", ":"), allow_nan=False)
+        return _dump(_plain(value))
+    except _UnfitError as exc:
+        raise MemoryValueError(f"{where}{''.join(reversed(exc.path))} {exc.why}") from None
     except RecursionError:
         raise MemoryValueError(f"{where} is nested too deeply, or contains itself") from None
-    except MemoryValueError:
-        raise
     except ValueError as exc:  # an integer with more digits than Python turns into text
         raise MemoryValueError(f"{where} can't be stored as JSON: {exc}") from exc
 
 
-def _plain(value: Any, where: str) -> Any:
-    if value is None or isinstance(value, (str, bool, int)):
+_dump = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+class _UnfitError(Exception):
+    """What is wrong with a value, and where in it; the way is noted while the exception passes back through it."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+        self.path: list[str] = []
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (str, int)):  # bools are integers
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise MemoryValueError(f"{where} is {value}, which JSON can't hold; store None or a text instead")
+            raise _UnfitError(f"is {value}, which JSON can't hold; store None or a text instead")
         return value
-    if isinstance(value, Mapping):
-        return {_plain_key(key, where): _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    step: object = None
+    try:
+        if isinstance(value, Mapping):
+            made = {}
+            for step, item in value.items():
+                if not isinstance(step, str):
+                    kind = type(step).__name__
+                    raise _UnfitError(f"is a key of type {kind}; JSON keys are strings, so store it under str(key)")
+                made[step] = _plain(item)
+            return made
+        if isinstance(value, (list, tuple)):
+            items = []
+            for step, item in enumerate(value):
+                items.append(_plain(item))  # noqa: PERF401 - the step is part of the error
+            return items
+    except _UnfitError as exc:
+        exc.path.append(f"[{step!r}]")
+        raise
     if isinstance(value, BaseModel):
-        return _plain(value.model_dump(mode="json"), where)
+        return _plain(value.model_dump(mode="json"))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return {item.name: _plain(getattr(value, item.name), f"{where}.{item.name}") for item in fields}
+        return _plain({item.name: getattr(value, item.name) for item in dataclasses.fields(value)})
     kind = type(value).__name__
     hint = _HINTS.get(kind, "store plain data, a pydantic model or a dataclass")
-    raise MemoryValueError(f"{where} is a {kind}, which JSON can't hold; {hint}")
-
-
-def _plain_key(key: Any, where: str) -> str:
-    if not isinstance(key, str):
-        raise MemoryValueError(
-            f"{where} has the key {key!r} of type {type(key).__name__}; JSON keys are strings, so store str(key)"
-        )
-    return key
+    raise _UnfitError(f"is a {kind}, which JSON can't hold; {hint}")
 
 
 def decode(text: str, *, key: str) -> Any:

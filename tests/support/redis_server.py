@@ -61,9 +61,15 @@ def wait_for_port(port: int, *, process: subprocess.Popen[bytes], seconds: float
 
 
 class RedisServer:
-    """A server that can be killed and started again with its data."""
+    """A server that can be killed and started again with its data.
 
-    def __init__(self, *, password: str | None = None) -> None:
+    Args:
+        password: What clients must know.
+        durable: Whether every write is on disk before it is answered; for tests that kill the server.
+    """
+
+    def __init__(self, *, password: str | None = None, durable: bool = True) -> None:
+        self._durable = durable
         self.port = free_port()
         self.password = password
         self._folder = tempfile.TemporaryDirectory(prefix="redis-")
@@ -78,7 +84,9 @@ class RedisServer:
     def start(self) -> None:
         """Start it and wait until it answers."""
         command = [redis_executable(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder.name]
-        command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always", "--loglevel", "warning"]
+        command += ["--save", "", "--loglevel", "warning"]
+        if self._durable:
+            command += ["--appendonly", "yes", "--appendfsync", "always"]
         if self.password:
             command += ["--requirepass", self.password]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -113,7 +121,7 @@ class RedisServer:
 @functools.cache
 def shared_redis() -> RedisServer:
     """One server for all tests of this process that do not kill it."""
-    server = RedisServer()
+    server = RedisServer(durable=False)
     server.start()
     atexit.register(server.close)
     return server

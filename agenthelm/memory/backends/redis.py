@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 from urllib.parse import urlsplit
 
 import anyio
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     import redis
 
 __all__ = ["RedisBackend"]
-
-T = TypeVar("T")
 
 _RETRIES = 3
 _PAGE = 1000
@@ -83,6 +81,7 @@ class RedisBackend(KeyValueBackend):
         self._clock = clock or SystemClock()
         self._backoff = Backoff(initial=0.05, factor=4.0, maximum=1.0, jitter=False)
         self._links: RunVar[_Link | None] = RunVar(f"agenthelm_redis_{id(self):x}", None)
+        self._failures: tuple[type[Exception], ...] = ()
         self._closed = False
 
     @property
@@ -102,7 +101,7 @@ class RedisBackend(KeyValueBackend):
             await self._one("MSET", *(part for item in items.items() for part in item))
         else:
             commands: list[Command] = [("SET", key, value, *_expiry(ttl)) for key, value in items.items()]
-            await self._call(lambda link: link.several(commands))
+            await self._call("several", commands)
 
     async def delete(self, keys: Sequence[str]) -> int:
         pages = [keys[start : start + _PAGE] for start in range(0, len(keys), _PAGE)]
@@ -131,7 +130,7 @@ class RedisBackend(KeyValueBackend):
             if ttl is None:
                 return int(await self._once("INCRBY", key, amount))
             commands: list[Command] = [("SET", key, 0, *_expiry(ttl), "NX"), ("INCRBY", key, amount)]
-            return int((await self._call(lambda link: link.several(commands), retries=0))[1])
+            return int((await self._call("several", commands, retries=0))[1])
         except MemoryStoreError as exc:
             if isinstance(exc.__cause__, ResponseError) and re.search("not an integer|overflow", str(exc.__cause__)):
                 raise not_an_integer(key) from exc
@@ -148,39 +147,36 @@ class RedisBackend(KeyValueBackend):
             with anyio.CancelScope(shield=True):
                 await link.aclose()
 
-    async def _one(self, *command: str | int) -> Any:
-        return await self._call(lambda link: link.one(*command))
+    def _one(self, *command: str | int) -> Awaitable[Any]:
+        return self._call("one", *command)
 
-    async def _once(self, *command: str | int) -> Any:
-        return await self._call(lambda link: link.one(*command), retries=0)
+    def _once(self, *command: str | int) -> Awaitable[Any]:
+        return self._call("one", *command, retries=0)
 
-    async def _call(self, command: Callable[[_Link], Awaitable[T]], *, retries: int = _RETRIES) -> T:
-        from redis import exceptions
-
-        link = self._link()
-        for attempt in range(1, retries + 2):
+    async def _call(self, method: Literal["one", "several"], *args: Any, retries: int = _RETRIES) -> Any:
+        link = self._links.get() or self._link()
+        attempt = 0
+        while True:
+            attempt += 1
             try:
-                return await command(link)
-            except exceptions.ConnectionError as exc:
-                final = isinstance(exc, (exceptions.AuthenticationError, exceptions.AuthorizationError))
-                if final or attempt > retries:
-                    await checkpoint_if_cancelled()
-                    raise self._translated(exc) from exc
-            except (exceptions.RedisError, OSError, UnicodeDecodeError) as exc:
+                return await getattr(link, method)(*args)
+            except self._failures as exc:
                 # A thread can't be interrupted: who was cancelled while it waited is told that, not what it ran into.
                 await checkpoint_if_cancelled()
-                raise self._translated(exc) from exc
+                if attempt > retries or not _may_pass(exc):
+                    raise self._translated(exc) from exc
             await self._clock.sleep(self._backoff.delay(attempt))
-        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _link(self) -> _Link:
+        """Make what belongs to this event loop; redis-py is loaded here."""
         if self._closed:
             raise MemoryStoreError(f"the memory at {self._location} is closed; open another one")
-        link = self._links.get()
-        if link is None:
-            made = _ThreadLink if _on_trio() else _AsyncLink
-            link = made(self._url, self._size, self._timeout, self._connect_timeout)
-            self._links.set(link)
+        from redis.exceptions import RedisError
+
+        self._failures = (RedisError, OSError, UnicodeDecodeError)
+        made = _ThreadLink if _on_trio() else _AsyncLink
+        link = made(self._url, self._size, self._timeout, self._connect_timeout)
+        self._links.set(link)
         return link
 
     def _translated(self, error: Exception) -> MemoryStoreError:
@@ -274,6 +270,14 @@ def _options(timeout: float, connect_timeout: float, retry: object) -> dict[str,
         "socket_keepalive": True,
         "client_name": "agenthelm",
     }
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the connection broke, so that another one may do."""
+    from redis import exceptions
+
+    refused = (exceptions.AuthenticationError, exceptions.AuthorizationError)
+    return isinstance(error, exceptions.ConnectionError) and not isinstance(error, refused)
 
 
 def _on_trio() -> bool:
