@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeAlias
 
+from agenthelm.exceptions import BudgetExceededError
 from agenthelm.tracing import names
 from agenthelm.tracing.providers import current_meter, current_tracer
 from agenthelm.tracing.scrub import scrub
@@ -39,6 +40,11 @@ class SpanHandle(Protocol):
     @property
     def recording(self) -> bool:
         """Whether anybody will see what is set; spare the work of computing values where nobody does."""
+        ...
+
+    @property
+    def listening(self) -> bool:
+        """Whether anything set here is kept: by the span, or for the metrics."""
         ...
 
     @property
@@ -81,6 +87,7 @@ class _Nothing:
     __slots__ = ()
 
     recording: Final = False
+    listening: Final = False
 
     @property
     def trace_id(self) -> str | None:
@@ -185,6 +192,10 @@ class _Site:
         return self._span is not None and self._span.is_recording()
 
     @property
+    def listening(self) -> bool:
+        return self._meter is not None or self.recording
+
+    @property
     def trace_id(self) -> str | None:
         if self._span is None:
             return _ambient()[0]
@@ -224,6 +235,11 @@ class _Site:
             return
         from opentelemetry.trace import StatusCode
 
+        if isinstance(error, BudgetExceededError):
+            self._span.set_attribute(names.BUDGET_SCOPE, error.scope)
+            self._span.set_attribute(names.BUDGET_RESOURCE, error.resource)
+            self._span.set_attribute(names.BUDGET_LIMIT, error.limit)
+            self._span.set_attribute(names.BUDGET_SPENT, error.spent)
         self._span.set_attribute(names.ERROR_TYPE, self._error)
         self._span.set_status(StatusCode.ERROR, message)
         if isinstance(error, Exception):

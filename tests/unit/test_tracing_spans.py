@@ -19,6 +19,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from pydantic import SecretStr
 
 from agenthelm.tracing import context, names, spans
+from agenthelm.tracing.calls import describe
 from agenthelm.tracing.tracer import AgentHelmTracer
 from tests.support.telemetry import CONVENTIONS, METRICS, Recorded, foreign, recorded
 
@@ -279,6 +280,48 @@ def test_secrets_reach_no_exporter_even_with_content(telemetry: Recorded, conten
     assert shown.count("***") >= 8
 
 
+def test_a_span_says_which_budget_refused_its_call(telemetry: Recorded) -> None:
+    from agenthelm.exceptions import BudgetExceededError
+
+    with suppress(BudgetExceededError), spans.chat("m"):
+        raise BudgetExceededError(scope="run", resource="usd", limit=0.5, spent=0.4, requested=0.2)
+    attributes = telemetry.span("chat m").attributes or {}
+    assert {key: value for key, value in attributes.items() if ".budget." in key} == {
+        "agenthelm.budget.scope": "run",
+        "agenthelm.budget.resource": "usd",
+        "agenthelm.budget.limit": 0.5,
+        "agenthelm.budget.spent": 0.4,
+    }
+
+
+_EVENT = {
+    "kind": "tool", "outcome": "success", "retry_count": 0, "late": False, "run_id": "r", "session_id": "s",
+    "namespace": "n", "agent_name": "a", "step": None, "effect_id": "e-1", "compensates": "e-0",
+    "estimated_cost_usd": 0.05, "inputs": {"city": "Lisbon"}, "outputs": {"result": {"id": 1}},
+}  # fmt: skip
+
+
+def test_a_span_tells_what_its_event_tells(telemetry: Recorded) -> None:
+    with spans.tool("t") as span:
+        describe(span, _EVENT)
+    attributes = dict(telemetry.span("execute_tool t").attributes or {})
+    for key in ("gen_ai.operation.name", "gen_ai.tool.name", "gen_ai.tool.type"):
+        del attributes[key]
+    assert attributes == {
+        "agenthelm.outcome": "success", "agenthelm.retry.count": 0, "agenthelm.run.id": "r", "gen_ai.conversation.id": "s",
+        "agenthelm.namespace": "n", "gen_ai.agent.name": "a", "agenthelm.effect.id": "e-1",
+        "agenthelm.saga.compensates": "e-0", "agenthelm.cost.usd": 0.05,
+    }  # fmt: skip
+
+
+def test_a_span_tells_its_event_s_content_when_opted_in(telemetry: Recorded, content: None) -> None:
+    with spans.tool("t") as span:
+        describe(span, _EVENT)
+    attributes = telemetry.span("execute_tool t").attributes or {}
+    assert attributes["gen_ai.tool.call.arguments"] == '{"city": "Lisbon"}'
+    assert attributes["gen_ai.tool.call.result"] == '{"id": 1}'
+
+
 def test_the_facade_makes_the_same_spans(telemetry: Recorded, content: None) -> None:
     class Planner:
         name = "planner"
@@ -377,6 +420,7 @@ def test_without_an_sdk_there_is_one_shared_handle_that_does_nothing() -> None:
         assert one is other
         one.set(names.TOOL_ARGUMENTS, object())
         one.fail(ValueError())
+        describe(one, {})
         assert (one.recording, one.trace_id, one.span_id) == (False, None, None)
 
 
