@@ -106,7 +106,7 @@ class ToolLoop(dspy.Module):
             turns.append(_Turn(str(choice.next_thought), choice.next_tool_name, _shown(arguments), observation))
         raise_if_stopped()
         answer = _ask(self.answer, turns, inputs)
-        return dspy.Prediction(**{name: getattr(answer, name) for name in self.signature.output_fields})
+        return dspy.Prediction(**{name: answer[name] for name in self.signature.output_fields})
 
     def _observe(self, name: str, arguments: Mapping[str, Any]) -> str:
         """One tool call, and what the LM is told of it."""

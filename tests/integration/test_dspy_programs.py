@@ -58,7 +58,7 @@ def model() -> ScriptedLM:
 
     def reply(request: Any) -> dict[str, Any]:
         last = request.messages[-1].text or ""
-        country = max(CAPITALS, key=lambda name: last.rfind(name))
+        country = max(CAPITALS, key=last.rfind)
         return {"reasoning": "geography", "answer": CAPITALS[country]}
 
     return ScriptedLM(reply)
@@ -204,5 +204,5 @@ def test_the_package_never_configures_dspy_globally() -> None:
     package = Path(sys.modules["agenthelm"].__file__ or "").parent
     sources = {path: path.read_text("utf-8") for path in package.rglob("*.py")}
     assert [
-        path for path, text in sources.items() if re.search(r"^\s*(dspy|settings)\S*\.configure\(", text, re.M)
+        path for path, text in sources.items() if re.search(r"^\s*(dspy|settings)\S*\.configure\(", text, re.MULTILINE)
     ] == []

@@ -449,7 +449,7 @@ async def test_an_error_that_the_agent_makes_of_another_stays_as_it_is() -> None
             try:
                 await self.ause("no_such_tool")
             except UnknownToolError:
-                raise RuntimeError("my own words")
+                raise RuntimeError("my own words")  # noqa: B904 - as people write it
 
     with pytest.raises(RuntimeError, match="my own words"):
         await Translating().run()

@@ -11,8 +11,9 @@ from pydantic import BaseModel, Field
 from agenthelm.agent import Agent, FieldSpec
 
 if TYPE_CHECKING:
-    from agenthelm.memory.context import MemoryContext
     from agenthelm.memory.nowhere import Missing  # type: ignore[import-not-found]
+
+    from agenthelm.memory.context import MemoryContext
 
 
 class Findings(dspy.Signature):

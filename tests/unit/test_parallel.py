@@ -116,7 +116,7 @@ async def test_a_function_merges_as_it_likes(how: str) -> None:
 
 async def test_a_merge_function_that_returns_no_mapping_is_named() -> None:
     with pytest.raises(AgentOutputError, match="returned a list"):
-        await Parallel([agent("a")], merge=lambda results: list(results)).run(task="t")  # type: ignore[arg-type, return-value]
+        await Parallel([agent("a")], merge=list).run(task="t")  # type: ignore[arg-type, return-value]
 
 
 async def test_the_first_failure_cancels_the_others_and_is_raised_bare() -> None:

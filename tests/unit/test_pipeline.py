@@ -131,7 +131,7 @@ async def test_an_agent_that_declares_no_outputs_ends_the_check_downstream() -> 
 
 
 async def test_a_field_that_turns_out_to_be_missing_downstream_is_named() -> None:
-    with pytest.raises(WiringError, match="agent 'b' needs 'n', .*available: anything, task"):
+    with pytest.raises(WiringError, match=r"agent 'b' needs 'n', .*available: anything, task"):
         await Pipeline([Undeclared("u"), agent("b", "n: int -> x")]).run(task="t")
 
 

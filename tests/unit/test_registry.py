@@ -182,8 +182,8 @@ def test_a_file_that_raises_is_named_with_the_line(app: Any) -> None:
         ("import sys\nsys.exit(3)\n", r"app\.py:3: SystemExit: 3"),
         ("import no_such_module_anywhere\n", r"app\.py:2: ModuleNotFoundError"),
         ("class A(Agent):\n    def forward(self, question):\n        pass\n", r"app\.py:2: AgentError"),
-        ("class A(Agent):\n    def forward(self, context):\n        pass\n"
-         "    def __init__(self):\n        raise OSError('no disk')\n", r"app\.py:6: OSError: no disk"),
+        (("class A(Agent):\n    def forward(self, context):\n        pass\n"
+         "    def __init__(self):\n        raise OSError('no disk')\n"), r"app\.py:6: OSError: no disk"),
         ("x = 1\n", "holds no agents"),
     ],
 )  # fmt: skip
