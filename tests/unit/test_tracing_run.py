@@ -1,0 +1,148 @@
+"""The trace of real runs: one tree, names of the conventions, links between an undo and what it undoes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+
+from agenthelm import Agent, InMemoryStorage, Orchestrator, Parallel, Pipeline, ToolRegistry, tool
+from agenthelm.core.storage.base import EVENTS
+from agenthelm.tracing import context, names
+from tests.support.telemetry import Recorded, foreign, recorded
+
+SECRET = "hunter2-correct-horse"
+
+
+@pytest.fixture
+def telemetry() -> Iterator[Recorded]:
+    with recorded() as made:
+        yield made
+
+
+@pytest.fixture
+def tools() -> ToolRegistry:
+    registry = ToolRegistry()
+
+    @tool(registry=registry, compensating_tool="cancel", side_effects=["booking:write"])
+    async def book(city: str, idempotency_key: str) -> dict[str, Any]:
+        """Book."""
+        return {"booking_id": 1}
+
+    @tool(registry=registry, idempotent=True)
+    def cancel(idempotency_key: str) -> None:
+        """Cancel."""
+
+    @tool(registry=registry)
+    def refuse(password: str) -> None:
+        """Refuse."""
+        raise ValueError(f"refused https://user:{SECRET}@example.org/")
+
+    return registry
+
+
+class Booker(Agent):
+    """Books."""
+
+    async def aforward(self, context: Any, task: str) -> dict[str, Any]:
+        await context.write("city", task)
+        return {"booking_id": (await self.ause("book", city=task))["booking_id"]}
+
+
+class Refuser(Agent):
+    """Fails in a worker thread."""
+
+    def forward(self, context: Any, task: str) -> dict[str, Any]:
+        context.read("city")
+        self.use("refuse", password=SECRET)
+        return {"never": 1}
+
+
+def _path(telemetry: Recorded, span: ReadableSpan) -> list[str]:
+    by_id = {other.context.span_id: other for other in telemetry.spans if other.context}
+    path = [span.name]
+    while span.parent is not None:
+        span = by_id[span.parent.span_id]
+        path.append(span.name)
+    return path
+
+
+async def test_a_run_is_one_trace_across_tasks_threads_and_hops_back(telemetry: Recorded, tools: ToolRegistry) -> None:
+    async with Orchestrator(tools=tools) as orchestrator:
+        result = await orchestrator.run(Parallel([Booker("one"), Booker("two")]), task="Lisbon")
+    paths = sorted(_path(telemetry, span) for span in telemetry.spans)
+    run = next(name for name in (path[-1] for path in paths) if name.startswith("invoke_workflow"))
+    assert paths == sorted(
+        [[run]]
+        + [[f"invoke_agent {name}", run] for name in ("one", "two")]
+        + [["execute_tool book", f"invoke_agent {name}", run] for name in ("one", "two")]
+        + [["upsert_memory", f"invoke_agent {name}", run] for name in ("one", "two")]
+    )
+    workflow = telemetry.span(run)
+    assert (workflow.attributes or {})[names.RUN_ID] == result.run_id
+    assert (workflow.attributes or {})[names.SAGA_STATUS] == "success"
+    assert workflow.context
+    assert f"{workflow.context.trace_id:032x}" == result.trace_id
+
+
+async def test_a_failed_run_s_trace_shows_the_error_and_links_the_undo(
+    telemetry: Recorded, tools: ToolRegistry
+) -> None:
+    async with Orchestrator(tools=tools) as orchestrator:
+        with pytest.raises(ValueError, match="refused"):
+            await orchestrator.run(Pipeline([Booker("booker"), Refuser("refuser")]), task="Lisbon")
+    refused = telemetry.span("execute_tool refuse")
+    assert (refused.attributes or {})["error.type"] == "ValueError"
+    assert _path(telemetry, telemetry.span("read_memory"))[1] == "invoke_agent refuser"
+    (link,) = telemetry.span("execute_tool cancel").links
+    assert dict(link.attributes or {}) == {names.LINK_KIND: "undoes"}
+    assert link.context.trace_id == refused.context.trace_id  # type: ignore[union-attr]
+
+
+async def test_everything_a_run_emits_is_named_by_the_conventions_or_ours_and_holds_no_secret(
+    telemetry: Recorded, tools: ToolRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(names.CAPTURE_CONTENT, "SPAN_ONLY")
+    async with Orchestrator(tools=tools) as orchestrator:
+        with pytest.raises(ValueError, match="refused"):
+            await orchestrator.run(Pipeline([Booker("booker"), Refuser("refuser")]), task=f"token={SECRET}")
+    assert len(telemetry.spans) > 6
+    for span in telemetry.spans:
+        assert foreign(span.attributes) == set(), span.name
+        for part in (*span.events, *span.links):
+            assert foreign(part.attributes) == set(), span.name
+    assert SECRET not in "".join(span.to_json() for span in telemetry.spans)
+    assert SECRET not in json.dumps(str(telemetry.metrics()))
+    assert telemetry.points("gen_ai.execute_tool.duration")
+
+
+async def test_event_and_span_of_a_call_share_their_ids(telemetry: Recorded, tools: ToolRegistry) -> None:
+    storage = InMemoryStorage()
+    async with Orchestrator(tools=tools, storage=storage) as orchestrator:
+        await orchestrator.run(Booker("booker"), task="Lisbon")
+    (event,) = await storage.read(EVENTS)
+    span = telemetry.span("execute_tool book")
+    assert span.context is not None
+    assert event.data["trace_id"] == f"{span.context.trace_id:032x}"
+    assert event.data["span_id"] == f"{span.context.span_id:016x}"
+    assert (span.attributes or {})[names.TOOL_CALL_ID] == event.data["id"]
+
+
+async def test_a_web_request_s_trace_continues_into_the_run(telemetry: Recorded, tools: ToolRegistry) -> None:
+    async with Orchestrator(tools=tools) as orchestrator:
+        with context.extract({"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}):
+            result = await orchestrator.run(Booker("booker"), task="Lisbon")
+    assert result.trace_id == "a" * 32
+
+
+async def test_undoing_a_run_later_links_to_its_trace(telemetry: Recorded, tools: ToolRegistry) -> None:
+    async with Orchestrator(tools=tools) as orchestrator:
+        result = await orchestrator.run(Booker("booker"), task="Lisbon")
+        await orchestrator.undo(result.run_id)
+    (undo,) = [span for span in telemetry.spans if span.name.startswith("invoke_workflow undo")]
+    (link,) = undo.links
+    assert f"{link.context.trace_id:032x}" == result.trace_id
+    assert dict(link.attributes or {}) == {names.LINK_KIND: "continues"}
