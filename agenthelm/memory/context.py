@@ -52,9 +52,9 @@ class MemoryContext:
     __slots__ = ("_own", "_shared", "_texts", "hub", "namespace", "session_id")
 
     def __init__(self, session_id: str, hub: MemoryHub, *, namespace: str = "default") -> None:
-        self.session_id = check_key(session_id, what="a session id")
-        self.namespace = check_key(namespace, what="a namespace")
-        self.hub = hub
+        self.session_id: str = check_key(session_id, what="a session id")
+        self.namespace: str = check_key(namespace, what="a namespace")
+        self.hub: MemoryHub = hub
         self._own = hub.short_term.view(session_prefix(namespace, session_id))
         self._shared = hub.short_term.view(shared_prefix(namespace))
         self._texts = hub.collection(namespace)

@@ -67,12 +67,12 @@ class MemoryHub:
     ) -> None:
         self._closes: list[ShortTermMemory | SemanticMemory] = []
         if isinstance(short_term, ShortTermMemory):
-            self.short_term = short_term
+            self.short_term: ShortTermMemory = short_term
         else:
             self.short_term = ShortTermMemory(short_term)
             self._closes.append(self.short_term)
         if isinstance(semantic, SemanticMemory):
-            self.semantic = semantic
+            self.semantic: SemanticMemory = semantic
         else:
             self.semantic = SemanticMemory(semantic, embedder=embedder, embedder_name=embedder_name)
             self._closes.append(self.semantic)

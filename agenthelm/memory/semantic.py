@@ -56,8 +56,8 @@ class SemanticMemory:
         workers: Workers | None = None,
     ) -> None:
         self._owns = isinstance(backend, str)
-        self.backend = vector_backend_from(backend) if isinstance(backend, str) else backend
-        self.collection = check_key(collection, what="a collection's name")
+        self.backend: VectorBackend = vector_backend_from(backend) if isinstance(backend, str) else backend
+        self.collection: str = check_key(collection, what="a collection's name")
         self._automatic = embedder == "auto"
         self._embedder = resolve(embedder, name=embedder_name)
         self._workers = workers or Workers(8)

@@ -39,7 +39,7 @@ class ShortTermMemory:
         self, backend: str | KeyValueBackend = "redis://localhost:6379", *, clock: Clock | None = None
     ) -> None:
         self._owns = isinstance(backend, str)
-        self.backend = backend_from_url(backend, clock=clock) if isinstance(backend, str) else backend
+        self.backend: KeyValueBackend = backend_from_url(backend, clock=clock) if isinstance(backend, str) else backend
         self._prefix = _DIRECT
 
     async def read(self, key: str, default: Any = None) -> Any:

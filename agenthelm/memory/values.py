@@ -80,9 +80,10 @@ def _plain(value: Any) -> Any:
                 made[step] = _plain(item)
             return made
         if isinstance(value, (list, tuple)):
-            items = []
-            for step, item in enumerate(value):
-                items.append(_plain(item))  # noqa: PERF401 - the step is part of the error
+            items: list[Any] = []
+            for item in value:
+                step = len(items)
+                items.append(_plain(item))
             return items
     except _UnfitError as exc:
         exc.path.append(f"[{step!r}]")

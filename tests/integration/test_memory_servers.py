@@ -87,7 +87,7 @@ async def test_rediss_verifies_the_certificate(proxy: TlsProxy) -> None:
             for _ in range(20):
                 group.start_soon(memory.read, "tls")
     async with ShortTermMemory(url) as memory:
-        with pytest.raises(MemoryStoreError, match="certificate|CERTIFICATE"):
+        with pytest.raises(MemoryStoreError, match=r"certificate|CERTIFICATE"):
             await memory.read("tls")
 
 
@@ -97,7 +97,7 @@ async def test_a_chroma_server_behind_https_must_show_a_certificate_that_can_be_
     proxy = TlsProxy(shared_chroma().port)
     try:
         async with MemoryHub(semantic=f"https://localhost:{proxy.port}", embedder="lexical") as hub:
-            with pytest.raises(MemoryStoreError, match="certificate|CERTIFICATE"):
+            with pytest.raises(MemoryStoreError, match=r"certificate|CERTIFICATE"):
                 await hub.create_context("s").remember("text")
         monkeypatch.setenv("SSL_CERT_FILE", str(proxy.certificate))
         async with MemoryHub(semantic=f"https://localhost:{proxy.port}", embedder="lexical") as hub:

@@ -105,7 +105,7 @@ async def test_minilm_offline_is_one_clear_error(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     _point_chroma_at(monkeypatch, tmp_path, url="http://127.0.0.1:1/onnx.tar.gz")
     async with SemanticMemory(embedder="minilm") as memory:
-        with pytest.raises(MemoryStoreError, match="could not be downloaded.*lexical"):
+        with pytest.raises(MemoryStoreError, match=r"could not be downloaded.*lexical"):
             await memory.add("text")
 
 
@@ -144,7 +144,7 @@ class Embedding:
         (by_length, f"{__name__}.by_length"),
         (by_length_async, f"{__name__}.by_length_async"),
         (Embedding(), f"{__name__}.Embedding"),
-        (dspy.Embedder(lambda texts: by_length(texts), caching=False), f"{__name__}.<lambda>"),
+        (dspy.Embedder(by_length, caching=False), f"{__name__}.by_length"),
     ],
     ids=["function", "coroutine function", "object", "dspy.Embedder"],
 )
