@@ -1,0 +1,476 @@
+"""Runs: agents, flows and plans under one saga, budget, session and trace, alone and inside a service."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import anyio
+import dspy
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from agenthelm._runtime.context import current_run
+from agenthelm._runtime.progress import Progress
+from agenthelm.agent.base import Agent
+from agenthelm.core.cost import Budget
+from agenthelm.core.storage import SqliteStorage
+from agenthelm.core.storage.base import EVENTS
+from agenthelm.core.tool import ToolRegistry, tool
+from agenthelm.exceptions import (
+    AgentInputError,
+    BudgetExceededError,
+    PlanError,
+    RunNotFoundError,
+    RunTimeoutError,
+    WiringError,
+)
+from agenthelm.memory import MemoryHub
+from agenthelm.orchestration.orchestrator import Orchestrator
+from agenthelm.orchestration.parallel import Parallel
+from agenthelm.orchestration.pipeline import Pipeline
+from agenthelm.orchestration.saga import Ref, Step
+from agenthelm.testing.lm import ScriptedLM
+
+on_asyncio = pytest.mark.parametrize(
+    "anyio_backend", ["asyncio", pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop")]
+)
+
+
+class World:
+    """Bookings that tools make and cancel."""
+
+    def __init__(self) -> None:
+        self.booked: set[str] = set()
+        self.log: list[str] = []
+        self.tools = ToolRegistry()
+        self.cancelled = anyio.Event()
+
+        @tool(registry=self.tools, compensating_tool="cancel", side_effects=["booking:write"])
+        async def book(name: str, idempotency_key: str) -> dict[str, str]:
+            self.booked.add(name)
+            self.log.append(f"book {name}")
+            return {"booking": name}
+
+        @tool(registry=self.tools, compensating_tool="cancel", side_effects=["booking:write"])
+        def book_in_thread(name: str, idempotency_key: str) -> dict[str, str]:
+            self.booked.add(name)
+            self.log.append(f"book {name}")
+            return {"booking": name}
+
+        @tool(registry=self.tools)
+        async def cancel(booking: str) -> None:
+            self.booked.discard(booking)
+            self.log.append(f"cancel {booking}")
+            self.cancelled.set()
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+class Books(Agent):
+    """Books something."""
+
+    def __init__(self, name: str = "books", what: str = "room") -> None:
+        super().__init__(name=name)
+        self.what = what
+
+    async def aforward(self, context: Any, task: str) -> dict[str, str]:
+        result: dict[str, str] = await self.ause("book", name=f"{self.what} {task}")
+        return {self.name: result["booking"]}
+
+
+class BooksInThread(Agent):
+    """Books something from a worker thread."""
+
+    def forward(self, context: Any, task: str) -> dict[str, str]:
+        result = self.use("book_in_thread", name=f"thread {task}")
+        context.write("booked", result)
+        return {"thread": context.read("booked")["booking"]}
+
+
+class Fails(Agent):
+    """Never works."""
+
+    async def aforward(self, context: Any, task: str) -> dict[str, str]:
+        raise RuntimeError(f"no {task}")
+
+
+class Hangs(Agent):
+    """Waits for ever."""
+
+    def __init__(self) -> None:
+        super().__init__(name="hangs")
+
+    async def aforward(self, context: Any, task: str) -> dict[str, str]:
+        await anyio.sleep_forever()
+        return {}
+
+
+class Answers(Agent):
+    """Asks the model."""
+
+    class Signature(dspy.Signature):
+        """Answer."""
+
+        question: str = dspy.InputField()
+        answer: str = dspy.OutputField()
+
+
+class TestRuns:
+    async def test_a_pipeline_hands_back_its_final_state_without_the_task(self, world: World) -> None:
+        async with Orchestrator(tools=world.tools) as orchestrator:
+            result = await orchestrator.run_pipeline([Books(), BooksInThread()], "x")
+        assert dict(result) == {"books": "room x", "thread": "thread x"}
+        assert (result.cost_usd, result.saga.status, result.in_doubt) == (0.0, "success", ())
+        assert result.session_id
+        assert world.booked == {"room x", "thread x"}
+
+    async def test_what_agents_did_is_undone_when_a_later_one_fails(self, world: World) -> None:
+        async with Orchestrator(tools=world.tools) as orchestrator:
+            with pytest.raises(RuntimeError, match="no x") as caught:
+                await orchestrator.run_pipeline([Books(), BooksInThread(), Fails()], "x")
+        assert world.log == ["book room x", "book thread x", "cancel thread x", "cancel room x"]
+        assert caught.value.saga.status == "rolled_back"  # type: ignore[attr-defined]
+        assert caught.value.run_id  # type: ignore[attr-defined]
+
+    async def test_and_across_parallel_branches(self, world: World) -> None:
+        async with Orchestrator(tools=world.tools) as orchestrator:
+            with pytest.raises(RuntimeError):
+                await orchestrator.run(
+                    Pipeline([Parallel([Books("a", "a"), Books("b", "b"), BooksInThread()]), Fails()]), "x"
+                )
+        assert world.booked == set()
+        assert len(world.log) == 6
+
+    async def test_without_rollback_it_stands(self, world: World) -> None:
+        async with Orchestrator(tools=world.tools) as orchestrator:
+            with pytest.raises(RuntimeError) as caught:
+                await orchestrator.run_pipeline([Books(), Fails()], "x", rollback=False)
+        assert world.booked == {"room x"}
+        assert caught.value.saga.status == "stopped"  # type: ignore[attr-defined]
+
+    async def test_a_collected_branch_that_fails_is_undone_at_once_and_the_others_stand(self, world: World) -> None:
+        flow = Parallel(
+            [Books("good", "good"), Pipeline([Books("bad", "bad"), Fails()], name="branch")], on_error="collect"
+        )
+        async with Orchestrator(tools=world.tools) as orchestrator:
+            result = await orchestrator.run(flow, "x")
+        assert result["errors"] == {"branch": "RuntimeError: no x"}
+        assert world.booked == {"good x"}
+        assert result.saga.status == "success"
+
+    async def test_a_deadline_undoes_too(self, world: World) -> None:
+        async with Orchestrator(tools=world.tools) as orchestrator:
+            with pytest.raises(RunTimeoutError, match=r"0\.05 s"):
+                await orchestrator.run_pipeline([Books(), Hangs()], "x", timeout=0.05)
+        assert world.log == ["book room x", "cancel room x"]
+
+    async def test_cancellation_undoes_too(self, world: World) -> None:
+        async with Orchestrator(tools=world.tools) as orchestrator, anyio.create_task_group() as group:
+            group.start_soon(orchestrator.run_pipeline, [Books(), Hangs()], "x")
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        assert world.log == ["book room x", "cancel room x"]
+
+    @on_asyncio
+    @pytest.mark.parametrize("times", [1, 2])
+    async def test_so_does_native_cancellation_once_and_twice(self, world: World, times: int) -> None:
+        async with Orchestrator(tools=world.tools) as orchestrator:
+            task = asyncio.ensure_future(orchestrator.run_pipeline([Books(), Hangs()], "x"))
+            await anyio.wait_all_tasks_blocked()
+            for _ in range(times):
+                task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert world.log == ["book room x", "cancel room x"]
+
+    async def test_two_hundred_runs_at_once_share_nothing(self, world: World) -> None:
+        async with Orchestrator(tools=world.tools) as orchestrator:
+            seen: dict[str, str] = {}
+
+            async def one(i: int) -> None:
+                agents = [Books(), *([Fails()] if i % 2 else [])]
+                try:
+                    result = await orchestrator.run_pipeline(agents, str(i), session_id=f"s{i}")
+                except RuntimeError:
+                    return
+                seen[result.session_id] = result["books"]
+
+            async with anyio.create_task_group() as group:
+                for i in range(200):
+                    group.start_soon(one, i)
+        assert seen == {f"s{i}": f"room {i}" for i in range(0, 200, 2)}
+        assert world.booked == {f"room {i}" for i in range(0, 200, 2)}
+
+
+class TestRefusals:
+    async def test_wiring_is_checked_before_anything_happens(self, world: World) -> None:
+        lm = ScriptedLM([{"answer": "never"}])
+
+        class Needs(Agent):
+            async def aforward(self, context: Any, task: str, missing: int) -> dict[str, str]:
+                raise AssertionError
+
+        async with Orchestrator(tools=world.tools, lm=lm) as orchestrator:
+            with pytest.raises(WiringError, match=r"'needs' needs 'missing'"):
+                await orchestrator.run_pipeline([Answers(), Needs()], "x")
+            assert await orchestrator.storage.streams() == []
+        assert world.log == []
+        assert lm.requests == []
+
+    async def test_an_empty_task_is_refused(self, world: World) -> None:
+        async with Orchestrator(tools=world.tools) as orchestrator:
+            with pytest.raises(AgentInputError, match="task is empty"):
+                await orchestrator.run_pipeline([Books()], "  ")
+
+    async def test_inputs_nobody_declares_are_refused(self, world: World) -> None:
+        async with Orchestrator(tools=world.tools) as orchestrator:
+            with pytest.raises(AgentInputError, match="takes no 'colour'"):
+                await orchestrator.run(Books(), "x", inputs={"colour": "red"})
+
+    async def test_a_compensation_that_could_never_run_is_an_error_before_the_first_effect(self, world: World) -> None:
+        @tool(registry=world.tools, compensating_tool="cancle")
+        async def buy() -> None: ...
+
+        async with Orchestrator(tools=world.tools) as orchestrator:
+            with pytest.raises(PlanError, match=r"'cancle'.*'cancel'"):
+                await orchestrator.run_pipeline([Books()], "x")
+        assert world.log == []
+
+
+class TestModels:
+    async def test_one_model_for_all_and_one_for_each(self) -> None:
+        everybody, single = ScriptedLM([{"answer": "all"}]), ScriptedLM([{"answer": "one"}])
+        first, second = Answers(name="first"), Answers(name="second")
+        async with Orchestrator(lm=everybody, lms={"second": single}) as orchestrator:
+            result = await orchestrator.run_parallel([first, second], "why?")
+        assert (result["first"]["answer"], result["second"]["answer"]) == ("all", "one")
+        assert result.usage.calls == 2
+        assert set(result.totals("agent")) == {"first", "second"}
+
+    async def test_a_model_may_be_named(self) -> None:
+        async with Orchestrator(lm="offline") as orchestrator:
+            result = await orchestrator.run(Answers(), "why?")
+        assert "offline" in result["answer"]
+
+    async def test_calls_are_on_record_with_their_agent(self) -> None:
+        async with Orchestrator(lm=ScriptedLM([{"answer": "a"}])) as orchestrator:
+            result = await orchestrator.run(Answers(name="asker"), "why?")
+            events = [r.data for r in await orchestrator.storage.read(EVENTS)]
+        assert [(e["kind"], e["agent_name"], e["run_id"]) for e in events] == [("lm", "asker", result.run_id)]
+
+    async def test_a_budget_of_calls_ends_the_run_whatever_is_swallowed(self, world: World) -> None:
+        class Stubborn(Agent):
+            async def aforward(self, context: Any, task: str) -> dict[str, str]:
+                await self.ause("book", name="room")
+                answers = []
+                for _ in range(5):
+                    try:
+                        answers.append((await self.ask("question -> answer", question=task)).answer)
+                    except Exception:
+                        answers.append("swallowed")
+                return {"answers": ",".join(answers)}
+
+        lm = ScriptedLM([{"answer": "a"}] * 5)
+        async with Orchestrator(tools=world.tools, lm=lm) as orchestrator:
+            with pytest.raises(BudgetExceededError) as caught:
+                await orchestrator.run(Stubborn(), "x", budget=Budget(calls=2))
+        assert (caught.value.scope, len(lm.requests)) == ("run", 2)
+        assert world.log == ["book room", "cancel room"]
+
+    async def test_an_agents_own_budget_ends_the_run_too(self) -> None:
+        lm = ScriptedLM([{"answer": "a"}] * 5)
+        flow = Pipeline([Answers(name="one"), Answers(name="two")])
+        async with Orchestrator(lm=lm, budgets={"two": Budget(calls=0)}) as orchestrator:
+            with pytest.raises(BudgetExceededError, match="agent:two"):
+                await orchestrator.run(flow, "x", inputs={"question": "why"})
+        assert len(lm.requests) == 1
+
+
+class TestNestedRuns:
+    async def test_a_nested_run_is_a_part_of_the_outer_one(self, world: World) -> None:
+        seen: list[str] = []
+
+        class Nests(Agent):
+            async def aforward(self, context: Any, task: str) -> dict[str, str]:
+                inner = await orchestrator.run_pipeline([Books()], f"{task} inner")
+                seen.append(inner.run_id)
+                return {"nested": inner["books"]}
+
+        async with Orchestrator(tools=world.tools) as orchestrator:
+            result = await orchestrator.run_pipeline([Nests()], "x")
+            assert seen == [result.run_id]
+            await orchestrator.undo(result.run_id)
+        assert world.log == ["book room x inner", "cancel room x inner"]
+
+    async def test_a_nested_run_that_fails_undoes_its_own_and_the_outer_may_go_on(self, world: World) -> None:
+        class Tolerant(Agent):
+            async def aforward(self, context: Any, task: str) -> dict[str, str]:
+                await self.ause("book", name="outer")
+                with pytest.raises(RuntimeError):
+                    await orchestrator.run_pipeline([Books(), Fails()], "inner")
+                return {"fine": "yes"}
+
+        async with Orchestrator(tools=world.tools) as orchestrator:
+            result = await orchestrator.run_pipeline([Tolerant()], "x")
+        assert world.log == ["book outer", "book room inner", "cancel room inner"]
+        assert result.saga.status == "success"
+
+    async def test_it_stands_under_the_outer_budget(self) -> None:
+        class Nests(Agent):
+            async def aforward(self, context: Any, task: str) -> dict[str, str]:
+                await orchestrator.run(Answers(), task, budget=Budget(calls=99))
+                await orchestrator.run(Answers(), task)
+                return {"fine": "yes"}
+
+        lm = ScriptedLM([{"answer": "a"}] * 5)
+        async with Orchestrator(lm=lm) as orchestrator:
+            with pytest.raises(BudgetExceededError, match="of run is 1 calls"):
+                await orchestrator.run(Nests(), "x", budget=Budget(calls=1))
+        assert len(lm.requests) == 1
+
+
+class TestAfterwards:
+    async def test_a_good_run_can_be_taken_back_once(self, world: World) -> None:
+        async with Orchestrator(tools=world.tools) as orchestrator:
+            result = await orchestrator.run_pipeline([Books(), BooksInThread()], "x")
+            undone = await orchestrator.undo(result.run_id)
+            again = await orchestrator.undo(result.run_id)
+        assert (undone.status, again.status) == ("rolled_back", "rolled_back")
+        assert world.log == ["book room x", "book thread x", "cancel thread x", "cancel room x"]
+
+    async def test_a_run_of_another_process_can_be_taken_back(self, world: World, tmp_path: Any) -> None:
+        path = tmp_path / "agenthelm.db"
+        async with SqliteStorage(path) as storage, Orchestrator(tools=world.tools, storage=storage) as orchestrator:
+            run_id = (await orchestrator.run_pipeline([Books()], "x")).run_id
+        async with SqliteStorage(path) as storage, Orchestrator(tools=world.tools, storage=storage) as orchestrator:
+            result = await orchestrator.undo(run_id)
+        assert (result.status, world.booked) == ("rolled_back", set())
+
+    async def test_an_unknown_run_is_an_error(self) -> None:
+        async with Orchestrator() as orchestrator:
+            with pytest.raises(RunNotFoundError, match="nope"):
+                await orchestrator.undo("nope")
+
+    async def test_plans_run_under_the_same_roof(self, world: World) -> None:
+        async with Orchestrator(tools=world.tools) as orchestrator:
+            result = await orchestrator.run_saga(
+                [Step("book", {"name": "a"}), Step("book", {"name": Ref("book", "booking")}, id="second")]
+            )
+            assert result.status == "success"
+            await orchestrator.undo(result.run_id)
+        assert world.log == ["book a", "book a", "cancel a", "cancel a"]
+
+
+class TestMemory:
+    async def test_a_session_goes_on_and_tenants_stay_apart(self) -> None:
+        class Counts(Agent):
+            async def aforward(self, context: Any, task: str) -> dict[str, int]:
+                count = await context.read("count", 0) + 1
+                await context.write("count", count)
+                return {"count": count}
+
+        async with MemoryHub() as hub, Orchestrator(hub) as orchestrator:
+            counts = [
+                (await orchestrator.run(Counts(), "x", session_id=session, namespace=namespace))["count"]
+                for session, namespace in [("s", "a"), ("s", "a"), ("t", "a"), ("s", "b")]
+            ]
+        assert counts == [1, 2, 1, 1]
+
+
+class TestWatching:
+    async def test_an_observer_hears_of_agents_and_tools(self, world: World) -> None:
+        heard: list[Progress] = []
+        async with Orchestrator(tools=world.tools, observer=heard.append) as orchestrator:
+            with pytest.raises(RuntimeError):
+                await orchestrator.run_pipeline([Books(), Fails()], "x")
+        assert [(p.kind, p.name) for p in heard] == [
+            ("agent_started", "books"), ("tool_started", "book"), ("tool_finished", "book"), ("agent_finished", "books"),
+            ("agent_started", "fails"), ("agent_failed", "fails"),
+            ("unwinding", "cancel"), ("tool_started", "cancel"), ("tool_finished", "cancel"), ("undone", "book"),
+        ]  # fmt: skip
+
+
+@on_asyncio
+async def test_in_a_service_a_client_that_goes_away_takes_its_effects_with_it(world: World) -> None:
+    import uvicorn
+
+    orchestrator = Orchestrator(tools=world.tools)
+    app = FastAPI()
+    hanging = anyio.Event()
+
+    class Signals(Hangs):
+        async def aforward(self, context: Any, task: str) -> dict[str, str]:
+            hanging.set()
+            return await super().aforward(context, task)
+
+    @app.get("/fine")
+    async def fine() -> dict[str, str]:
+        return dict(await orchestrator.run_pipeline([Books()], "fine"))
+
+    @app.get("/hang")
+    async def hang(request: Any = None) -> dict[str, str]:
+        return dict(await orchestrator.run_pipeline([Books(), Signals()], "hang", timeout=30))
+
+    server = uvicorn.Server(uvicorn.Config(CancelOnDisconnect(app), port=0, log_level="error", lifespan="off"))
+    async with anyio.create_task_group() as group:
+        group.start_soon(server.serve)
+        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+            await anyio.sleep(0.005)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            assert (await client.get("/fine")).json() == {"books": "room fine"}
+            async with anyio.create_task_group() as requests:
+                requests.start_soon(client.get, "/hang")
+                await hanging.wait()
+                requests.cancel_scope.cancel()
+        with anyio.fail_after(10):
+            await world.cancelled.wait()
+        server.should_exit = True
+    assert world.booked == {"room fine"}
+
+
+class CancelOnDisconnect:
+    """ASGI middleware: the handler is cancelled, as a task, when its client goes away."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        body = await receive()
+        handler = asyncio.ensure_future(self.app(scope, self._once(body), send))
+        gone = asyncio.ensure_future(receive())
+        await asyncio.wait({handler, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not handler.done():
+            handler.cancel()
+        gone.cancel()
+        await asyncio.gather(handler, gone, return_exceptions=True)
+
+    @staticmethod
+    def _once(message: Any) -> Any:
+        messages = [message]
+
+        async def receive() -> Any:
+            if messages:
+                return messages.pop()
+            await anyio.sleep_forever()
+            raise AssertionError
+
+        return receive
+
+
+async def test_nothing_is_left_behind(world: World) -> None:
+    before = threading.active_count()
+    async with Orchestrator(tools=world.tools) as orchestrator:
+        for _ in range(5):
+            await orchestrator.run_pipeline([Books()], "x")
+    assert current_run() is None
+    assert threading.active_count() <= before + 1
