@@ -94,9 +94,9 @@ class Orchestrator:
     ) -> None:
         self._owns_hub = memory_hub is None
         self._owns_storage = storage is None
-        self.memory_hub = memory_hub or MemoryHub()
-        self.storage = storage or InMemoryStorage()
-        self.tools = ToolRegistry.of(tools)
+        self.memory_hub: MemoryHub = memory_hub or MemoryHub()
+        self.storage: BaseStorage = storage or InMemoryStorage()
+        self.tools: ToolRegistry = ToolRegistry.of(tools)
         self.budget = budget
         self._lm = _model(lm)
         self._lms = {name: _model(own) for name, own in (lms or {}).items()}
@@ -241,7 +241,8 @@ class Orchestrator:
             RunBusyError: It is running, or somebody is undoing it.
             CorruptRecordError: Its journal can't be read.
         """
-        return await self._recovery().undo(run_id)
+        async with self._recovery() as recovery:
+            return await recovery.undo(run_id)
 
     async def recover(self, run_id: str | None = None, resume: bool = False) -> list[SagaResult]:
         """Finish what processes that died left behind. Never happens by itself.
@@ -257,15 +258,18 @@ class Orchestrator:
             RunBusyError: The one run that was asked for is held by a living process.
             CorruptRecordError: A journal can't be read.
         """
-        return await self._recovery().recover(run_id, resume=resume)
+        async with self._recovery() as recovery:
+            return await recovery.recover(run_id, resume=resume)
 
     async def retry(self, run_id: str) -> SagaResult:
         """Try once more to undo what got stuck; see `Recovery.retry`."""
-        return await self._recovery().retry(run_id)
+        async with self._recovery() as recovery:
+            return await recovery.retry(run_id)
 
     async def resolve(self, run_id: str, step: str, *, outcome: Literal["done", "undone"]) -> SagaResult:
         """Record a human's word on an effect that got stuck; see `Recovery.resolve`."""
-        return await self._recovery().resolve(run_id, step, outcome=outcome)
+        async with self._recovery() as recovery:
+            return await recovery.resolve(run_id, step, outcome=outcome)
 
     async def aclose(self) -> None:
         """Close what this orchestrator opened itself; a hub or storage that was passed in stays open."""
@@ -328,6 +332,7 @@ class Orchestrator:
                 ledger=scope.executor.ledger,
                 saga=scope.result,
                 trace_id=span.trace_id,
+                durable=executor.storage.durable,
             )
 
     def _given(self, flow: Runnable, task: str | None, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -378,8 +383,21 @@ class Orchestrator:
     def _executor(self, **own: Any) -> ToolExecutor:
         return ToolExecutor(self.tools, budgets=self._budgets, **self._executor_options, **own)
 
-    def _recovery(self) -> Recovery:
-        return Recovery(self._executor(storage=self.storage), self._grace)
+    @asynccontextmanager
+    async def _recovery(self) -> AsyncIterator[Recovery]:
+        """Ends runs of the past, where compensations and resumed steps may ask models as well."""
+        ambient = current_run()
+        context = RunContext(
+            run_id="recovery",
+            session_id="",
+            namespace="default",
+            depth=0 if ambient is None else ambient.depth,
+            observer=self._observer,
+            loop=anyio.lowlevel.current_token(),
+        )
+        executor = self._executor(storage=self.storage)
+        async with self._models(executor, context) as identity:
+            yield Recovery(executor, self._grace, identity)
 
 
 def _model(lm: Any) -> Any:

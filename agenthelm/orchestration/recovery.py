@@ -8,7 +8,7 @@ from typing import Literal
 
 import anyio
 
-from agenthelm._runtime.context import RunContext
+from agenthelm._runtime.context import RunContext, entered
 from agenthelm._runtime.groups import in_child, shielded
 from agenthelm.core.executor import ToolExecutor
 from agenthelm.exceptions import LeaseLostError, PlanError, RunBusyError, RunNotFoundError, StalePositionError
@@ -34,10 +34,12 @@ class Recovery:
     Attributes:
         executor: Its registry must hold the tools of the runs; its storage their journals.
         grace: Seconds for one compensation, its retries included.
+        identity: What all of it is done under; each run brings its own id, session and tenant.
     """
 
     executor: ToolExecutor
     grace: float = field(default=GRACE_SECONDS)
+    identity: RunContext = field(default_factory=lambda: RunContext(run_id="recovery", session_id="", namespace=""))
 
     async def load(self, run_id: str) -> RunState:
         """Read one run's journal.
@@ -143,16 +145,16 @@ class Recovery:
         return journal
 
     async def _finish(self, state: RunState, journal: Journal, *, resume: bool) -> SagaResult:
-        if not state.decided and not state.rollback:
-            return await self._close(state, journal, status="stopped")
         if resume and not state.decided and state.kind == "steps" and state.plan is not None:
-            plan = Plan.from_data(state.plan)
+            plan = Plan.from_data(state.plan["steps"])
             if (results := await in_child(self._resumable, state, plan, journal)) is not None:
                 return await in_child(self._resume, state, plan, journal, results)
+        if not state.decided and not state.rollback:
+            return await self._close(state, journal, status="stopped")
         return await in_child(self._unwind, state, journal, "its process died")
 
     async def _unwind(self, state: RunState, journal: Journal, reason: str) -> SagaResult:
-        with spans.workflow(
+        with entered(self._as(state)), spans.workflow(
             f"undo {state.name}", run_id=state.run_id, session_id=state.session_id,
             links=((state.trace_id, state.span_id, "continues"),),
         ) as span:  # fmt: skip
@@ -199,7 +201,7 @@ class Recovery:
             if tool is None or entry.contract != fingerprint(tool):
                 return None
             if entry.doubtful:
-                verdict = await self._ask(state, entry)
+                verdict = await self.executor.verify(tool, entry.effect.arguments, entry.effect.key)
                 if verdict is not None:
                     if not verdict.happened:
                         entry.undone = True
@@ -221,9 +223,8 @@ class Recovery:
                 results[step] = entry.result
         return results
 
-    async def _ask(self, state: RunState, entry: EffectState):  # type: ignore[no-untyped-def]
-        tool = self.executor.tools[entry.effect.tool]
-        return await self.executor.verify(tool, entry.effect.arguments, entry.effect.key)
+    def _as(self, state: RunState) -> RunContext:
+        return self.identity.evolve(run_id=state.run_id, session_id=state.session_id, namespace=state.namespace)
 
     async def _undo_inner(self, state: RunState, entry: EffectState, journal: Journal) -> None:
         """Before a step is called again: take back what its first call did inside."""
@@ -236,16 +237,25 @@ class Recovery:
             await shielded(Unwinder(self.executor, journal, self.grace, recorded=True).unwind, inner)
 
     async def _resume(self, state: RunState, plan: Plan, journal: Journal, results: dict[str, object]) -> SagaResult:
-        context = RunContext(run_id=state.run_id, session_id=state.session_id, namespace=state.namespace)
+        context = self._as(state)
         scope = SagaScope(
             self.executor,
             context,
             Opening(state.name, "steps", state.plan, state.trace_id, state.span_id),
+            rollback=state.rollback,
             grace=self.grace,
             journal=journal,
             states=state.effects,
         )
-        return await run_plan(plan, self.executor, context, name=state.name, scope=scope, results=results)
+        return await run_plan(
+            plan,
+            self.executor,
+            context,
+            on_error=state.plan["on_error"],
+            name=state.name,
+            scope=scope,
+            results=results,
+        )
 
 
 async def _keep(journal: Journal, executor: ToolExecutor) -> None:

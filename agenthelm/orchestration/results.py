@@ -96,6 +96,7 @@ class RunResult(Mapping[str, Any]):
         usage: Calls and tokens.
         saga: How its saga ended.
         trace_id: Its OpenTelemetry trace, 32 hex digits, where there is one.
+        durable: Whether its journal outlives this process; without that it can be undone here but not recovered.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class RunResult(Mapping[str, Any]):
         ledger: Ledger,
         saga: SagaResult,
         trace_id: str | None = None,
+        durable: bool = False,
     ) -> None:
         self._state = dict(state)
         self._ledger = ledger
@@ -117,6 +119,7 @@ class RunResult(Mapping[str, Any]):
         self.usage: Totals = ledger.total()
         self.saga = saga
         self.trace_id = trace_id
+        self.durable = durable
 
     @property
     def cost_usd(self) -> float | None:

@@ -98,8 +98,10 @@ class SagaOrchestrator:
         *,
         grace: float = GRACE_SECONDS,
     ) -> None:
-        self.tracer = tracer or ExecutionTracer()
-        self.tools = self.tracer.executor.tools if tool_registry is None else ToolRegistry.of(tool_registry)
+        self.tracer: ExecutionTracer = tracer or ExecutionTracer()
+        self.tools: ToolRegistry = (
+            self.tracer.executor.tools if tool_registry is None else ToolRegistry.of(tool_registry)
+        )
         self.grace = grace
 
     async def execute(
@@ -174,7 +176,7 @@ async def run_plan(
     context = context.evolve(loop=anyio.lowlevel.current_token())
     with spans.workflow(name, run_id=context.run_id, session_id=context.session_id) as span:
         if scope is None:
-            opening = Opening(name, "steps", _stored(plan, executor), span.trace_id, span.span_id)
+            opening = Opening(name, "steps", _stored(plan, executor, on_error), span.trace_id, span.span_id)
             scope = SagaScope(executor, context, opening, budget=budget, rollback=on_error == "rollback", grace=grace)
         try:
             async with scope:
@@ -194,13 +196,13 @@ async def run_plan(
         return scope.result
 
 
-def _stored(plan: Plan, executor: ToolExecutor) -> Any:
+def _stored(plan: Plan, executor: ToolExecutor, on_error: OnError) -> Any:
     """The plan as the journal holds it, or None when it holds what no journal may: then it can't be resumed."""
     for step in plan.steps.values():
         entry = executor.tools.get(step.tool_name)
         if entry is not None and entry.binding.sensitive & set(step.arguments):
             return None
-    data, possible = encode(plan.data())
+    data, possible = encode({"steps": plan.data(), "on_error": on_error})
     return data if possible else None
 
 
