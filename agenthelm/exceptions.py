@@ -218,9 +218,7 @@ class UnknownAgentError(AgentError, LookupError):
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        super().__init__(
-            f"no agent named {name!r}.{nearest(name, names)} Known agents: {', '.join(names) or 'none'}."
-        )
+        super().__init__(f"no agent named {name!r}.{nearest(name, names)} Known agents: {', '.join(names) or 'none'}.")
         self.name = name
         self.known: Sequence[str] = names
 
@@ -272,7 +270,7 @@ class WiringError(AgentError, ValueError):
         super().__init__(message)
         self.agent = agent
         self.field = field
-        self.available = tuple(available)
+        self.available: tuple[str, ...] = tuple(available)
 
 
 class ModelError(AgentHelmError):
@@ -373,7 +371,9 @@ class CorruptRecordError(StorageError):
     """
 
     def __init__(self, stream: str, *, position: int, detail: str) -> None:
-        super().__init__(f"record {position} of stream {stream!r} can't be read ({detail}); restore it or resolve by hand")
+        super().__init__(
+            f"record {position} of stream {stream!r} can't be read ({detail}); restore it or resolve by hand"
+        )
         self.stream = stream
         self.position = position
 

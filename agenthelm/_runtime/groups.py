@@ -34,7 +34,7 @@ async def in_child(function: Callable[..., Awaitable[T]], *args: Any) -> T:
     async def body() -> None:
         try:
             value.append(await function(*args))
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - raised bare below, outside of the task group
             error.append(exc)
 
     try:
@@ -53,7 +53,6 @@ async def in_child(function: Callable[..., Awaitable[T]], *args: Any) -> T:
 
 async def shielded(function: Callable[..., Awaitable[T]], *args: Any) -> T:
     """Run ``function`` to its end, whatever is cancelled; a pending cancellation is raised afterwards."""
-
     value: list[T] = []
 
     async def body() -> None:
@@ -116,7 +115,7 @@ async def named(
                 else:
                     async with limiter:
                         results[name] = await task()
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - raised or returned below
                 errors[name] = exc
                 if not collect:
                     group.cancel_scope.cancel()
@@ -125,7 +124,7 @@ async def named(
             group.start_soon(one, name, task, name=name)
 
     if errors and not collect:
-        (first_name, first), *others = errors.items()
+        (_, first), *others = errors.items()
         for name, other in others:
             if other is not first:
                 first.add_note(f"{name} failed too: {type(other).__name__}: {other}")

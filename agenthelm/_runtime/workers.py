@@ -63,7 +63,7 @@ class _Thread(Generic[T]):
             self._state = "running"
         try:
             self.value = self._function()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
             self.error = error
         with self._gate:
             self._state = "ended"

@@ -61,7 +61,7 @@ class ObjectBackend:
         self.async_engine = async_engine
         self.verbatim = verbatim
         price = getattr(engine, "price", None)
-        self.price = price if isinstance(price, Price) else None
+        self.price: Price | None = price if isinstance(price, Price) else None
 
     def ask(self, request: Request) -> Response:
         """Ask the sync engine."""

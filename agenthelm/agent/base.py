@@ -103,7 +103,7 @@ class Agent(dspy.Module):
                 raise AgentError(
                     f"agent {self.name!r} has nothing to do: override forward or aforward, or give it a signature"
                 )
-            self.predict = predictor(self.signature, self.tools)
+            self.predict: Any = predictor(self.signature, self.tools)
 
     def get_signature(self) -> AgentSignature:
         """What it takes and gives, for wiring and discovery."""

@@ -43,7 +43,9 @@ class ResearcherAgent(Agent):
         lm: Any = None,
     ) -> None:
         super().__init__(name, "Finds out what there is to know about a task", tools=tools, lm=lm)
-        self.research = predictor(self.Signature, self.tools) if self.tools else dspy.ChainOfThought(self.Signature)
+        self.research: Any = (
+            predictor(self.Signature, self.tools) if self.tools else dspy.ChainOfThought(self.Signature)
+        )
 
     async def aforward(self, context: MemoryContext, task: str) -> dict[str, Any]:
         """Recall, research, remember."""
@@ -71,7 +73,7 @@ class WriterAgent(Agent):
 
     def __init__(self, name: str = "writer", *, lm: Any = None) -> None:
         super().__init__(name, "Writes a text about a task, from findings where there are some", lm=lm)
-        self.write = dspy.ChainOfThought(self.Signature)
+        self.write: Any = dspy.ChainOfThought(self.Signature)
 
     async def aforward(
         self, context: MemoryContext, task: str, findings: str = "", sources: list[str] | None = None
@@ -99,7 +101,7 @@ class ReviewerAgent(Agent):
 
     def __init__(self, name: str = "reviewer", *, lm: Any = None) -> None:
         super().__init__(name, "Reviews a text and hands it back improved", lm=lm)
-        self.review = dspy.ChainOfThought(self.Signature)
+        self.review: Any = dspy.ChainOfThought(self.Signature)
 
     async def aforward(self, context: MemoryContext, text: str, findings: str = "") -> dict[str, Any]:
         """Review and improve."""

@@ -11,7 +11,7 @@ import anyio
 from dspy import lm15
 from dspy.lm15 import FunctionTool, Request, Response, TextPart
 
-from agenthelm._runtime.context import current_run, new_call_id, raise_if_stopped, report
+from agenthelm._runtime.context import RunContext, current_run, new_call_id, raise_if_stopped, report
 from agenthelm._runtime.groups import shielded
 from agenthelm._runtime.progress import Progress
 from agenthelm.agent.lm_errors import fate_of, is_retryable, remember_attempts
@@ -113,16 +113,16 @@ class LMCall:
         self.meter = meter
         self.executor = executor
         self.request = request
-        self.run = current_run()
-        self.model = request.model
-        self.verbatim = backend.verbatim
+        self.run: RunContext | None = current_run()
+        self.model: Any = request.model
+        self.verbatim: str | None = backend.verbatim
         self.price: Price | None = meter.price(self.model, backend.price) if _priceable(request) else None
-        self.id = new_call_id()
-        self.attempts = 0
+        self.id: str = new_call_id()
+        self.attempts: int = 0
         self.usage: TokenUsage | None = None
         self.cost_usd: float | None = 0.0
-        self.estimated = False
-        self.outcome = "success"
+        self.estimated: bool = False
+        self.outcome: str = "success"
         self.error_state: str | None = None
         self.error_type: str | None = None
         self.record: Record | None = None

@@ -83,7 +83,7 @@ class Meter:
     def __init__(
         self, policy: LMPolicy | None = None, *, unpriced: Unpriced = "warn", prices: PriceSource | None = None
     ) -> None:
-        self.policy = policy or LMPolicy()
+        self.policy: LMPolicy = policy or LMPolicy()
         self.unpriced = unpriced
         self._prices: PriceSource = prices or METADATA
         self._known: dict[str, Price | None] = {}

@@ -43,13 +43,13 @@ class OfflineEngine:
     nonblocking = True
     """Answers at once, so it may be asked on the event loop."""
 
-    price = Price(input=0.0, output=0.0, source="offline")
+    price: Price = Price(input=0.0, output=0.0, source="offline")
     """What the meter books for its tokens."""
 
     supports_function_calling = False
     supports_reasoning = False
     supports_response_schema = False
-    supported_params = frozenset({"temperature", "max_tokens", "response_format"})
+    supported_params: frozenset[str] = frozenset({"temperature", "max_tokens", "response_format"})
 
     def complete(self, request: Request) -> Response:
         """Fill what the request asks for."""

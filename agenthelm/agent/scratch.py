@@ -107,8 +107,8 @@ class Scratch:
 class AsyncScratch:
     """The async face, for ``aforward``: the same methods, to be awaited."""
 
-    session_id = Scratch.session_id
-    namespace = Scratch.namespace
+    session_id: str = Scratch.session_id
+    namespace: str = Scratch.namespace
     hub = None
 
     def __init__(self) -> None:

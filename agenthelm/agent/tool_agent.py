@@ -51,4 +51,4 @@ class ToolAgent(Agent):
             raise AgentError(f"agent {self.name!r} was given no tools; a plain Agent needs none")
         if self.signature is None:
             raise AgentError(f"agent {self.name!r} has no Signature to fill")
-        self.predict = ToolLoop(self.signature, self.tools, max_steps=max_steps)
+        self.predict: ToolLoop = ToolLoop(self.signature, self.tools, max_steps=max_steps)

@@ -71,14 +71,14 @@ class ToolLoop(dspy.Module):
         self.tools = tools
         self.max_steps = max_steps
         choices = Literal[(FINISH, *tools)]  # type: ignore[valid-type]
-        self.choose = dspy.Predict(
+        self.choose: Any = dspy.Predict(
             dspy.Signature(dict(signature.input_fields), _instructions(signature, tools))
             .append("trajectory", dspy.InputField(desc="what was done and observed so far"), str)
             .append("next_thought", dspy.OutputField(), str)
             .append("next_tool_name", dspy.OutputField(), choices)
             .append("next_tool_args", dspy.OutputField(desc="a JSON object"), dict[str, Any])
         )
-        self.answer = dspy.ChainOfThought(
+        self.answer: Any = dspy.ChainOfThought(
             signature.append("trajectory", dspy.InputField(desc="what was done and observed"), str)
         )
 

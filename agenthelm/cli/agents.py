@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["describe_app", "list_app"]
 
-list_app = typer.Typer()
-describe_app = typer.Typer()
+list_app: typer.Typer = typer.Typer()
+describe_app: typer.Typer = typer.Typer()
 
 
 @command(list_app, "list-agents")

@@ -12,7 +12,7 @@ from agenthelm.cli._options import Json, Since
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Prices of models, and what runs have cost.", no_args_is_help=True)
+app: typer.Typer = typer.Typer(help="Prices of models, and what runs have cost.", no_args_is_help=True)
 
 _BAR = 30
 

@@ -12,7 +12,7 @@ from agenthelm.exceptions import ConfigError
 
 __all__ = ["app"]
 
-app = typer.Typer()
+app: typer.Typer = typer.Typer()
 
 
 @command(app, "init")

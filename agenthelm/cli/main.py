@@ -94,7 +94,7 @@ def _load(name: str) -> Any:
     return command
 
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="agenthelm",
     cls=LazyGroup,
     help="Agents whose side effects you can take back.",

@@ -13,7 +13,7 @@ from agenthelm.cli._options import Json, Limit, Namespace
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Read and write what agents remember.", no_args_is_help=True)
+app: typer.Typer = typer.Typer(help="Read and write what agents remember.", no_args_is_help=True)
 
 Session = Annotated[
     str | None,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Run, look at, undo and recover what runs did to the world.", no_args_is_help=True)
+app: typer.Typer = typer.Typer(help="Run, look at, undo and recover what runs did to the world.", no_args_is_help=True)
 
 _AFTERWARDS = frozenset({"success", "rolled_back", "stopped"})  # all but failed: there is nothing left to do
 

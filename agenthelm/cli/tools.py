@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "facts", "undo_line"]
 
-app = typer.Typer(help="List and show tools with their contracts.", no_args_is_help=True)
+app: typer.Typer = typer.Typer(help="List and show tools with their contracts.", no_args_is_help=True)
 
 
 @command(app, "list")

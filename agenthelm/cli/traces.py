@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Look through what was called, by whom, and how it ended.", no_args_is_help=True)
+app: typer.Typer = typer.Typer(help="Look through what was called, by whom, and how it ended.", no_args_is_help=True)
 
 Run = Annotated[str | None, typer.Option("--run", metavar="RUN", help="Only this run; last is the latest one.")]
 AgentName = Annotated[str | None, typer.Option("--agent", help="Only calls by this agent.")]

@@ -60,7 +60,7 @@ class Attempts:
     def __init__(self, call: Call, workers: Workers) -> None:
         self._call = call
         self._workers = workers
-        self.doubt = False
+        self.doubt: bool = False
 
     async def run(self) -> Any:
         """Attempt the call until it succeeds or may not be retried.

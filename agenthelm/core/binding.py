@@ -101,7 +101,7 @@ class Binding:
         except TypeError as exc:
             raise ToolContractError(f"tool {name!r}: {exc}", tool_name=name) from exc
         self.parameters: dict[str, Parameter] = {}
-        self.open_ended = False
+        self.open_ended: bool = False
         self._positional: list[str] = []
         for parameter in signature.parameters.values():
             self._add(parameter, hints, override)
@@ -111,10 +111,10 @@ class Binding:
                 f"{nearest(unknown[0], self.parameters)}",
                 tool_name=name,
             )
-        self.takes_key = KEY_PARAMETER in self.parameters
-        self.sensitive = frozenset(p.name for p in self.parameters.values() if p.sensitive)
-        self.defaults = {p.name: p.default for p in self.parameters.values() if not p.required}
-        self.result_type = hints.get("return", Any)
+        self.takes_key: bool = KEY_PARAMETER in self.parameters
+        self.sensitive: frozenset[str] = frozenset(p.name for p in self.parameters.values() if p.sensitive)
+        self.defaults: dict[str, Any] = {p.name: p.default for p in self.parameters.values() if not p.required}
+        self.result_type: Any = hints.get("return", Any)
         self.result_fields = fields
         self._arguments = self._arguments_adapter()
         self._result = self._result_adapter()
@@ -273,7 +273,7 @@ class Binding:
 
     def _result_adapter(self) -> TypeAdapter[Any] | None:
         if self.result_fields:
-            shape = typing_extensions.TypedDict(f"{self.name}_result", dict(self.result_fields))  # type: ignore[misc]
+            shape = typing_extensions.TypedDict(f"{self.name}_result", dict(self.result_fields))  # type: ignore[misc]  # noqa: UP013
             config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
             return self._adapter(with_config(config)(shape), "the result")
         if self.result_type is Any:

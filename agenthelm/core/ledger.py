@@ -64,9 +64,9 @@ class Ledger:
         enforced: bool = True,
         clock: Clock | None = None,
     ) -> None:
-        self.scope = scope
-        self.budget = budget or _UNLIMITED
-        self.parent = parent
+        self.scope: str = scope
+        self.budget: Budget = budget or _UNLIMITED
+        self.parent: Ledger | None = parent
         self._clock: Clock = clock or (parent._clock if parent else _CLOCK)
         self._lock: threading.Lock = parent._lock if parent else threading.Lock()
         self.stop: StopMark = stop or (parent.stop if parent else StopMark())
@@ -280,7 +280,7 @@ class Reservation:
         self._open = True
         self._covered = held[0]
         self._drawer: Ledger | None = None
-        self.estimated = False
+        self.estimated: bool = False
 
     @property
     def amount(self) -> Amount:

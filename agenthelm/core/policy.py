@@ -80,7 +80,7 @@ class PolicyHandler(ApprovalHandler):
         ask: ApprovalHandler | None = None,
         name: str = "policy",
     ) -> None:
-        self.rules = tuple(rules)
+        self.rules: tuple[PolicyRule, ...] = tuple(rules)
         self.default = default
         self.ask = ask
         self.name = name

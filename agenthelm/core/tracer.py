@@ -38,10 +38,10 @@ class ExecutionTracer:
         *,
         tools: ToolRegistry | Iterable[Tool | Callable[..., Any]] = TOOL_REGISTRY,
     ) -> None:
-        self.storage = storage or InMemoryStorage()
-        self.approval_handler = approval_handler or AutoDeny()
-        self.cost_tracker = cost_tracker or CostTracker()
-        self.executor = ToolExecutor(ToolRegistry.of(tools), self.storage, self.approval_handler)
+        self.storage: BaseStorage = storage or InMemoryStorage()
+        self.approval_handler: ApprovalHandler = approval_handler or AutoDeny()
+        self.cost_tracker: CostTracker = cost_tracker or CostTracker()
+        self.executor: ToolExecutor = ToolExecutor(ToolRegistry.of(tools), self.storage, self.approval_handler)
 
     async def trace_and_execute(self, tool: str | Tool | Callable[..., Any], /, **kwargs: Any) -> Any:
         """Call one tool under its whole contract; see `ToolExecutor.call` for what is raised.

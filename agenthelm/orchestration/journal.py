@@ -75,11 +75,11 @@ class Journal:
     ) -> None:
         self.storage = storage
         self.run_id = run_id
-        self.stream = stream_of(run_id)
+        self.stream: str = stream_of(run_id)
         self.epoch = epoch
         self.broken: StorageError | None = None
         self.lost: LeaseLostError | None = None
-        self.last_append = clock.monotonic()
+        self.last_append: float = clock.monotonic()
         self._clock = clock
         self._position = position
         self.on_lost = on_lost

@@ -74,7 +74,7 @@ def _boot_id() -> str:
 
 def _pid_namespace() -> str:
     try:
-        return os.readlink("/proc/self/ns/pid")
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115
     except OSError:
         return ""
 

@@ -62,7 +62,7 @@ class Parallel:
         name: str | None = None,
     ) -> None:
         self.agents: tuple[Runnable, ...] = components("Parallel", agents)
-        self.name = name or " | ".join(component_name(agent) for agent in self.agents)
+        self.name: str = name or " | ".join(component_name(agent) for agent in self.agents)
         if callable(merge_strategy):
             merge, merge_strategy = merge or merge_strategy, "dict"
         self.merge = merge

@@ -39,7 +39,7 @@ class Pipeline:
 
     def __init__(self, agents: Iterable[Runnable], name: str | None = None) -> None:
         self.agents: tuple[Runnable, ...] = components("Pipeline", agents)
-        self.name = name or " > ".join(component_name(agent) for agent in self.agents)
+        self.name: str = name or " > ".join(component_name(agent) for agent in self.agents)
 
     def get_signature(self) -> AgentSignature:
         """What must be given to it, and what its agents declare to return."""

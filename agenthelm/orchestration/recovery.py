@@ -82,7 +82,8 @@ class Recovery:
             if state.status is None and state.claimable(self.executor.clock.wall()):
                 journal = await self._claim(state)
                 if journal is not None:
-                    results.append(await self._finish(state, journal, resume=resume))
+                    with entered(self._as(state)):
+                        results.append(await self._finish(state, journal, resume=resume))
         return results
 
     async def retry(self, run_id: str) -> SagaResult:

@@ -54,11 +54,11 @@ class FaultyStorage(BaseStorage):
         error: Exception | None = None,
     ) -> None:
         self.inner = inner
-        self.durable = inner.durable
-        self.count = 0
+        self.durable: bool = inner.durable
+        self.count: int = 0
         """How many appends were counted so far."""
-        self.crashed = False
-        self.hanging = anyio.Event()
+        self.crashed: bool = False
+        self.hanging: anyio.Event = anyio.Event()
         """Set once an append hangs."""
         self._at = at
         self._matching = matching

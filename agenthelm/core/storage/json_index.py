@@ -69,13 +69,13 @@ class Index:
     def __init__(self, path: Path, *, skipped: int = 0) -> None:
         self._path = path
         self._torn = (0, 0)
-        self.size = 0
+        self.size: int = 0
         self.streams: dict[str, Stream] = {}
         self.last: dict[str, int] = {}
-        self.damaged = False
-        self.skipped = skipped
-        self.alive = 0
-        self.dead = 0
+        self.damaged: bool = False
+        self.skipped: int = skipped
+        self.alive: int = 0
+        self.dead: int = 0
 
     def feed(self, source: Iterable[bytes]) -> None:
         """Take in what the file holds from `size` on.

@@ -42,7 +42,7 @@ class View:
     def __init__(self, descriptor: int, stream: Stream) -> None:
         self._descriptor = descriptor
         self._stream = stream
-        self.end = len(stream.offsets)
+        self.end: int = len(stream.offsets)
         self._offset = MISSING
         self._data: dict[int, dict[str, Any]] = {}
 
