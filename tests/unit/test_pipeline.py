@@ -220,3 +220,17 @@ async def test_a_stopped_run_goes_no_further() -> None:
     with entered(RunContext("r", "s", "n", stops=(mark,))), pytest.raises(PermissionError, match="final"):
         await Pipeline([Stopping(), agent("b", "x -> y")]).run(task="t")
     assert RAN == []
+
+
+async def test_the_parameters_of_a_custom_run_are_its_inputs() -> None:
+    class Named:
+        """Has named parameters."""
+
+        outputs = {"report": str}
+
+        async def run(self, context: Any = None, /, *, topic: str, depth: int = 1) -> Mapping[str, Any]:
+            return {"report": f"{topic} at {depth}"}
+
+    assert (await Pipeline([Named()]).run(task="t", depth=2))["report"] == "t at 2"
+    with pytest.raises(WiringError, match="agent 'Named' needs 'topic'"):
+        await Pipeline([Named()]).run(depth=2)
