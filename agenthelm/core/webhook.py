@@ -31,6 +31,8 @@ SIGNATURE_HEADER: Final = "X-AgentHelm-Signature"
 """``v1=`` and the hex digest of `sign`."""
 
 _SHORTEST_SECRET: Final = 16
+_LONGEST_TEXT: Final = 1000
+"""Characters of a reason that are passed on; an agent's prompt is no place for a peer's essay."""
 _TOLERANCE: Final = 300.0
 """Seconds by which the clocks of both sides may differ."""
 
@@ -123,7 +125,7 @@ class WebhookHandler(ApprovalHandler):
             except _RefusedError as exc:
                 return self._denied(str(exc))
             except Exception as exc:  # noqa: BLE001 - whatever a peer does to us, it has not said yes
-                return self._denied(scrub(f"the webhook could not be asked ({type(exc).__name__}: {exc})"))
+                return self._denied(scrub(f"the webhook could not be asked ({_why(exc)})"))
         assert scope.cancelled_caught
         return self._denied(f"the webhook did not answer within {wait:.3g} s")
 
@@ -144,7 +146,12 @@ class WebhookHandler(ApprovalHandler):
             raise _RefusedError("the webhook's answer came after the request had expired")
         approver = decision.approver or f"webhook {self._host}"
         reason = decision.reason or ("approved" if decision.approved else "no reason given")
-        return Decision(decision.approved, reason=scrub(reason), approver=approver, digest=decision.digest)
+        return Decision(
+            decision.approved,
+            reason=scrub(reason)[:_LONGEST_TEXT],
+            approver=approver[:_LONGEST_TEXT],
+            digest=decision.digest,
+        )
 
     async def _post(self, body: bytes) -> tuple[Mapping[str, str], bytes]:
         import httpx
@@ -227,6 +234,14 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _why(error: BaseException) -> str:
+    """An error by its name and the first message along its causes; on trio the outermost one is often empty."""
+    cause: BaseException | None = error
+    while cause is not None and not str(cause):
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__ if cause is None else f"{type(error).__name__}: {cause}"
 
 
 def _fields(request: ApprovalRequest) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import socket
+import ssl
 import threading
 import time
+from pathlib import Path
 from types import MappingProxyType
 
 import anyio
@@ -17,7 +19,16 @@ from pydantic import SecretStr
 from agenthelm.core.handlers import Decision, WebhookHandler
 from agenthelm.exceptions import ConfigError
 from agenthelm.testing.approvals import approval_contract, approval_request
-from tests.support.webhook_server import SECRET, Asked, Peer, Reply, WebhookServer, signature, webhook_server
+from tests.support.webhook_server import (
+    SECRET,
+    Asked,
+    Peer,
+    Reply,
+    WebhookServer,
+    certificate,
+    signature,
+    webhook_server,
+)
 
 
 async def _ask(peer: Peer, *, timeout: float = 10.0, clock=time.time, **changes: object) -> Decision:
@@ -257,6 +268,23 @@ async def test_an_answer_without_end_is_cut_off() -> None:
         decision = await handler.request_approval(approval_request())
         thread.join()
     assert "longer than 5000 bytes" in decision.reason
+
+
+async def test_https_is_verified(tmp_path: Path) -> None:
+    pem = certificate(tmp_path)
+    with webhook_server(certificate=pem) as server:
+        url = f"https://localhost:{server.server_address[1]}/"
+        trusting = WebhookHandler(url, secret=SECRET, ssl_context=ssl.create_default_context(cafile=str(pem)))
+        assert (await trusting.request_approval(approval_request())).approved
+        stranger = await WebhookHandler(url, secret=SECRET).request_approval(approval_request())
+    assert not stranger.approved
+    assert "CERTIFICATE_VERIFY_FAILED" in stranger.reason
+    assert len(server.asked) == 1
+
+
+async def test_a_peer_s_essay_is_cut() -> None:
+    decision = await _ask(lambda s, a: Reply({"approved": False, "reason": "no " * 600, "approver": "ann"}))
+    assert len(decision.reason) == 1000
 
 
 async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

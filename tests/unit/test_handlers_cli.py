@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import pty
@@ -185,6 +186,19 @@ async def test_cancelling_takes_the_question_back_and_leaves_no_thread(terminal:
             await terminal.until(QUESTION, times=2)
             terminal.type("y\n")
     assert decisions[0].approved
+
+
+@pytest.mark.parametrize("backend", [{}, {"use_uvloop": True}], ids=["asyncio", "uvloop"])
+def test_a_native_cancellation_takes_the_question_back_too(terminal: Terminal, backend: dict[str, bool]) -> None:
+    async def main() -> None:
+        terminal.attach()
+        task = asyncio.create_task(CliHandler().request_approval(approval_request()))
+        await terminal.until(QUESTION)
+        task.cancel()
+        with anyio.fail_after(5), pytest.raises(asyncio.CancelledError):
+            await task
+
+    anyio.run(main, backend_options=backend)
 
 
 async def test_end_of_file_is_a_denial(terminal: Terminal) -> None:
