@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -226,7 +226,7 @@ async def test_the_parameters_of_a_custom_run_are_its_inputs() -> None:
     class Named:
         """Has named parameters."""
 
-        outputs = {"report": str}
+        outputs: ClassVar[dict[str, type]] = {"report": str}
 
         async def run(self, context: Any = None, /, *, topic: str, depth: int = 1) -> Mapping[str, Any]:
             return {"report": f"{topic} at {depth}"}
