@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from agenthelm.tracing import names
-from agenthelm.tracing.spans import SpanHandle
+from agenthelm.tracing.site import SpanHandle
 
 __all__ = ["describe"]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from agenthelm.tracing import names, spans
+from agenthelm.tracing.site import prepared
 
 __all__ = ["AgentHelmTracer"]
 
@@ -36,7 +37,7 @@ class AgentHelmTracer:
         name = agent if isinstance(agent, str) else agent.name
         description = None if isinstance(agent, str) else getattr(agent, "description", None)
         span = spans.agent(name, description=description or None)
-        return spans.prepared(span, {names.INPUT: input})
+        return prepared(span, {names.INPUT: input})
 
     def trace_memory_op(self, op: str, key: str | None = None) -> spans.SpanHandle:
         """A span around one operation on a memory.
@@ -45,4 +46,4 @@ class AgentHelmTracer:
             op: The operation: ``remember``, ``recall``, ``read``, ``write`` …
             key: What it is about; recorded only where content is opted in.
         """
-        return spans.prepared(spans.memory(op), {names.MEMORY_KEY: key})
+        return prepared(spans.memory(op), {names.MEMORY_KEY: key})
