@@ -46,7 +46,10 @@ COUNT = """
     from agenthelm.memory import ShortTermMemory
     async def main():
         async with ShortTermMemory(sys.argv[1]) as memory:
-            for n in range(100):
+            await memory.ping()
+            print("ready", flush=True)
+            sys.stdin.readline()
+            for n in range(300):
                 await memory.incr("calls")
                 await memory.write(f"{sys.argv[2]}:{n}", n, ttl=None)
     anyio.run(main)
@@ -55,13 +58,21 @@ COUNT = """
 
 def test_several_processes_share_one_file_and_lose_nothing(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/memory.db"
-    for process in [child(COUNT, url, n) for n in range(3)]:
+    processes = [child(COUNT, url, n) for n in range(3)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "ready"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
         said(process)
 
     async def look() -> None:
         async with ShortTermMemory(url) as memory:
-            assert await memory.read("calls") == 300
-            assert len(await memory.list_keys()) == 301
+            assert await memory.read("calls") == 900
+            assert len(await memory.list_keys()) == 901
 
     anyio.run(look)
 
@@ -224,6 +235,11 @@ async def test_a_damaged_folder_of_chroma_is_one_error(tmp_path: Path) -> None:
         async with SemanticMemory(str(folder), embedder="lexical") as memory:
             with pytest.raises(MemoryStoreError, match="Chroma"):
                 await memory.search("trains")
+    # Put right, the folder can be used again, by the process that failed too.
+    (tmp_path / "database" / "chroma.sqlite3").unlink()
+    shutil.copy(tmp_path / "good" / "chroma.sqlite3", tmp_path / "database")
+    async with SemanticMemory(str(tmp_path / "database"), embedder="lexical") as memory:
+        assert len(await memory.search("trains")) == 5
     async with SemanticMemory(str(tmp_path / "good"), embedder="lexical") as memory:
         assert len(await memory.search("trains")) == 5
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -108,6 +111,63 @@ async def test_callers_cancelled_at_a_silent_server_hold_nothing(server: RedisSe
             assert turns.value == 4
         else:
             assert link._workers.limiter(0).borrowed_tokens == 0  # type: ignore[union-attr]
+
+
+class ReplyLosingProxy:
+    """Passes everything on to Redis, and drops the connection instead of answering one kind of command."""
+
+    def __init__(self, port: int, command: bytes) -> None:
+        self._target, self._command = port, command
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self.listener.getsockname()[1]}/0"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._target)) as server, contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                server.sendall(data)
+                answer = server.recv(65536)
+                if self._command in data:
+                    return
+                client.sendall(answer)
+
+
+async def test_what_is_not_safe_to_repeat_is_never_repeated_and_what_is_safe_is() -> None:
+    name = secrets.token_hex(6)
+    async with RedisBackend(shared_redis().url) as direct:
+        for command, operation in {
+            b"INCRBY": lambda store: store.incr(name, 1, ttl=None),
+            b"EVAL": lambda store: store.swap(name, "1", "2", ttl=None),
+        }.items():
+            proxy = ReplyLosingProxy(shared_redis().port, command)
+            async with RedisBackend(proxy.url) as store:
+                with pytest.raises(MemoryStoreError, match="can't be reached"):
+                    await operation(store)
+            proxy.listener.close()
+        assert await direct.read([name]) == ["2"]  # counted once, swapped once
+        await direct.delete([name])
+
+    answers = 0
+
+    class Flaky(ReplyLosingProxy):
+        def _serve(self, client: socket.socket) -> None:
+            nonlocal answers
+            answers += 1
+            if answers > 2:
+                self._command = b"nothing"
+            super()._serve(client)
+
+    proxy = Flaky(shared_redis().port, b"SET")
+    async with RedisBackend(proxy.url) as store:
+        await store.write({name: "7"}, 60)
+        assert await store.read([name]) == ["7"]
+    proxy.listener.close()
 
 
 async def test_a_wrong_password_is_not_tried_again(server: RedisServer) -> None:

@@ -1,190 +1,26 @@
-"""Vectors in Chroma, in a folder or in this process; and what both share with its server."""
+"""Vectors in embedded Chroma, in a folder or in this process."""
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import threading
-from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from agenthelm._runtime.workers import Workers
 from agenthelm.exceptions import ConfigError, MemoryStoreError, describe
-from agenthelm.memory.base import Embedding, EmbeddingSpec, Filter, MemoryMatch, VectorBackend, VectorRecord
+from agenthelm.memory.backends.chroma_base import ChromaBase, MissingCollectionError
 
 if TYPE_CHECKING:
     from chromadb.api.client import Client
 
-__all__ = ["ChromaBackend", "ChromaBase", "MissingCollectionError", "chroma_backend_from"]
+__all__ = ["ChromaBackend", "chroma_backend_from"]
 
 T = TypeVar("T")
 
-_PAGE = 1000  # Chroma takes 5,461 records at once
-_EMBEDDER, _DIMENSION, _NAME = "agenthelm.embedder", "agenthelm.dimension", "agenthelm.collection"
-
-
-class MissingCollectionError(MemoryStoreError):
-    """Chroma has no such collection, or not any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Open:
-    """A collection that was found, and what made its vectors."""
-
-    handle: Any
-    spec: EmbeddingSpec
-
-
-class ChromaBase(VectorBackend):
-    """What all forms of Chroma share: how records go in and come out.
-
-    Args:
-        location: Where it is, without secrets.
-        prefix: What the names of its collections begin with.
-    """
-
-    store = "chroma"
-
-    def __init__(self, location: str, *, prefix: str = "agenthelm") -> None:
-        self._location = location
-        self._prefix = prefix
-        self._known: dict[str, _Open] = {}
-        self._closed = False
-
-    @property
-    def location(self) -> str:
-        return self._location
-
-    @abstractmethod
-    async def _get(self, name: str) -> tuple[Any, Mapping[str, Any]]:
-        """A collection's handle and metadata; raises `MissingCollectionError`."""
-
-    @abstractmethod
-    async def _make(self, name: str, metadata: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
-        """As `_get`, of a collection that is made if it is missing; the metadata of an existing one stay."""
-
-    @abstractmethod
-    async def _ask(self, handle: Any, operation: str, **payload: Any) -> Any:
-        """Do one of Chroma's operations on a collection; raises `MissingCollectionError`."""
-
-    async def open(self, collection: str, spec: EmbeddingSpec | None = None) -> EmbeddingSpec | None:
-        self._check_open()
-        found = await self._find(collection, spec)
-        return None if found is None else found.spec
-
-    async def upsert(self, collection: str, records: Sequence[VectorRecord]) -> None:
-        for start in range(0, len(records), _PAGE):
-            await self._with(collection, self._putting(records[start : start + _PAGE]), None, remake=True)
-
-    def _putting(self, records: Sequence[VectorRecord]) -> Callable[[Any], Awaitable[None]]:
-        ids = [record.id for record in records]
-
-        async def put(handle: Any) -> None:
-            # Chroma merges metadata into what it has, so fields that are gone must be named to go.
-            held = await self._ask(handle, "get", ids=ids, include=["metadatas"])
-            old = dict(zip(held["ids"], held["metadatas"], strict=True))
-            rows = [{**dict.fromkeys(old.get(record.id) or ()), **record.metadata} for record in records]
-            await self._ask(
-                handle,
-                "upsert",
-                ids=ids,
-                embeddings=[record.vector for record in records],
-                documents=[record.text for record in records],
-                metadatas=[row or None for row in rows],
-            )
-
-        return put
-
-    async def query(
-        self, collection: str, vector: Embedding, *, top_k: int, where: Filter | None = None
-    ) -> list[MemoryMatch]:
-        wanted = ["documents", "metadatas", "distances"]
-
-        async def ask(handle: Any) -> list[MemoryMatch]:
-            found = await self._ask(
-                handle, "query", query_embeddings=[vector], n_results=top_k, where=where, include=wanted
-            )
-            columns = [found[name][0] for name in ("ids", *wanted)]
-            return [
-                MemoryMatch(name, text or "", min(1.0, max(0.0, 1.0 - distance)), dict(metadata or {}))
-                for name, text, metadata, distance in zip(*columns, strict=True)
-            ]
-
-        return await self._with(collection, ask, [])
-
-    async def delete(self, collection: str, ids: Sequence[str]) -> int:
-        async def remove(handle: Any) -> int:
-            # Asked first, because Chroma counts what it was told to delete and not what was there.
-            held = (await self._ask(handle, "get", ids=list(ids), include=[]))["ids"]
-            if held:
-                await self._ask(handle, "delete", ids=held)
-            return len(held)
-
-        return await self._with(collection, remove, 0)
-
-    async def count(self, collection: str, *, where: Filter | None = None) -> int:
-        async def ask(handle: Any) -> int:
-            if where is None:
-                return int(await self._ask(handle, "count"))
-            return len((await self._ask(handle, "get", where=where, include=[]))["ids"])
-
-        return await self._with(collection, ask, 0)
-
-    async def _with(
-        self, collection: str, action: Callable[[Any], Awaitable[T]], missing: T, *, remake: bool = False
-    ) -> T:
-        """Act on a collection; found or made anew if somebody has deleted it since it was last used."""
-        self._check_open()
-        for _ in range(3):
-            found = await self._find(collection, None)
-            if found is None and not remake:
-                return missing
-            if found is None:
-                break
-            try:
-                return await action(found.handle)
-            except MissingCollectionError:
-                self._known.pop(collection, None)
-                if remake:
-                    await self._find(collection, found.spec)
-        raise MemoryStoreError(
-            f"the collection in Chroma at {self._location} was deleted meanwhile; nothing was stored"
-        )
-
-    async def _find(self, collection: str, spec: EmbeddingSpec | None) -> _Open | None:
-        known = self._known.get(collection)
-        if known is not None:
-            return known
-        name = self._named(collection)
-        try:
-            handle, metadata = await self._get(name)
-        except MissingCollectionError:
-            if spec is None:
-                return None
-            handle, metadata = await self._make(
-                name, {_EMBEDDER: spec.name, _DIMENSION: spec.dimension, _NAME: collection[:200]}
-            )
-        found = self._known[collection] = _Open(handle, self._recorded(metadata, name))
-        return found
-
-    def _recorded(self, metadata: Mapping[str, Any], name: str) -> EmbeddingSpec:
-        embedder, dimension = metadata.get(_EMBEDDER), metadata.get(_DIMENSION)
-        if not isinstance(embedder, str) or not isinstance(dimension, int):
-            raise MemoryStoreError(
-                f"the collection {name} in Chroma at {self._location} was not made by AgentHelm; use another store"
-            )
-        return EmbeddingSpec(embedder, dimension)
-
-    def _named(self, collection: str) -> str:
-        """A name that Chroma allows; different for different collections, whatever characters they have."""
-        return f"{self._prefix}-{hashlib.blake2b(collection.encode(), digest_size=20).hexdigest()}"
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise MemoryStoreError(f"the memory in Chroma at {self._location} is closed; open another one")
+_OPENINGS = 4
 
 
 class ChromaBackend(ChromaBase):
@@ -264,14 +100,22 @@ class ChromaBackend(ChromaBase):
         settings = Settings(anonymized_telemetry=False)
         if self._path is None:
             return cast("Client", chromadb.EphemeralClient(settings))
-        try:
-            self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return cast("Client", chromadb.PersistentClient(self._path, settings))
-        except Exception as exc:
-            raise MemoryStoreError(
-                f"Chroma can't open the folder {self._path}: {describe(exc)[:300]}; check that it can be written, or "
-                "restore it if it is damaged"
-            ) from exc
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                return cast("Client", chromadb.PersistentClient(self._path, settings))
+            except Exception as exc:
+                _forget_failed(str(self._path))
+                # Two processes that make a folder at the same moment get in each other's way once.
+                if attempt < _OPENINGS and ("already exists" in str(exc) or "locked" in str(exc)):
+                    time.sleep(0.2 * attempt)
+                    continue
+                raise MemoryStoreError(
+                    f"Chroma can't open the folder {self._path}: {describe(exc)[:300]}; check that it can be written, "
+                    "or restore it if it is damaged"
+                ) from exc
 
     def _close(self) -> None:
         with self._lock:
@@ -286,6 +130,19 @@ class ChromaBackend(ChromaBase):
                             client.delete_collection(collection.name)
             finally:
                 client.close()
+
+
+def _forget_failed(path: str) -> None:
+    """Let a folder that could not be opened be opened later on in this process.
+
+    Chroma keeps what it failed to start, and hands it, broken, to whoever asks for the same folder again.
+    """
+    from chromadb.api.shared_system_client import SharedSystemClient
+
+    users = getattr(SharedSystemClient, "_identifier_to_refcount", None)
+    systems = getattr(SharedSystemClient, "_identifier_to_system", None)
+    if isinstance(systems, dict) and isinstance(users, dict) and not users.get(path):
+        systems.pop(path, None)
 
 
 def chroma_backend_from(place: str) -> ChromaBase:

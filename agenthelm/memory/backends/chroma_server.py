@@ -17,7 +17,7 @@ from anyio.lowlevel import RunVar
 
 from agenthelm._runtime.workers import Workers
 from agenthelm.exceptions import ConfigError, MemoryStoreError, describe
-from agenthelm.memory.backends.chroma import ChromaBase, MissingCollectionError
+from agenthelm.memory.backends.chroma_base import ChromaBase, MissingCollectionError
 
 if TYPE_CHECKING:
     import httpx
