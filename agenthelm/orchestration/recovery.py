@@ -166,6 +166,7 @@ class Recovery:
             async def undo() -> SagaResult:
                 if not state.decided:
                     await journal.append("unwinding", scope="", reason=reason)
+                    state.reason = reason
                 async with anyio.create_task_group() as group:
                     group.start_soon(_keep, journal, self.executor)
                     await unwinder.unwind(list(state.effects.values()))
@@ -186,8 +187,7 @@ class Recovery:
     ) -> SagaResult:
         stuck = [s for s in state.effects.values() if s.reason is not None and not s.settled]
         status = status or ("failed" if stuck else "rolled_back")
-        error = state.reason or (None if status == "stopped" else "undone on purpose")
-        await journal.append("closed", state=status, status=status, error=error)
+        await journal.append("closed", state=status, status=status, error=state.reason)
         state.status = status
         return _as_found(state, undone=undone)
 

@@ -38,7 +38,7 @@ async def test_a_compensator_may_ask_the_model_and_its_event_names_the_run() -> 
         done = await orchestrator.run_saga([Step("promise", {"to": "ada"})], session_id="s", namespace="acme")
         heard.clear()
         undone = await orchestrator.undo(done.run_id)
-    assert undone.status == "rolled_back"
+    assert (undone.status, undone.error) == ("rolled_back", "undone on purpose")
     assert seen == [(done.run_id, "acme", "so sorry")]
     assert [(p.kind, p.name) for p in heard if p.kind in ("unwinding", "undone")] == [
         ("unwinding", "apologise"), ("undone", "promise"),
