@@ -5,11 +5,13 @@ from __future__ import annotations
 WORLD = '''"""Tools over a world in a file."""
 
 import json
+import threading
 from pathlib import Path
 
 from agenthelm import tool
 
 WORLD = Path("world.json")
+LOCK = threading.Lock()
 
 
 def world():
@@ -17,7 +19,8 @@ def world():
 
 
 def put(key, value):
-    WORLD.write_text(json.dumps({**world(), key: value}))
+    with LOCK:
+        WORLD.write_text(json.dumps({**world(), key: value}))
 
 
 @tool(side_effects=["booking:write"], compensating_tool="cancel", tags=["travel"])
