@@ -191,14 +191,14 @@ def _line(effect: EffectState) -> Any:
 
 def undo_preview(run: RunState) -> list[str]:
     """What undoing a run would do, in the order in which it would; empty when nothing is left."""
+    names = effect_names(run)
     open_effects = [e for e in run.effects.values() if not e.settled and e.outcome != "failed"]
     doubtful = sorted((e for e in open_effects if e.doubtful), key=lambda e: -e.order)
     certain = sorted((e for e in open_effects if not e.doubtful), key=lambda e: -e.completed)
     lines = []
     for effect in (*doubtful, *certain):
         by = effect.effect.compensating_tool
-        doubt = " (in doubt)" if effect.doubtful else ""
-        what = effect.effect.tool + (f" [{effect.effect.step}]" if effect.effect.step else "") + doubt
+        what = names[effect.effect.id] + (", in doubt," if effect.doubtful else "")
         lines.append(f"undo {what} by {by}" if by else f"CAN'T undo {what}: nothing undoes it")
     return lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,7 +106,7 @@ async def run_plan(
 
 
 @command(app, "undo")
-async def undo(
+def undo(
     run: RunId,
     app: App = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be undone.")] = False,
@@ -114,12 +115,16 @@ async def undo(
     json: Json = False,
 ) -> None:
     """Take back a finished run, after a preview and a yes."""
-    from agenthelm.cli import _console, _saga, _session
+    from agenthelm.cli import _console, _loop, _saga, _session
 
     settings = _existing(_session.settings_from(app=app, trace=trace), run)
     _session.load_app(settings, agents=False)
-    async with _session.open_storage(settings) as storage:
-        state = await _saga.read(storage, run)
+
+    async def look() -> RunState:
+        async with _session.open_storage(settings) as storage:
+            return await _saga.read(storage, run)
+
+    state = _loop.run(look)
     lines = _saga.undo_preview(state)
     if dry_run or not json:
         for line in lines or ["nothing to undo"]:
@@ -127,12 +132,12 @@ async def undo(
     if dry_run:
         return
     if lines and not yes:
-        _confirm(f"Undo run {state.run_id}?")
+        _confirm(f"Undo run {state.run_id}?")  # outside of the event loop, where Ctrl-C ends the question
 
     async def work(orchestrator: Any) -> list[SagaResult]:
         return [await orchestrator.undo(state.run_id)]
 
-    await _saga.perform(settings, work, wanted=_AFTERWARDS, json=json)
+    _loop.run(functools.partial(_saga.perform, settings, work, wanted=_AFTERWARDS, json=json))
 
 
 def _confirm(question: str) -> None:

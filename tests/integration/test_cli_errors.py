@@ -13,7 +13,6 @@ from tests.support.apps import AGENTS
 from tests.support.cli import Cli
 from tests.support.openai_server import Behaviour, OpenAIServer
 
-
 COUNTER = """
 from agenthelm import Agent
 

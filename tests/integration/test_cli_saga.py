@@ -142,7 +142,7 @@ def test_runs_are_listed_and_shown(cli: Cli) -> None:
 def test_a_good_run_is_taken_back_after_a_preview_and_a_yes(cli: Cli) -> None:
     cli("saga", "run", "trip.yaml")
     preview = cli("saga", "undo", "last", "--dry-run").lines
-    assert preview[-1] == "undo book [flight] by cancel"
+    assert preview[-1] == "undo book (flight) by cancel"
     assert len(preview) == 3
     assert "say --yes" in cli("saga", "undo", "last", code=2).stderr
     assert "cancelled" not in world(cli)
@@ -199,9 +199,9 @@ def test_there_may_be_nothing_to_recover(cli: Cli) -> None:
 
 def test_runs_of_agents_are_in_the_same_list_and_taken_back_the_same_way(cli: Cli) -> None:
     cli.write("agents.py", AGENTS)
-    run = json.loads(
-        cli("run", "x", "--app", "agents.py", "-a", "planner", "--model", "offline", "--json").stdout
-    )["run_id"]
+    run = json.loads(cli("run", "x", "--app", "agents.py", "-a", "planner", "--model", "offline", "--json").stdout)[
+        "run_id"
+    ]
     assert latest(cli) == run
     cli("saga", "undo", run, "--yes", "--app", "agents.py")
     assert world(cli) == ["cancelled"]

@@ -1,0 +1,141 @@
+"""Ctrl-C once, twice, and kill -9, against real processes: what is undone, what is said, and with which code it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.apps import HANGING, WORLD
+from tests.support.cli import Cli
+
+RUN = ("run", "a hotel", "--app", "hanging.py", "-a", "waiter", "--model", "offline")
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    cli = Cli(tmp_path)
+    cli.write("world.py", WORLD)
+    cli.write("hanging.py", HANGING)
+    return cli
+
+
+def world(cli: Cli) -> list[str]:
+    return list(json.loads((cli.folder / "world.json").read_text()).values())
+
+
+@contextmanager
+def waiting(cli: Cli, *more: str) -> Iterator[subprocess.Popen[str]]:
+    """A run that has booked and now waits in its tool."""
+    process = cli.start(*RUN, *more)
+    try:
+        for _ in range(3000):
+            if (cli.folder / "waiting").exists():
+                break
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_unwinds_and_says_so(cli: Cli, number: signal.Signals, code: int) -> None:
+    with waiting(cli) as process:
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert stdout == ""
+    assert "interrupted: undoing what was done" in stderr
+    assert "undone: book" in stderr
+    assert "Traceback" not in stderr
+    assert world(cli) == ["cancelled"]
+    assert json.loads(cli("saga", "list", "--json").stdout)[0]["status"] == "rolled_back"
+
+
+def test_a_second_interrupt_ends_a_run_whose_thread_hangs_and_recover_finishes_it(cli: Cli) -> None:
+    with waiting(cli, "-i", "tool=hang_in_thread") as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        said = ""
+        while "interrupted" not in said:
+            said += process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        _, stderr = process.communicate(timeout=30)
+        assert time.monotonic() - began < 10
+    assert process.returncode == 130
+    assert "`agenthelm saga recover` finishes it" in stderr
+    assert world(cli) == ["a hotel"]
+    listed = json.loads(cli("saga", "list", "--json").stdout)
+    assert listed[0]["open"] is True
+    assert "its process is gone" in listed[0]["status"]
+    cli("saga", "recover", "--app", "hanging.py", code=3)  # nobody knows what the hanging tool did
+    assert world(cli) == ["cancelled"]
+    shown = json.loads(cli("saga", "show", "last", "--json").stdout)
+    assert [(effect["tool"], effect["status"]) for effect in shown["effects"]] == [
+        ("book", "undone"),
+        ("hang_in_thread", "stuck"),
+    ]
+
+
+def test_a_killed_run_is_found_and_recovered(cli: Cli) -> None:
+    with waiting(cli) as process:
+        process.kill()
+        process.wait(timeout=30)
+        assert "interrupted: its process is gone" in cli("saga", "list").stdout
+        done = cli("saga", "recover", "--app", "hanging.py")
+    assert "undone: book" in done.stderr
+    assert world(cli) == ["cancelled"]
+    assert "nothing to recover" in cli("saga", "recover", "--app", "hanging.py").stderr
+
+
+def test_a_living_run_is_neither_recovered_nor_undone(cli: Cli) -> None:
+    with waiting(cli) as process:
+        assert "nothing to recover" in cli("saga", "recover", "--app", "hanging.py").stderr
+        run = json.loads(cli("saga", "list", "--json").stdout)[0]["run_id"]
+        done = cli("saga", "undo", run, "--app", "hanging.py", "--yes", code=1)
+        assert f"is held by process {process.pid}" in done.stderr
+    assert world(cli) == ["a hotel"]
+
+
+def test_a_thread_that_was_let_go_does_not_keep_the_shell_waiting(cli: Cli) -> None:
+    cli.write(
+        "lazy.py",
+        "import threading\nfrom agenthelm import tool\n\n"
+        "@tool(timeout=0.1, abandonable=True)\ndef look() -> None:\n    threading.Event().wait()\n",
+    )
+    cli.write("look.yaml", "- {tool: look}\n")
+    began = time.monotonic()
+    done = cli.process("saga", "run", "look.yaml", "--app", "lazy.py", code=1)
+    assert "did not finish within its deadline of 0.1 s" in done.stderr
+    assert time.monotonic() - began < 20
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(cli: Cli) -> None:
+    cli.write("many.yaml", "\n".join(f"- {{tool: book, id: s{n}, arguments: {{what: x}}}}" for n in range(60)))
+    cli("saga", "run", "many.yaml", "--app", "world.py")
+    listing = cli.start("traces", "export")
+    assert listing.stdout is not None
+    listing.stdout.read(10)
+    listing.stdout.close()
+    assert listing.stderr is not None
+    assert listing.stderr.read() == ""
+    listing.wait(timeout=30)
+    listing.stderr.close()
+
+
+def test_streams_and_codes_are_those_of_a_real_process(cli: Cli) -> None:
+    cli.write("trip.yaml", "- {tool: book, arguments: {what: hotel}}\n- {tool: explode}\n")
+    done = cli.process("saga", "run", "trip.yaml", "--app", "world.py", "--json", code=1)
+    assert json.loads(done.stdout)["status"] == "rolled_back"
+    done = cli.process("run", "x", "-a", "wirter", code=2)
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: no agent named 'wirter'")

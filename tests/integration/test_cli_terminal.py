@@ -1,0 +1,88 @@
+"""What only shows at a terminal: the live view, prompts that the view makes room for, colours, and Ctrl-C in between."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.apps import AGENTS, HANGING, WORLD
+from tests.support.cli import Cli
+from tests.support.terminal import at_terminal
+
+RUN = ("run", "Lisbon", "--app", "app.py", "-a", "planner", "--model", "offline")
+QUESTION = "or a reason to deny: "
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    cli = Cli(tmp_path)
+    cli.write("app.py", AGENTS)
+    cli.write("world.py", WORLD)
+    cli.write("hanging.py", HANGING)
+    return cli
+
+
+def world(cli: Cli) -> dict[str, str]:
+    return json.loads((cli.folder / "world.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_the_live_view_shows_agents_time_and_cost_and_leaves_the_cursor_visible(cli: Cli) -> None:
+    code, shown, raw = at_terminal([*RUN[:5], "planner,teller", *RUN[6:]], folder=cli.folder, answers={})
+    assert code == 0
+    assert "✓ planner" in shown
+    assert "✓ teller" in shown
+    assert "$0" in shown
+    assert raw.rfind("\x1b[?25h") > raw.rfind("\x1b[?25l") >= 0
+    assert "also in the result: city, details" in shown
+
+
+def test_an_approval_is_asked_for_and_given(cli: Cli) -> None:
+    code, shown, _ = at_terminal([*RUN, "-i", "mail=true"], folder=cli.folder, answers={QUESTION: "y\n"})
+    assert code == 0
+    assert "Approval needed: send_mail" in shown
+    assert '"ada@example.org"' in shown
+    assert world(cli)["mail"] == "ada@example.org"
+    assert "can't be taken back: send_mail" in shown
+
+
+def test_a_reason_to_deny_reaches_the_agent_and_the_record(cli: Cli) -> None:
+    code, shown, _ = at_terminal(
+        [*RUN, "-i", "mail=true"], folder=cli.folder, answers={QUESTION: "Ada is on holiday\n"}
+    )
+    assert code == 1
+    assert "Ada is on holiday" in shown
+    assert list(world(cli).values()) == ["cancelled"]
+    denied = json.loads(cli("traces", "filter", "--status", "denied", "--json").stdout)
+    assert denied[0]["approval_reason"] == "Ada is on holiday"
+
+
+def test_ctrl_c_at_a_prompt_unwinds(cli: Cli) -> None:
+    code, shown, raw = at_terminal([*RUN, "-i", "mail=true"], folder=cli.folder, answers={QUESTION: "\x03"})
+    assert code == 130
+    assert "interrupted: undoing what was done" in shown
+    assert list(world(cli).values()) == ["cancelled"]
+    assert raw.rfind("\x1b[?25h") > raw.rfind("\x1b[?25l")
+
+
+def test_ctrl_c_twice_puts_the_terminal_right(cli: Cli) -> None:
+    run = ("run", "a hotel", "--app", "hanging.py", "-a", "waiter", "--model", "offline", "-i", "tool=hang_in_thread")
+    code, shown, raw = at_terminal(run, folder=cli.folder, answers={"hang_in_thread": "\x03", "stops at once": "\x03"})
+    assert code == 130
+    assert "`agenthelm saga recover` finishes it" in shown
+    assert raw.rfind("\x1b[?25h") > raw.rfind("\x1b[?25l")
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "state"), [("y\n", 0, "cancelled"), ("\n", 1, "hotel"), ("\x03", 130, "hotel")]
+)
+def test_undo_asks_before_it_acts(cli: Cli, answer: str, code: int, state: str) -> None:
+    cli.write("trip.yaml", "- {tool: book, arguments: {what: hotel}}\n")
+    cli("saga", "run", "trip.yaml", "--app", "world.py")
+    ended, shown, _ = at_terminal(
+        ["saga", "undo", "last", "--app", "world.py"], folder=cli.folder, answers={"[y/N] ": answer}
+    )
+    assert ended == code
+    assert "undo book by cancel" in shown
+    assert list(world(cli).values()) == [state]
