@@ -292,6 +292,7 @@ def server() -> ChromaServer:
     return ChromaServer()
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])  # starting it takes seconds
 async def test_a_chroma_server_that_is_killed_and_restarted(server: ChromaServer) -> None:
     await anyio.to_thread.run_sync(server.start)
     try:

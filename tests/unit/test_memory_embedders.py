@@ -183,7 +183,7 @@ async def test_a_sync_embedder_does_not_block_the_loop() -> None:
     async with SemanticMemory(embedder=slow) as memory, anyio.create_task_group() as group:
         group.start_soon(memory.add, "text")
         with anyio.fail_after(10):
-            while not entered.is_set():  # noqa: ASYNC110 - the loop must turn while the thread waits
+            while not entered.is_set():
                 await anyio.sleep(0.001)
         release.set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import ssl
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 from urllib.parse import urlsplit
@@ -276,8 +277,14 @@ def _may_pass(error: Exception) -> bool:
     """Whether the connection broke, so that another one may do."""
     from redis import exceptions
 
-    refused = (exceptions.AuthenticationError, exceptions.AuthorizationError)
-    return isinstance(error, exceptions.ConnectionError) and not isinstance(error, refused)
+    if isinstance(error, (exceptions.AuthenticationError, exceptions.AuthorizationError)):
+        return False
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return False
+        cause = cause.__cause__ or cause.__context__
+    return isinstance(error, exceptions.ConnectionError)
 
 
 def _on_trio() -> bool:
