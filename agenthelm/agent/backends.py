@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import anyio
 import dspy
+from anyio.lowlevel import RunVar
 from dspy.lm15 import Request, Response, RouterConfig, UnsupportedFeatureError, response_to_events
 from dspy.utils import DummyLM
 
+from agenthelm._runtime.groups import shielded
 from agenthelm._runtime.workers import Workers
 from agenthelm.core.cost import Price
 
-__all__ = ["Backend", "LMBackend", "ObjectBackend", "backend_for", "on_trio"]
+__all__ = ["Backend", "LMBackend", "ObjectBackend", "backend_for", "connections", "on_trio"]
 
 
 def on_trio() -> bool:
@@ -139,25 +143,62 @@ def _muted() -> Any:
     return dspy.context(callbacks=[], disable_history=True, usage_tracker=None, track_usage=False, send_stream=None)
 
 
+@dataclass(slots=True)
+class _Connections:
+    """The async engines of one event loop, for as long as anybody there uses models."""
+
+    users: int = 0
+    engines: dict[NativeBackend, Any] = field(default_factory=dict)
+
+    async def aclose(self) -> None:
+        for engine in self.engines.values():
+            await engine.aclose()
+
+
+_connections: RunVar[_Connections | None] = RunVar("agenthelm_lm_connections", None)
+
+
+@asynccontextmanager
+async def connections() -> AsyncGenerator[None, None]:
+    """Let LM calls of this event loop share their connections; the last one out closes them.
+
+    An event loop must not end with connections open: uvloop then never ends.
+    """
+    shared = _connections.get()
+    if shared is None:
+        shared = _Connections()
+        _connections.set(shared)
+    shared.users += 1
+    try:
+        yield
+    finally:
+        shared.users -= 1
+        if not shared.users:
+            _connections.set(None)
+            if shared.engines:
+                await shielded(shared.aclose)
+
+
 class NativeBackend(ObjectBackend):
     """DSPy's native engine as an LM with these settings would use it; falls back to the LM where it can't.
 
-    Connections are pooled: one pool for threads, and one for each event loop.
+    Threads share one pool of connections, for as long as the LM lives; an event loop has its own (`connections`).
     """
 
     def __init__(self, lm: dspy.LM, engines: Any, config: RouterConfig, provider: str) -> None:
         self._sync, self._async = engines
         self._config = config
         self._model_type = lm.model_type
-        self._loops: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self._fallback = LMBackend(lm)
         super().__init__(self._sync(config, model_type=lm.model_type), None, verbatim=provider)
 
-    def _twin(self) -> Any:
-        loop = anyio.lowlevel.current_token().native_token
-        twin = self._loops.get(loop)
+    def _twin(self) -> Any | None:
+        shared = None if on_trio() else _connections.get()
+        if shared is None:
+            return None
+        twin = shared.engines.get(self)
         if twin is None:
-            twin = self._loops[loop] = self._async(self._config, model_type=self._model_type)
+            twin = shared.engines[self] = self._async(self._config, model_type=self._model_type)
         return twin
 
     def _representable(self, request: Request) -> bool:
@@ -175,9 +216,10 @@ class NativeBackend(ObjectBackend):
         """Ask, natively where the request can be represented."""
         if not self._representable(request):
             return await self._fallback.ask_async(request, workers)
-        if on_trio():
+        twin = self._twin()
+        if twin is None:
             return await workers.run_abandonable(self.engine.complete, request)
-        return await self._twin().complete(request)
+        return await twin.complete(request)
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The native engine's events."""
@@ -185,8 +227,8 @@ class NativeBackend(ObjectBackend):
 
     async def stream_async(self, request: Request) -> AsyncGenerator[Any, None]:
         """The native engine's events."""
-        native = self._representable(request)
-        events = self._twin().stream(request) if native else self._fallback.stream_async(request)
+        twin = self._twin() if self._representable(request) else None
+        events = self._fallback.stream_async(request) if twin is None else twin.stream(request)
         try:
             async for event in events:
                 yield event

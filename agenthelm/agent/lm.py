@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import dspy
 
 from agenthelm._runtime.context import current_run, entered
+from agenthelm._runtime.groups import shielded
+from agenthelm.agent.backends import connections
 from agenthelm.agent.lm_errors import unwrap
 from agenthelm.agent.metering import LMPolicy, Meter, Unpriced, metered
 from agenthelm.agent.pricing import without_price_downloads
 from agenthelm.agent.stray import StrayWatch
 from agenthelm.core.cost import PriceSource
 
-__all__ = ["LMPolicy", "LMScope", "Unpriced", "agent_lm_scope", "lm_scope", "unwrap"]
+__all__ = ["LMPolicy", "Unpriced", "agent_lm_scope", "connections", "lm_scope", "unwrap"]
 
 without_price_downloads()
 
@@ -41,52 +42,15 @@ class _Forgetful(list[Any]):
         """Forget them."""
 
 
-class LMScope:
-    """What `lm_scope` returns: enter it with ``async with``, or with ``with`` and `flush` before its end."""
-
-    def __init__(self, models: _Models) -> None:
-        self._models = models
-        self._stack = ExitStack()
-
-    async def flush(self) -> None:
-        """Write the events of calls that were made where nothing can be awaited."""
-        await self._models.meter.flush()
-
-    def __enter__(self) -> Self:
-        run = current_run()
-        if run is not None:
-            self._stack.enter_context(entered(run.evolve(models=self._models)))
-        self._stack.enter_context(_dspy(self._models, self._models.default))
-        watch = StrayWatch(self._models.meter)
-        self._stack.enter_context(dspy.context(callbacks=[*(dspy.settings.callbacks or ()), watch]))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._models.meter.closed = True
-        self._stack.close()
-
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            await self.flush()
-        finally:
-            self.__exit__(kind, error, traceback)
-
-
-def lm_scope(
+@asynccontextmanager
+async def lm_scope(
     lm: dspy.BaseLM | None,
     *,
     lms: Mapping[str, dspy.BaseLM] | None = None,
     policy: LMPolicy | None = None,
     unpriced: Unpriced = "warn",
     prices: PriceSource | None = None,
-) -> LMScope:
+) -> AsyncGenerator[None, None]:
     """Put a run's language models in force, each behind the door that meters it.
 
     To be entered inside the run's identity and executor: calls are held to the executor's ledger and recorded in its
@@ -102,7 +66,18 @@ def lm_scope(
     """
     meter = Meter(policy, unpriced=unpriced, prices=prices)
     default = lm if lm is not None else dspy.settings.lm
-    return LMScope(_Models(meter, default, dict(lms or {})))
+    models = _Models(meter, default, dict(lms or {}))
+    run = current_run()
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(connections())
+        # Leaving in reverse order: no more calls are metered, then what they left behind is written.
+        stack.push_async_callback(shielded, meter.flush)
+        stack.callback(meter.close)
+        if run is not None:
+            stack.enter_context(entered(run.evolve(models=models)))
+        stack.enter_context(_dspy(models, default))
+        stack.enter_context(dspy.context(callbacks=[*(dspy.settings.callbacks or ()), StrayWatch(meter)]))
+        yield
 
 
 @contextmanager

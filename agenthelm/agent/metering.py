@@ -28,7 +28,7 @@ from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
 from agenthelm._runtime.context import current_run, entered
 from agenthelm._runtime.retry import Backoff
 from agenthelm._runtime.workers import Workers
-from agenthelm.agent.backends import Backend, backend_for
+from agenthelm.agent.backends import Backend, LMBackend, backend_for
 from agenthelm.agent.lm_call import LMCall, cached_answer
 from agenthelm.agent.pricing import METADATA, MetadataPrices
 from agenthelm.core.cost import Price, PriceSource, override_price
@@ -110,6 +110,10 @@ class Meter:
         if model not in self._known and isinstance(self._prices, MetadataPrices) and not self._prices.loaded:
             await anyio.to_thread.run_sync(self._prices.load)
 
+    def close(self) -> None:
+        """Meter nothing any more: the run is over."""
+        self.closed = True
+
     def defer(self, executor: ToolExecutor, record: Record) -> None:
         """Keep an event that can't be awaited where it happened; the next call or `flush` writes it."""
         with self._lock:
@@ -144,6 +148,7 @@ class _Door:
         # DSPy's own thread pools carry DSPy's settings along, and this engine with them, but no context variables.
         self._home = contextvars.copy_context()
         self.model = hints.model
+        self.plain = LMBackend(hints)
 
     # What adapters ask an LM about itself is answered by the LM this engine stands in.
     @property
@@ -163,7 +168,7 @@ class _Door:
         return frozenset(self.behind.supported_params)
 
     def executor(self) -> ToolExecutor | None:
-        """The executor in force; None outside of runs, where the backend is asked plainly."""
+        """The executor in force; None outside of runs, where the LM behind the door is asked plainly."""
         return None if self.meter.closed else current_executor() or self._home.run(current_executor)
 
     def complete(self, request: Request) -> Response:
@@ -171,7 +176,7 @@ class _Door:
         _passed_door()
         executor = self.executor()
         if executor is None:
-            return self.backend.ask(request)
+            return self.plain.ask(request)
         back = self._way_back()
         if back is not None:
             return back(self.complete_async, request, executor)
@@ -216,7 +221,7 @@ class _Door:
         _passed_door()
         executor = self.executor()
         if executor is None:
-            yield from self.backend.stream(request)
+            yield from self.plain.stream(request)
             return
         with self._identified():
             call = LMCall(self.meter, self.backend, request, executor)
@@ -291,7 +296,7 @@ class _AsyncDoor:
         _passed_door()
         executor = self._door.executor()
         if executor is None:
-            return await self._door.backend.ask_async(request, Workers())
+            return await self._door.plain.ask_async(request, Workers())
         return await self._door.complete_async(request, executor)
 
     async def stream(self, request: Request) -> AsyncIterator[Any]:
@@ -299,7 +304,7 @@ class _AsyncDoor:
         _passed_door()
         meter, backend, executor = self._door.meter, self._door.backend, self._door.executor()
         if executor is None:
-            async for event in backend.stream_async(request):
+            async for event in self._door.plain.stream_async(request):
                 yield event
             return
         await meter.load_prices(request.model)

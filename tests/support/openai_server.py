@@ -166,6 +166,11 @@ class OpenAIServer:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    @property
+    def connections(self) -> int:
+        """How many connections were made."""
+        return self._server.accepted
+
     def close(self) -> None:
         """Let open requests go, and stop listening."""
         self.closing.set()
@@ -218,11 +223,13 @@ class _Server(socketserver.ThreadingTCPServer):
     owner: OpenAIServer
 
     def __init__(self, *args: Any) -> None:
+        self.accepted = 0
         super().__init__(*args)
         self._clients: set[socket.socket] = set()
         self._clients_lock = threading.Lock()
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        self.accepted += 1
         with self._clients_lock:
             self._clients.add(request)
         super().process_request(request, client_address)

@@ -1,0 +1,230 @@
+"""Language models over real HTTP: what goes wrong, what it costs, and how soon it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import dspy
+import pytest
+
+from agenthelm._runtime.retry import Backoff
+from agenthelm.agent.lm import LMPolicy, connections, unwrap
+from agenthelm.agent.models import resolve_model
+from agenthelm.core.cost import Budget
+from agenthelm.exceptions import ModelCallError
+from tests.support.lm_run import QUICK, lm_run
+from tests.support.openai_server import Behaviour, OpenAIServer
+
+program = dspy.Predict("question -> answer, count: int")
+
+
+def model(server: OpenAIServer, **options: Any) -> dspy.LM:
+    return resolve_model("openai/gpt-4o-mini", api_base=server.base_url, **options)
+
+
+def answers_twice_by_prose() -> list[Behaviour]:
+    return [Behaviour("prose"), Behaviour("prose")]
+
+
+@pytest.fixture
+def server() -> Iterator[OpenAIServer]:
+    with OpenAIServer() as running:
+        yield running
+
+
+async def test_our_books_equal_the_servers_to_the_token(server: OpenAIServer) -> None:
+    server.script = [Behaviour(input_tokens=1000, output_tokens=200, cached_tokens=400, reasoning_tokens=150)]
+    async with lm_run(model(server)) as run:
+        result = await run.call(program, question="?")
+    (seen,) = server.seen
+    total = run.ledger.total()
+    assert result.answer == "[offline placeholder: answer]"
+    assert (seen.input_tokens, seen.output_tokens) == (total.input_tokens, total.output_tokens)
+    assert (total.cached_input_tokens, total.reasoning_tokens) == (400, 150)
+    assert total.cost_usd == (600 * 150 + 400 * 75 + 200 * 600) / 10**9
+
+
+FAILURES = [
+    pytest.param([Behaviour("status", status=429, retry_after=0.02)], "answered", 2, 1, 0, id="429"),
+    pytest.param([Behaviour("status", status=500)], "answered", 2, 1, 0, id="500"),
+    pytest.param([Behaviour("status", status=503)] * 3, "503", 3, 3, 0, id="503-for-good"),
+    pytest.param([Behaviour("status", status=400)], "400", 1, 1, 0, id="400"),
+    pytest.param([Behaviour("refuse_key")], "401", 1, 1, 0, id="401"),
+    pytest.param([Behaviour("not_json")], "not JSON", 1, 1, 1, id="not-json"),
+    pytest.param([Behaviour("drop")], "answered", 2, 1, 1, id="dropped"),
+    pytest.param([Behaviour("cut")], "answered", 2, 1, 1, id="cut"),
+    pytest.param([Behaviour("no_usage")], "answered", 1, 0, 1, id="no-usage"),
+    pytest.param(answers_twice_by_prose(), "can't be read as answer, count", 2, 0, 0, id="prose"),
+]
+
+
+@pytest.mark.parametrize(("script", "end", "calls", "failed", "estimated"), FAILURES)
+async def test_each_failure_is_counted_and_ends_in_one_clear_line(
+    server: OpenAIServer, script: list[Behaviour], end: str, calls: int, failed: int, estimated: int
+) -> None:
+    server.script = script
+    async with lm_run(model(server)) as run:
+        if end == "answered":
+            await run.call(program, question="?")
+        else:
+            with pytest.raises(dspy.DSPyError) as caught:
+                await run.call(program, question="?")
+            error = unwrap(caught.value)
+            assert isinstance(error, ModelCallError)
+            assert end in str(error)
+            assert "\n" not in str(error)
+    total = run.ledger.total()
+    assert server.asked == calls == total.calls
+    lost = total.estimated_calls
+    assert lost == estimated
+    assert total.failed_calls == failed + (1 if script[0].mode == "no_usage" else 0)
+
+
+async def test_retry_after_is_waited(server: OpenAIServer) -> None:
+    server.script = [Behaviour("status", status=429, retry_after=0.15)]
+    async with lm_run(model(server)) as run:
+        began = time.monotonic()
+        await run.call(program, question="?")
+    assert time.monotonic() - began >= 0.15
+
+
+async def test_a_dead_endpoint_is_named_and_costs_nothing() -> None:
+    with OpenAIServer() as server:
+        lm = model(server)
+    async with lm_run(lm) as run:
+        with pytest.raises(dspy.LMTransportError) as caught:
+            await run.call(program, question="?")
+    error = unwrap(caught.value)
+    assert isinstance(error, ModelCallError)
+    assert "3 attempts" in str(error)
+    assert f"127.0.0.1:{server.port}" in str(error)
+    total = run.ledger.total()
+    assert (total.calls, total.estimated_calls, total.cost_usd) == (0, 0, 0.0)
+
+
+async def test_a_missing_key_is_said_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with lm_run(dspy.LM("openai/gpt-4o-mini")) as run:
+        with pytest.raises(dspy.LMNotConfiguredError) as caught:
+            await run.call(program, question="?")
+    assert "OPENAI_API_KEY" in str(unwrap(caught.value))
+    assert run.ledger.total().calls == 0
+
+
+@pytest.mark.parametrize("mode", ["hang", "slow"])
+async def test_the_deadline_holds_against_a_half_open_connection(server: OpenAIServer, mode: str) -> None:
+    server.script = [Behaviour("hang") if mode == "hang" else Behaviour(delay=30)]
+    async with lm_run(model(server), policy=LMPolicy(timeout=0.2)) as run:
+        began = time.monotonic()
+        with pytest.raises(dspy.LMTimeoutError):
+            await run.call(program, question="?")
+        assert time.monotonic() - began < 2
+    assert run.ledger.total().estimated_calls == 1
+
+
+async def test_cancelling_an_agent_does_not_wait_for_the_model(server: OpenAIServer) -> None:
+    hanging = Behaviour("hang")
+    server.script = [hanging]
+    async with lm_run(model(server)) as run:
+        async with anyio.create_task_group() as group:
+            group.start_soon(run.call, program)
+            await anyio.to_thread.run_sync(hanging.started.wait)
+            began = time.monotonic()
+            group.cancel_scope.cancel()
+        assert time.monotonic() - began < 2
+        (event,) = await run.events()
+    assert event.outcome == "cancelled"
+    assert run.ledger.total().estimated_calls == 1
+
+
+async def test_a_streamed_answer_is_metered_and_really_streams(server: OpenAIServer) -> None:
+    server.script = [Behaviour(fields={"answer": "word " * 40}, input_tokens=50, output_tokens=60)]
+    send, receive = anyio.create_memory_object_stream[Any](1000)
+    async with lm_run(model(server)) as run, send, receive:
+        with dspy.context(send_stream=send, track_usage=True):
+            result = await run.call(program, question="?")
+        chunks = receive.statistics().current_buffer_used
+        (event,) = await run.events()
+    assert result.answer.startswith("word word")
+    assert chunks > 5
+    (seen,) = server.seen
+    assert seen.streamed
+    total = run.ledger.total()
+    assert (total.calls, total.input_tokens, total.output_tokens) == (1, 50, 60)
+    assert event.outcome == "success"
+
+
+async def test_an_awaited_stream_is_metered(server: OpenAIServer, anyio_backend_name: str) -> None:
+    if anyio_backend_name == "trio":
+        return  # DSPy's own acall needs asyncio
+    send, receive = anyio.create_memory_object_stream[Any](1000)
+    async with lm_run(model(server)) as run, send, receive:
+        with dspy.context(send_stream=send, track_usage=True):
+            await program.acall(question="?")
+        assert receive.statistics().current_buffer_used > 2
+    (seen,) = server.seen
+    assert run.ledger.total().tokens == seen.input_tokens + seen.output_tokens
+
+
+async def test_a_stream_that_breaks_is_a_lost_answer(server: OpenAIServer) -> None:
+    server.script = [Behaviour("cut")]
+    send, receive = anyio.create_memory_object_stream[Any](1000)
+    async with lm_run(model(server)) as run, send, receive:
+        with dspy.context(send_stream=send), pytest.raises(dspy.LMError):
+            await run.call(program, question="?")
+    total = run.ledger.total()
+    assert (total.calls, total.estimated_calls) == (1, 1)
+    assert server.asked == 1
+
+
+async def test_connections_are_used_again_by_later_runs(server: OpenAIServer) -> None:
+    lm = model(server)
+    async with connections():
+        for _ in range(3):
+            async with lm_run(lm) as run:
+                await run.call(program, question="?")
+    assert server.asked == 3
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("callers", [1, 8, 64])
+async def test_parallel_callers_on_one_budget_never_overshoot_it(callers: int) -> None:
+    """With ``max_tokens`` set, what is reserved bounds what is spent: nothing is overshot, at any number of callers."""
+    with OpenAIServer(jitter=callers) as server:
+        lm = model(server, max_tokens=60)
+        limit = 0.002
+        async with lm_run(lm, budget=Budget(usd=limit)) as run:
+
+            async def ask_until_refused() -> None:
+                while run.stop.error is None:
+                    with suppress(dspy.LMError):
+                        await run.call(program, question="?")
+
+            async with anyio.create_task_group() as group:
+                for _ in range(callers):
+                    group.start_soon(ask_until_refused)
+        total = run.ledger.total()
+        bill = sum(seen.input_tokens * 150 + seen.output_tokens * 600 for seen in server.seen) / 10**9
+    assert server.asked == total.calls > 0
+    assert total.cost_usd == pytest.approx(bill, abs=1e-12)
+    assert bill <= limit
+    assert bill > limit * 0.2
+
+
+async def test_the_wait_between_attempts_ends_with_the_deadline(server: OpenAIServer) -> None:
+    server.script = [Behaviour("status", status=500)] * 9
+    policy = LMPolicy(timeout=0.3, retries=8, backoff=Backoff(initial=5, jitter=False))
+    async with lm_run(model(server), policy=policy) as run:
+        began = time.monotonic()
+        with pytest.raises(dspy.LMServerError):
+            await run.call(program, question="?")
+        assert time.monotonic() - began < 2
+    assert server.asked == 1
+
+
+async def test_quick_policy_is_the_ordinary_one_without_waits() -> None:
+    assert (QUICK.retries, QUICK.cache) == (LMPolicy().retries, LMPolicy().cache)
