@@ -71,7 +71,8 @@ class Seen:
         body: The request.
         streamed: Whether a stream was asked for.
         status: The status that was sent; None when nothing was.
-        answered: Whether the whole answer, with its token counts, went out.
+        answered: Whether the whole answer went out.
+        counted: Whether it said what it took.
         input_tokens: What the answer said it took; 0 when there was none.
         output_tokens: Likewise.
         cached_tokens: Likewise.
@@ -83,6 +84,7 @@ class Seen:
     streamed: bool
     status: int | None
     answered: bool
+    counted: bool = True
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
@@ -339,6 +341,7 @@ class _Handler(BaseHTTPRequestHandler):
         if how.mode != "cut":
             outcome.update(
                 answered=True,
+                counted=usage is not None and (not body.get("stream") or _wants_usage(body)),
                 input_tokens=inputs,
                 output_tokens=outputs,
                 cached_tokens=how.cached_tokens,
