@@ -15,7 +15,7 @@ from agenthelm.core.binding import KEY_PARAMETER, Binding, Parameter, missing_pa
 from agenthelm.core.contract import ToolContract, check_contract
 from agenthelm.exceptions import PlanError, ToolContractError, UnknownToolError, nearest
 
-__all__ = ["TOOL_REGISTRY", "Tool", "ToolContract", "ToolRegistry", "tool"]
+__all__ = ["TOOL_REGISTRY", "Backoff", "Tool", "ToolContract", "ToolRegistry", "tool"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _ATTRIBUTE = "__agenthelm_tool__"
