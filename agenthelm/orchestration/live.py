@@ -27,11 +27,13 @@ class LiveRun:
         journal: Where it is on record.
         states: The effects so far, by id, in order of beginning.
         scopes: How many scopes were opened inside each scope.
+        flying: The effects whose calls are under way in this process; a resumed run has doubtful ones besides.
     """
 
     journal: Journal
     states: dict[str, EffectState] = field(default_factory=dict)
     scopes: dict[str, int] = field(default_factory=dict)
+    flying: set[str] = field(default_factory=set)
     numbered: int = 0
     completions: int = 0
     changed: anyio.Event | None = None
@@ -47,12 +49,13 @@ class LiveRun:
 
     async def idle(self, scope: str) -> None:
         """Wait until no effect of a scope is in flight."""
-        while any(s.outcome is None for s in self.in_scope(scope)):
+        while self.flying and any(s.effect.id in self.flying for s in self.in_scope(scope)):
             self.changed = anyio.Event()
             await self.changed.wait()
 
     def ended(self, state: EffectState, outcome: Outcome) -> None:
         """An effect has ended; what waits for that may look again."""
+        self.flying.discard(state.effect.id)
         state.outcome = outcome
         state.completed = self.completions
         self.completions += 1
@@ -94,6 +97,7 @@ class ScopeLog:
         contract = fingerprint(self.tools[effect.tool]) if effect.tool in self.tools else ""
         state = EffectState(effect, self.scope, order=len(self.run.states), contract=contract)
         self.run.states[effect.id] = state
+        self.run.flying.add(effect.id)
         try:
             await self.run.journal.begin(effect, scope=self.scope, contract=contract)
         except StorageError as error:
