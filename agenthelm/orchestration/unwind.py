@@ -275,9 +275,10 @@ class Unwinder:
         report(Progress("undone", state.effect.tool, run_id=self.journal.run_id))
         await self._report(state, "undone")
 
-    async def _stuck(self, state: EffectState, reason: str, *, doubt: bool = False) -> None:
+    async def _stuck(self, state: EffectState, reason: str, *, doubt: bool | None = None) -> None:
+        """Leave an effect standing; ``doubt`` says whether its undo may have worked, None that nothing was learnt."""
         state.reason = reason
-        state.undoing = doubt or state.undoing
+        state.undoing = state.undoing if doubt is None else doubt
         _log.warning("run %s: %s could not be undone: %s", self.journal.run_id, state.effect.tool, reason)
         report(Progress("undo_failed", state.effect.tool, error=reason, run_id=self.journal.run_id))
-        await self._report(state, "undo_failed", error=reason, doubt=doubt)
+        await self._report(state, "undo_failed", error=reason, doubt=state.undoing)
