@@ -212,7 +212,8 @@ class Recovery:
                     if not verdict.known:
                         return None
                     await journal.finish(entry.effect.id, "ok", value=verdict.value, error=None)
-                    entry.outcome, entry.result, entry.has_result = "ok", verdict.value, True
+                    state.complete(entry, "ok")
+                    entry.result, entry.has_result = verdict.value, True
                 elif tool.contract.idempotent:
                     await self._undo_inner(state, entry, journal)
                     continue

@@ -20,7 +20,7 @@ from agenthelm.exceptions import LeaseLostError, StorageError, describe
 from agenthelm.orchestration.journal import RENEW_SECONDS, Journal
 from agenthelm.orchestration.live import LiveRun, ScopeLog
 from agenthelm.orchestration.results import SagaResult, SagaStatus, StepRecord
-from agenthelm.orchestration.state import EffectState
+from agenthelm.orchestration.state import EffectState, settle_repeated
 from agenthelm.orchestration.unwind import GRACE_SECONDS, Unwinder
 
 __all__ = ["Opening", "SagaScope", "branch_scope"]
@@ -193,6 +193,7 @@ class SagaScope:
         await self._run.idle(self._log.scope)
         self._log.closed = True
         effects = self._run.in_scope(self._log.scope) if self._log.scope else list(self._run.states.values())
+        settle_repeated(effects)
         if error is None:
             await self._close("success", effects)
         elif not self.rollback:

@@ -13,7 +13,7 @@ from agenthelm.orchestration.journal import LEASE_SECONDS
 from agenthelm.orchestration.owner import Owner
 from agenthelm.orchestration.results import StuckEffect
 
-__all__ = ["EffectState", "RunState", "fold"]
+__all__ = ["EffectState", "RunState", "fold", "settle_repeated"]
 
 EffectStatus = Literal["begun", "finished", "failed", "in doubt", "undoing", "undone", "stuck", "accepted"]
 
@@ -36,7 +36,7 @@ class EffectState:
         undone: Whether it does not stand any more: undone, or found never to have happened.
         compensated: Whether its compensator ran, which covers what the tool did inside as well.
         reason: Why the last undo failed.
-        accepted: Whether a human let it stand.
+        accepted: Whether it is let stand: a human said so, or it is one with a later call that succeeded.
     """
 
     effect: Effect
@@ -124,6 +124,12 @@ class RunState:
             if not scope or state.scope == scope or state.scope.startswith(inside)
         ]
 
+    def complete(self, effect: EffectState, outcome: Outcome) -> None:
+        """An effect has ended, after all that have ended before."""
+        effect.outcome = outcome
+        effect.completed = self._completions
+        self._completions += 1
+
     def claimable(self, now: float) -> bool:
         """Whether the owner is known dead, or has been silent for the length of a lease."""
         return self.owner.fate() == "dead" or now - self.last_at > LEASE_SECONDS
@@ -144,7 +150,20 @@ def fold(run_id: str, records: Iterable[StoredRecord]) -> RunState:
                 record.stream, position=record.position, detail=f"{type(exc).__name__}: {exc}"
             ) from exc
         state.position = record.position + 1
+    settle_repeated(state.effects.values())
     return state
+
+
+def settle_repeated(effects: Iterable[EffectState]) -> None:
+    """End the doubt about calls that were made again under their key, with success: both are one effect, the later."""
+    doubtful: dict[tuple[str, str], list[EffectState]] = {}
+    for state in effects:
+        called = (state.effect.tool, state.effect.key)
+        if state.doubtful and not state.settled:
+            doubtful.setdefault(called, []).append(state)
+        elif state.outcome == "ok" and called in doubtful:
+            for earlier in doubtful.pop(called):
+                earlier.accepted = True
 
 
 def _apply(state: RunState, data: Mapping[str, Any]) -> None:
@@ -193,9 +212,7 @@ def _begin(state: RunState, data: Mapping[str, Any]) -> None:
 
 def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping[str, Any]) -> None:
     if kind == "finish":
-        effect.outcome = data["outcome"]
-        effect.completed = state._completions
-        state._completions += 1
+        state.complete(effect, data["outcome"])
         effect.has_result = data["outcome"] == "ok" and not data["opaque"]
         effect.result = data["result"]
         effect.error = data["error"]
