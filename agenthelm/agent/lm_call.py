@@ -114,9 +114,13 @@ class LMCall:
         self.executor = executor
         self.request = request
         self.run: RunContext | None = current_run()
-        self.model: Any = request.model
+        self.model: str = request.model
         self.verbatim: str | None = backend.verbatim
         self.price: Price | None = meter.price(self.model, backend.price) if _priceable(request) else None
+        inputs = input_bound(request)
+        outputs = request.config.max_tokens or ASSUMED_OUTPUT_TOKENS
+        usd = None if self.price is None else self.price.bound(inputs, outputs)
+        self._bound = Amount(usd=usd, tokens=inputs + outputs, calls=1)
         self.id: str = new_call_id()
         self.attempts: int = 0
         self.usage: TokenUsage | None = None
@@ -172,13 +176,9 @@ class LMCall:
         executor = self.executor
         if not executor.passes_doors:
             raise_if_stopped()
-        self.check_deadline()
-        inputs = input_bound(self.request)
-        outputs = self.request.config.max_tokens or ASSUMED_OUTPUT_TOKENS
-        usd = None if self.price is None else self.price.bound(inputs, outputs)
-        self._hold = executor.ledger.reserve(
-            Amount(usd=usd, tokens=inputs + outputs, calls=1), deny_unpriced=self.meter.unpriced == "deny"
-        )
+        if self.attempts:
+            self.check_deadline()
+        self._hold = executor.ledger.reserve(self._bound, deny_unpriced=self.meter.unpriced == "deny")
         self.attempts += 1
 
     def answered(self, response: Response) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -53,6 +54,10 @@ def to_usd(pico: int) -> float:
     return pico / _PICO
 
 
+_rate = functools.lru_cache(maxsize=1024)(to_pico)
+"""`to_pico` for token prices, of which there are few and which every call needs again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
     """What one model's tokens cost, in USD per token.
@@ -80,10 +85,10 @@ class Price:
         cached = min(usage.cached_input_tokens, usage.input_tokens)
         written = min(usage.cache_write_tokens, usage.input_tokens - cached)
         return (
-            (usage.input_tokens - cached - written) * to_pico(self.input)
-            + cached * to_pico(self.input if self.cached_input is None else self.cached_input)
-            + written * to_pico(self.input if self.cache_write is None else self.cache_write)
-            + usage.output_tokens * to_pico(self.output)
+            (usage.input_tokens - cached - written) * _rate(self.input)
+            + cached * _rate(self.input if self.cached_input is None else self.cached_input)
+            + written * _rate(self.input if self.cache_write is None else self.cache_write)
+            + usage.output_tokens * _rate(self.output)
         )
 
     def cost(self, usage: TokenUsage) -> float:
@@ -98,7 +103,7 @@ class Price:
                 replace(self, above=None).bound(input_tokens, output_tokens),
             )
         dearest = max(self.input, self.cache_write or 0.0)
-        return to_usd(input_tokens * to_pico(dearest) + output_tokens * to_pico(self.output))
+        return to_usd(input_tokens * _rate(dearest) + output_tokens * _rate(self.output))
 
 
 class PriceSource(Protocol):

@@ -137,9 +137,7 @@ def test_the_tracker_adds_up_and_knows_no_cost_for_unknown_models() -> None:
 def test_the_tracker_is_safe_for_concurrent_use(pricing: dict[str, object]) -> None:
     pricing["m"] = {"input": 0.001, "output": 0.0}
     tracker = CostTracker()
-    threads = [
-        threading.Thread(target=lambda: [tracker.track(used("m", 1, 0)) for _ in range(500)]) for _ in range(8)
-    ]
+    threads = [threading.Thread(target=lambda: [tracker.track(used("m", 1, 0)) for _ in range(500)]) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
