@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,15 +113,12 @@ _Entry = tuple[str, object, str]
 def _from_file(folder: Path) -> list[_Entry]:
     for path, table in ((folder / CONFIG_FILE, ()), (folder / "pyproject.toml", ("tool", "agenthelm"))):
         try:
-            document: Any = tomllib.loads(path.read_text("utf-8"))
+            text = path.read_bytes()
         except FileNotFoundError:
             continue
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-            if table:  # somebody else's file: not ours to judge
-                continue
-            raise ConfigError(f"{path.name} is not valid TOML: {exc}") from exc
         except OSError as exc:
             raise ConfigError(f"can't read {path.name}: {exc.strerror or exc}") from exc
+        document = _parsed(path.name, text, ours=not table)
         for key in table:
             document = document.get(key, {}) if isinstance(document, dict) else {}
         where = path.name if not table else f"{path.name} [{'.'.join(table)}]"
@@ -131,6 +127,17 @@ def _from_file(folder: Path) -> list[_Entry]:
         if document or not table:
             return [(key, value, f"{where}: {key}") for key, value in document.items()]
     return []
+
+
+def _parsed(name: str, text: bytes, *, ours: bool) -> Any:
+    import tomllib  # most calls of the command line find no file, and start sooner without it
+
+    try:
+        return tomllib.loads(text.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        if ours:
+            raise ConfigError(f"{name} is not valid TOML: {exc}") from exc
+        return {}  # somebody else's file: not ours to judge
 
 
 def _from_environment(environment: Mapping[str, str]) -> list[_Entry]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-__all__ = ["clean", "err", "escape_controls", "note", "out", "print_json", "say", "table", "to_json"]
+__all__ = ["arguments_line", "clean", "err", "escape_controls", "note", "out", "print_json", "say", "table", "to_json"]
 
 _PIPE_WIDTH = 200  # no terminal to fit into: wide enough that nothing worth grepping is wrapped
 
@@ -47,6 +47,12 @@ def clean(value: object, *, width: int | None = None) -> str:
     text = value if isinstance(value, str) else "" if value is None else json.dumps(to_json(value), ensure_ascii=False)
     text = escape_controls(" ".join(text.split()))
     return text if width is None or len(text) <= width else text[: width - 1] + "…"
+
+
+def arguments_line(arguments: Mapping[str, object], *, width: int) -> str:
+    """Arguments as a person reads them; the idempotency key, which nobody chose, is left out."""
+    shown = (f"{key}={clean(value, width=width)}" for key, value in arguments.items() if key != "idempotency_key")
+    return ", ".join(shown)
 
 
 def say(text: str, *, style: str | None = None) -> None:

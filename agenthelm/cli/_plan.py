@@ -88,7 +88,7 @@ def preview(steps: list[Step | list[Step]], tools: ToolRegistry, *, json: bool) 
         PlanError: The plan would be refused.
     """
     from agenthelm.cli import _console
-    from agenthelm.orchestration.plan import Plan, to_data
+    from agenthelm.orchestration.plan import Plan
 
     plan = Plan.of(steps)
     plan.check_tools(tools)
@@ -103,7 +103,7 @@ def preview(steps: list[Step | list[Step]], tools: ToolRegistry, *, json: bool) 
                     "order": wave,
                     "step": name,
                     "tool": step.tool_name,
-                    "arguments": to_data(step.arguments),
+                    "arguments": _written(step.arguments),
                     "undone_by": undo,
                     "irreversible": undo is None and contract.changes_something,
                 }
@@ -119,3 +119,14 @@ def preview(steps: list[Step | list[Step]], tools: ToolRegistry, *, json: bool) 
         for row in rows
     ]  # fmt: skip
     _console.out().print(_console.table(["#order", "step", "tool", "arguments", "undone by"], shown))
+
+
+def _written(value: Any) -> Any:
+    """Arguments as they stand in the file."""
+    from agenthelm.orchestration.plan import Ref
+
+    if isinstance(value, Ref):
+        return {"$ref": f"{value.step}.{value.path}" if value.path else value.step}
+    if isinstance(value, Mapping):
+        return {name: _written(item) for name, item in value.items()}
+    return [_written(item) for item in value] if isinstance(value, list | tuple) else value

@@ -172,13 +172,13 @@ def _status_style(run: RunState) -> str:
 def _line(effect: EffectState) -> Any:
     from rich.text import Text
 
-    from agenthelm.cli._console import clean
+    from agenthelm.cli._console import arguments_line, clean
 
     style = _STYLES[effect.status]
     line = Text.assemble((f"{_MARKS[effect.status]} ", style), clean(effect.effect.step or effect.effect.tool))
-    shown = ", ".join(f"{key}={clean(value, width=30)}" for key, value in effect.effect.arguments.items())
-    tool = effect.effect.tool if effect.effect.step else ""
-    line.append(f"  {tool}({shown})", "dim")
+    shown = arguments_line(effect.effect.arguments, width=40)
+    tool = f"  {effect.effect.tool}" if effect.effect.step not in (None, effect.effect.tool) else ""
+    line.append(f"{tool}({shown})", "dim")
     line.append(f"  {effect.status}", style)
     if effect.effect.compensating_tool:
         line.append(f"  {'by' if effect.undone else 'undone by'} {effect.effect.compensating_tool}", "dim")
@@ -268,7 +268,7 @@ def _show(results: list[SagaResult], names: Mapping[str, Mapping[str, str]], *, 
     for result in results:
         for record in result.steps:
             out().print(f"{record.step.name}: {clean(record.result, width=160) or 'done'}")
-        if result.error:
+        if result.error and result.error != "undone on purpose":
             say(f"because: {clean(result.error)}")
         for step, error in result.errors.items():
             say(f"step {step} failed: {clean(error)}")

@@ -12,7 +12,6 @@ import json
 from pathlib import Path
 
 import dspy
-
 from agenthelm import Agent, tool
 
 TODOS = Path("todos.json")
@@ -23,17 +22,22 @@ def todos() -> dict[str, str]:
     return json.loads(TODOS.read_text()) if TODOS.exists() else {}
 
 
+def save(lines: dict[str, str]) -> None:
+    """Write the list."""
+    TODOS.write_text(json.dumps(lines, indent=2))
+
+
 @tool(side_effects=["todos:write"], compensating_tool="remove_todo")
 def add_todo(title: str, idempotency_key: str) -> dict:
     """Add a line to the to-do list."""
-    TODOS.write_text(json.dumps({**todos(), idempotency_key: title}, indent=2))
+    save({**todos(), idempotency_key: title})
     return {"lines": len(todos())}
 
 
 @tool(idempotent=True)
 def remove_todo(idempotency_key: str) -> None:
     """Take back what was added under that key; fine if nothing was."""
-    TODOS.write_text(json.dumps({key: title for key, title in todos().items() if key != idempotency_key}, indent=2))
+    save({key: title for key, title in todos().items() if key != idempotency_key})
 
 
 class Secretary(Agent):
@@ -52,7 +56,8 @@ class Secretary(Agent):
     async def aforward(self, context, task: str) -> dict:
         plan = await self.ask(self.plan, task=task)
         added = await self.ause("add_todo", title=plan.title)
-        return {"title": plan.title, "text": f"Added: {plan.title} ({added['lines']} in the list)"}
+        text = f"Added: {plan.title} ({added['lines']} in the list)"
+        return {"title": plan.title, "text": text}
 '''
 
 _TEST = '''"""The agent against a scripted model: what it adds, and that it can be taken back."""
@@ -61,10 +66,10 @@ from __future__ import annotations
 
 import anyio
 import pytest
-
-import agents
 from agenthelm import Orchestrator
 from agenthelm.testing import ScriptedLM
+
+import agents
 
 
 @pytest.fixture(autouse=True)
