@@ -60,7 +60,7 @@ CATCH_ALL = {
     "core.webhook:WebhookHandler.request_approval": "whatever a peer does, it has not said yes",
     "orchestration.recovery:_keep": "the unwinder meets the same error and reports it",
     "orchestration.unwind:Unwinder._compensate": "one failed compensation never stops the others; it is stuck, by name",
-    "tracing.spans:_message": "an error whose own text fails must not replace the failure",
+    "tracing.site:_message": "an error whose own text fails must not replace the failure",
 }
 """Who catches ``Exception`` or more and does not raise: module:function -> why that hides nothing."""
 

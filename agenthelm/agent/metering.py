@@ -89,7 +89,7 @@ class Meter:
         self._known: dict[str, Price | None] = {}
         self._pending: list[tuple[ToolExecutor, Record]] = []
         self._lock = threading.Lock()
-        self.closed = False
+        self.closed: bool = False
 
     def price(self, model: str, declared: Price | None) -> Price | None:
         """A model's price: an override, else what its engine declares, else what the source knows."""
@@ -112,7 +112,7 @@ class Meter:
 
     def close(self) -> None:
         """Meter nothing any more: the run is over."""
-        self.closed = True
+        self.closed: bool = True
 
     def defer(self, executor: ToolExecutor, record: Record) -> None:
         """Keep an event that can't be awaited where it happened; the next call or `flush` writes it."""

@@ -420,7 +420,7 @@ async def test_in_a_service_a_client_that_goes_away_takes_its_effects_with_it(wo
     server = uvicorn.Server(uvicorn.Config(CancelOnDisconnect(app), port=0, log_level="error", lifespan="off"))
     async with anyio.create_task_group() as group:
         group.start_soon(server.serve)
-        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        while not server.started:
             await anyio.sleep(0.005)
         port = server.servers[0].sockets[0].getsockname()[1]
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
