@@ -12,6 +12,7 @@ from agenthelm.core.call import Call
 from agenthelm.core.handlers import ApprovalHandler, ApprovalRequest, Decision
 from agenthelm.core.redaction import digest, masked
 from agenthelm.exceptions import ApprovalDeniedError
+from agenthelm.tracing import names
 
 __all__ = ["approve"]
 
@@ -37,7 +38,9 @@ async def approve(
     request = _request(call, timeout, hook)
     if not required and not handler.covers(request):
         return
+    asked = call.clock.monotonic()
     decision = await _ask(handler, request, timeout)
+    waited = call.clock.monotonic() - asked
     call.approver = decision.approver or type(handler).__name__
     call.approval_reason = decision.reason or None
     reason = decision.reason or "no reason given"
@@ -49,8 +52,9 @@ async def approve(
     if approved and digest(call.tool.name, call.bound) != request.digest:
         approved, reason = False, "the arguments changed after they were approved"
     if call.span is not None:
-        call.span.set("agenthelm.approval.outcome", "approved" if approved else "denied")
-        call.span.set("agenthelm.approval.approver", call.approver)
+        call.span.set(names.APPROVAL_OUTCOME, "approved" if approved else "denied")
+        call.span.set(names.APPROVAL_APPROVER, call.approver)
+        call.span.set(names.APPROVAL_WAIT, waited)
     if approved:
         return
     call.approval_reason = reason

@@ -23,6 +23,7 @@ from agenthelm.exceptions import (
     UnknownToolError,
     describe,
 )
+from agenthelm.tracing.calls import describe as describe_span
 
 __all__ = ["Call"]
 
@@ -112,6 +113,8 @@ class Call:
             digest=self.digest,
             compensating_tool=self.compensating_tool,
             sensitive=self.tool.binding.sensitive,
+            trace_id=self.span.trace_id if self.span is not None else None,
+            span_id=self.span.span_id if self.span is not None else None,
         )
         return self.effect
 
@@ -154,7 +157,7 @@ class Call:
         sensitive = self.tool.binding.sensitive if self.tool else frozenset[str]()
         shown = self.arguments if self.bound is None else self.bound
         span = self.span
-        return {
+        event = {
             "id": self.id,
             "kind": "tool",
             "timestamp": datetime.fromtimestamp(self.wall, UTC).isoformat(),
@@ -181,6 +184,9 @@ class Call:
             "trace_id": span.trace_id if span is not None else None,
             "span_id": span.span_id if span is not None else None,
         }
+        if span is not None:
+            describe_span(span, event)
+        return event
 
     def _name(self, error: BaseException) -> None:
         self.error_type = type(error).__name__

@@ -27,6 +27,8 @@ class Effect:
         digest: Digest of tool and arguments, as approved.
         compensating_tool: What undoes it: the contract's, or the step's own.
         sensitive: Names of arguments whose values must never be stored.
+        trace_id: The trace of the call, 32 hex digits.
+        span_id: Its span, 16 hex digits; what undoes it links to that.
     """
 
     id: str
@@ -39,6 +41,8 @@ class Effect:
     digest: str = ""
     compensating_tool: str | None = None
     sensitive: frozenset[str] = field(default_factory=frozenset)
+    trace_id: str | None = None
+    span_id: str | None = None
 
 
 class EffectLog(Protocol):

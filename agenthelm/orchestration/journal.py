@@ -168,6 +168,8 @@ class Journal:
             compensating_tool=effect.compensating_tool,
             scope=scope,
             contract=contract,
+            trace_id=effect.trace_id,
+            span_id=effect.span_id,
         )
 
     async def resolved(self, effect_id: str, outcome: Literal["done", "undone"], *, by: str) -> None:

@@ -35,7 +35,7 @@ from agenthelm.orchestration.saga import OnError, run_plan
 from agenthelm.orchestration.scope import Opening, SagaScope
 from agenthelm.orchestration.unwind import GRACE_SECONDS
 from agenthelm.orchestration.wiring import TASK, Checked, Supply, component_name, select, signature_of
-from agenthelm.tracing import spans
+from agenthelm.tracing import names, spans
 
 __all__ = ["Orchestrator"]
 
@@ -316,14 +316,16 @@ class Orchestrator:
                     rollback=rollback,
                     grace=self._grace,
                 )
-                async with scope:
-                    with anyio.move_on_after(timeout) as deadline:
-                        state = await flow.run(memory, **given)
-                    if deadline.cancelled_caught:
-                        assert timeout is not None
-                        raise RunTimeoutError(timeout)
+                try:
+                    async with scope:
+                        with anyio.move_on_after(timeout) as deadline:
+                            state = await flow.run(memory, **given)
+                        if deadline.cancelled_caught:
+                            assert timeout is not None
+                            raise RunTimeoutError(timeout)
+                finally:
+                    span.set(names.SAGA_STATUS, scope.result.status if scope.result else None)
             assert scope.result is not None
-            span.set("agenthelm.saga.status", scope.result.status)
             return RunResult(
                 {key: value for key, value in state.items() if key != TASK},
                 run_id=scope.run_id,

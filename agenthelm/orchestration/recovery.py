@@ -20,7 +20,7 @@ from agenthelm.orchestration.saga import run_plan
 from agenthelm.orchestration.scope import Opening, SagaScope
 from agenthelm.orchestration.state import EffectState, RunState, fold
 from agenthelm.orchestration.unwind import GRACE_SECONDS, Unwinder, fingerprint
-from agenthelm.tracing import spans
+from agenthelm.tracing import names, spans
 
 __all__ = ["Recovery"]
 
@@ -159,9 +159,7 @@ class Recovery:
             f"undo {state.name}", run_id=state.run_id, session_id=state.session_id,
             links=((state.trace_id, state.span_id, "continues"),),
         ) as span:  # fmt: skip
-            unwinder = Unwinder(
-                self.executor, journal, self.grace, recorded=True, trace=(state.trace_id, state.span_id)
-            )
+            unwinder = Unwinder(self.executor, journal, self.grace, recorded=True)
 
             async def undo() -> SagaResult:
                 if not state.decided:
@@ -174,7 +172,7 @@ class Recovery:
                 return await self._close(state, journal, undone=tuple(unwinder.undone))
 
             result = await shielded(undo)
-            span.set("agenthelm.saga.status", result.status)
+            span.set(names.SAGA_STATUS, result.status)
             return result
 
     async def _close(

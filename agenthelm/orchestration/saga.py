@@ -24,7 +24,7 @@ from agenthelm.orchestration.plan import Plan, Ref, Step, Steps, resolved
 from agenthelm.orchestration.results import SagaResult, StepRecord, StuckEffect
 from agenthelm.orchestration.scope import Opening, SagaScope
 from agenthelm.orchestration.unwind import GRACE_SECONDS
-from agenthelm.tracing import spans
+from agenthelm.tracing import names, spans
 
 __all__ = [
     "OnError", "Ref", "SagaOrchestrator", "SagaResult", "SagaScope", "Step", "StepRecord", "StuckEffect", "saga",
@@ -192,7 +192,7 @@ async def run_plan(
                 raise
             span.fail(error)
         assert scope.result is not None
-        span.set("agenthelm.saga.status", scope.result.status)
+        span.set(names.SAGA_STATUS, scope.result.status)
         return scope.result
 
 

@@ -203,7 +203,7 @@ class SagaScope:
 
     async def _unwind(self, effects: list[EffectState], error: BaseException) -> None:
         journal = self._run.journal
-        unwinder = Unwinder(self.executor, journal, self.grace, trace=(self.opening.trace_id, self.opening.span_id))
+        unwinder = Unwinder(self.executor, journal, self.grace)
         if any(not state.settled for state in effects):
             try:
                 await journal.append("unwinding", scope=self._log.scope, reason=describe(error))

@@ -200,6 +200,8 @@ def _begin(state: RunState, data: Mapping[str, Any]) -> None:
         agent=data["agent"],
         digest=data["digest"],
         compensating_tool=data["compensating_tool"],
+        trace_id=data["trace_id"],
+        span_id=data["span_id"],
     )
     state.effects[effect.id] = EffectState(
         effect,

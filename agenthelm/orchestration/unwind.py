@@ -48,7 +48,6 @@ class Unwinder:
         journal: Where each undo is announced and reported.
         grace: Seconds for one compensation, retries included.
         recorded: Whether the effects were read from a journal, so that contracts may have changed since.
-        trace: Trace and span of the run whose effects these are; undo spans link to it.
         undone: Ids of what was undone, in order.
     """
 
@@ -56,7 +55,6 @@ class Unwinder:
     journal: Journal
     grace: float = GRACE_SECONDS
     recorded: bool = False
-    trace: tuple[str | None, str | None] = (None, None)
     undone: list[str] = field(default_factory=list)
 
     async def unwind(self, effects: Iterable[EffectState]) -> None:
@@ -220,7 +218,7 @@ class Unwinder:
                         self._arguments(state, compensator),
                         key=effect.key,
                         compensates=effect.id,
-                        links=((*self.trace, "undoes"),),
+                        links=((effect.trace_id, effect.span_id, "undoes"),),
                     )
             except Exception as error:  # noqa: BLE001 - one failed compensation never stops the others
                 doubt = compensator.contract.in_doubt_after(error)
