@@ -357,3 +357,36 @@ def test_doctor_finds_an_app_that_does_not_load(cli: Cli) -> None:
     (app,) = [finding for finding in document["findings"] if finding["what"] == "app"]
     assert app["state"] == "missing"
     assert "broken.py:2: ZeroDivisionError" in app["detail"]
+
+
+# -- completion ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("agenthelm tra", "traces"),
+        ("agenthelm traces f", "filter"),
+        ("agenthelm run --max-c", "--max-calls"),
+        ("agenthelm run x --agents pla", "planner"),
+        ("agenthelm describe wri", "writer"),
+    ],
+)
+def test_the_shell_completes_commands_options_and_agents(cli: Cli, line: str, expected: str) -> None:
+    cli.write("agenthelm.toml", 'app = "app.py"\n')
+    words = line.split(" ")
+    done = cli(
+        _AGENTHELM_COMPLETE="complete_bash",
+        COMP_WORDS=line,
+        COMP_CWORD=str(len(words) - 1),
+        _TYPER_COMPLETE_ARGS=line,
+    )
+    assert expected in done.stdout.split()
+
+
+def test_completion_is_silent_about_an_app_that_does_not_load(cli: Cli) -> None:
+    cli.write("agenthelm.toml", 'app = "nowhere.py"\n')
+    line = "agenthelm describe x"
+    done = cli(_AGENTHELM_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD="2", _TYPER_COMPLETE_ARGS=line)
+    assert done.stdout.strip() == ""
+    assert done.stderr == ""
