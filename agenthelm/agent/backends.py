@@ -7,9 +7,11 @@ build it; all else (LiteLLM, subclasses of ``BaseLM``, whatever comes) is called
 
 from __future__ import annotations
 
+import importlib
+import sys
 import weakref
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -115,6 +117,8 @@ class LMBackend:
         self.lm = lm
         # A subclass of the old kind may bring the sync half only; DSPy's dummy brings both in one.
         self._awaitable = isinstance(lm, (dspy.LM, DummyLM)) or type(lm).aforward is not dspy.BaseLM.aforward
+        # What DSPy's native engine can't do goes through LiteLLM, whose import takes seconds: not on the event loop.
+        self._litellm = isinstance(lm, dspy.LM) and isinstance(lm.engine, str)
 
     def ask(self, request: Request) -> Response:
         """Call the LM; history and usage are kept by the LM in front of this backend."""
@@ -125,6 +129,8 @@ class LMBackend:
         """Await the LM on asyncio, if it can be; else call it in a thread that is let go."""
         if on_trio() or not self._awaitable:
             return await workers.run_abandonable(self.ask, request)
+        if self._litellm and "litellm" not in sys.modules:
+            await workers.run_abandonable(_import_litellm)
         with _muted():
             return await self.lm.acall(request)
 
@@ -137,6 +143,11 @@ class LMBackend:
         response = await self.ask_async(request, Workers())
         for event in response_to_events(response):
             yield event
+
+
+def _import_litellm() -> None:
+    with suppress(ImportError):  # DSPy says what to install
+        importlib.import_module("litellm")
 
 
 def _muted() -> Any:

@@ -112,7 +112,7 @@ class Meter:
 
     def close(self) -> None:
         """Meter nothing any more: the run is over."""
-        self.closed: bool = True
+        self.closed = True
 
     def defer(self, executor: ToolExecutor, record: Record) -> None:
         """Keep an event that can't be awaited where it happened; the next call or `flush` writes it."""
