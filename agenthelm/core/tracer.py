@@ -26,7 +26,8 @@ class ExecutionTracer:
     Args:
         storage: Where events go; in memory by default.
         approval_handler: Who decides; by default nobody, so calls that need approval are denied.
-        cost_tracker: Totals over the calls of this tracer's own making.
+        cost_tracker: Where the code around the tracer adds up model calls of its own; the tracer only holds it, because
+            runs keep books themselves.
         tools: The tools it knows by name.
     """
 
@@ -44,10 +45,7 @@ class ExecutionTracer:
         self.executor: ToolExecutor = ToolExecutor(ToolRegistry.of(tools), self.storage, self.approval_handler)
 
     async def trace_and_execute(self, tool: str | Tool | Callable[..., Any], /, **kwargs: Any) -> Any:
-        """Call one tool under its whole contract; see `ToolExecutor.call` for what is raised.
-
-        A contract's ``max_cost`` is also held against what the tracer's ``cost_tracker`` has spent so far.
-        """
+        """Call one tool under its whole contract; see `ToolExecutor.call` for what is raised."""
         running = current_executor()
         executor = self.executor
         if running is not None and running.effects is not None:
