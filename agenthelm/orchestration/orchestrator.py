@@ -15,7 +15,7 @@ from agenthelm._runtime.groups import in_child
 from agenthelm._runtime.progress import Progress
 from agenthelm._runtime.retry import Clock, SystemClock
 from agenthelm._runtime.workers import DEFAULT_WORKERS, Workers
-from agenthelm.agent.lm import LMPolicy, lm_scope
+from agenthelm.agent.lm import LMPolicy, connections, lm_scope
 from agenthelm.agent.models import resolve_model
 from agenthelm.agent.signature import Runnable
 from agenthelm.core.cost import Budget
@@ -92,6 +92,7 @@ class Orchestrator:
         observer: Callable[[Progress], None] | None = None,
         clock: Clock | None = None,
     ) -> None:
+        self._opened = AsyncExitStack()
         self._owns_hub = memory_hub is None
         self._owns_storage = storage is None
         self.memory_hub: MemoryHub = memory_hub or MemoryHub()
@@ -278,8 +279,11 @@ class Orchestrator:
                 stack.push_async_callback(self.storage.aclose)
             if self._owns_hub:
                 stack.push_async_callback(self.memory_hub.aclose)
+            stack.push_async_callback(self._opened.aclose)
 
     async def __aenter__(self) -> Self:
+        # Runs of one orchestrator share their connections to models.
+        await self._opened.enter_async_context(connections())
         return self
 
     async def __aexit__(
