@@ -119,7 +119,7 @@ class Attempts:
         if tool.is_async:
             return await invoke() if timeout is None else await self._with_deadline(invoke, timeout)
         if tool.contract.runs_in == "process":
-            process = partial(self._workers.run_in_process, partial(tool.function, **call.bound))
+            process = partial(self._workers.run_in_process, tool.binding.prepared(call.bound))
             return await process() if timeout is None else await self._with_deadline(process, timeout)
         if tool.contract.abandonable:
             thread = partial(self._workers.run_abandonable, invoke)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import typing
@@ -141,8 +142,12 @@ class Binding:
         """Call the function with bound arguments."""
         if not self._positional:
             return self._function(**bound)
+        return self.prepared(bound)()
+
+    def prepared(self, bound: Mapping[str, Any]) -> functools.partial[Any]:
+        """The call as a value, which pickles if the function and its arguments do."""
         rest = dict(bound)
-        return self._function(*[rest.pop(name) for name in self._positional if name in rest], **rest)
+        return functools.partial(self._function, *[rest.pop(name) for name in self._positional if name in rest], **rest)
 
     def check_result(self, value: Any) -> Any:
         """Validate and coerce a result.

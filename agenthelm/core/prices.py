@@ -169,6 +169,11 @@ class CostTracker:
                 self._pico += pico
         return None if pico is None else to_usd(pico)
 
+    def charge(self, usd: float) -> None:
+        """Count money that was spent otherwise than on tokens."""
+        with self._lock:
+            self._pico += max(0, to_pico(usd))
+
     def check_budget(self, max_cost: float) -> bool:
         """Whether no more than ``max_cost`` USD were spent; unpriced calls are not in that sum. 0.0 means free."""
         with self._lock:

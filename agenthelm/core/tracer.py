@@ -26,8 +26,7 @@ class ExecutionTracer:
     Args:
         storage: Where events go; in memory by default.
         approval_handler: Who decides; by default nobody, so calls that need approval are denied.
-        cost_tracker: Where the code around the tracer adds up model calls of its own; the tracer only holds it, because
-            runs keep books themselves.
+        cost_tracker: Adds up what this tracer's calls cost; model calls of the code around it can be added to it.
         tools: The tools it knows by name.
     """
 
@@ -52,7 +51,11 @@ class ExecutionTracer:
             executor = replace(
                 running, storage=self.storage, approval_handler=self.approval_handler, tools=self.executor.tools
             )
-        return await executor.call(tool, kwargs)
+        books = executor.ledger.child("run")
+        try:
+            return await replace(executor, ledger=books).call(tool, kwargs)
+        finally:
+            self.cost_tracker.charge(books.priced_usd)
 
     async def events(self, *, limit: int | None = None) -> list[ExecutionEvent]:
         """The events so far, newest first."""

@@ -133,6 +133,10 @@ class TestCalling:
         door.tools.register(Tool.from_function(os.getpid, ToolContract(runs_in="process"), name="process_id"))
         assert await door.call("process_id") != os.getpid()
 
+    async def test_also_with_positional_arguments(self, door: Door) -> None:
+        door.tools.register(Tool.from_function(divmod, ToolContract(runs_in="process", inputs={"x": int, "y": int})))
+        assert await door.call("divmod", x=7, y=2) == (3, 1)
+
     async def test_an_unknown_tool_and_one_that_was_not_given(self, door: Door) -> None:
         @tool(registry=door.tools)
         async def transfer() -> None: ...
@@ -848,6 +852,16 @@ class TestDetached:
         assert await tracer.trace_and_execute("book", city="Lisbon") == "Lisbon"
         assert await tracer.trace_and_execute(book, city="Porto") == "Porto"
         assert [e.inputs["city"] for e in await tracer.events()] == ["Porto", "Lisbon"]
+
+    async def test_the_tracer_adds_up_what_its_calls_cost(self) -> None:
+        def pay() -> None:
+            charge(0.25)
+
+        tracer = ExecutionTracer(tools=[pay])
+        await tracer.trace_and_execute("pay")
+        await tracer.trace_and_execute("pay")
+        assert tracer.cost_tracker.total_cost == pytest.approx(0.5)
+        assert not tracer.cost_tracker.check_budget(0.4)
 
     async def test_a_sync_tool_may_call_back(self, door: Door) -> None:
         @tool(registry=door.tools)
