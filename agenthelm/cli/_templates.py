@@ -28,14 +28,14 @@ def save(lines: dict[str, str]) -> None:
 
 
 @tool(side_effects=["todos:write"], compensating_tool="remove_todo")
-def add_todo(title: str, idempotency_key: str) -> dict:
+async def add_todo(title: str, idempotency_key: str) -> dict:
     """Add a line to the to-do list."""
     save({**todos(), idempotency_key: title})
     return {"lines": len(todos())}
 
 
 @tool(idempotent=True)
-def remove_todo(idempotency_key: str) -> None:
+async def remove_todo(idempotency_key: str) -> None:
     """Take back what was added under that key; fine if nothing was."""
     save({key: title for key, title in todos().items() if key != idempotency_key})
 

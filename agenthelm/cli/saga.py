@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import select
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -141,8 +143,6 @@ def undo(
 
 
 def _confirm(question: str) -> None:
-    import sys
-
     from agenthelm.cli import _console
 
     if not sys.stdin.isatty():
@@ -150,9 +150,17 @@ def _confirm(question: str) -> None:
         raise Failure(2)
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    if _line().strip().lower() not in ("y", "yes"):
         _console.say("left as it is")
         raise Failure(1)
+
+
+def _line() -> str:
+    """A line that is typed. A Ctrl-C right before a blocking read would wait for the read; so it is polled for."""
+    if sys.platform != "win32":
+        while not select.select([sys.stdin], [], [], 0.2)[0]:
+            pass
+    return sys.stdin.readline()
 
 
 @command(app, "recover")
