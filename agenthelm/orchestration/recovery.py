@@ -102,7 +102,7 @@ class Recovery:
         return await in_child(self._unwind, state, journal, "tried again on purpose")
 
     async def resolve(self, run_id: str, step: str, *, outcome: Literal["done", "undone"]) -> SagaResult:
-        """Record a human's word on an effect that could not be undone.
+        """Record a human's word on an effect that could not be undone, or of which nobody knew whether it happened.
 
         Args:
             run_id: The run.
@@ -110,34 +110,35 @@ class Recovery:
             outcome: ``"done"``: it stands, and that is fine. ``"undone"``: somebody undid it by hand.
 
         Raises:
-            PlanError: The run has no such effect, or the run is not one that got stuck.
+            PlanError: The run has no such effect.
+            RunBusyError: The run has not ended, or another process is at it.
         """
         state = await self.load(run_id)
-        chosen = [s for s in state.effects.values() if step in (s.effect.id, s.effect.step) and s.status != "undone"]
+        if state.status is None:
+            raise RunBusyError(run_id, owner=str(state.owner))
+        open_ones = [s for s in state.effects.values() if not s.settled and (s.reason is not None or s.doubtful)]
+        chosen = [s for s in open_ones if step in (s.effect.id, s.effect.step)]
         if not chosen:
-            stuck = ", ".join(s.effect.id for s in state.effects.values() if s.reason) or "none"
-            raise PlanError(f"run {run_id!r} has no effect or step {step!r} left to resolve; stuck: {stuck}")
-        if state.status != "failed":
-            raise PlanError(f"run {run_id!r} is {state.status or 'open'}; only stuck effects are resolved by hand")
-        journal = await self._claim(state)
+            left = ", ".join(s.effect.id for s in open_ones) or "none"
+            raise PlanError(f"run {run_id!r} has no effect or step {step!r} left to resolve; stuck or in doubt: {left}")
+        # A run that got stuck ends anew; one that went well is not claimed, so that nobody ever takes it for a dead one.
+        journal = await self._claim(state) if state.status == "failed" else self._journal(state, epoch=state.epoch)
         if journal is None:
             raise RunBusyError(run_id, owner="another process, which claimed it just now")
         for entry in chosen:
             await journal.resolved(entry.effect.id, outcome, by="a human")
             entry.undone, entry.accepted, entry.reason = outcome == "undone", outcome == "done", None
-        return await self._close(state, journal)
+        return await self._close(state, journal) if state.status is None else _as_found(state)
 
     # -- how ----------------------------------------------------------------------------------------------------------
 
+    def _journal(self, state: RunState, *, epoch: int) -> Journal:
+        executor = self.executor
+        return Journal(executor.storage, state.run_id, executor.clock, position=state.position, epoch=epoch)
+
     async def _claim(self, state: RunState) -> Journal | None:
         """Take a run over, or find that somebody else was first."""
-        journal = Journal(
-            self.executor.storage,
-            state.run_id,
-            self.executor.clock,
-            position=state.position,
-            epoch=state.epoch + 1,
-        )
+        journal = self._journal(state, epoch=state.epoch + 1)
         try:
             await journal.append("claimed", owner=Owner.here().data(), state="open")
         except (LeaseLostError, StalePositionError):
@@ -192,31 +193,28 @@ class Recovery:
     async def _resumable(self, state: RunState, plan: Plan, journal: Journal) -> dict[str, object] | None:
         """The results of the steps that are done, or None when the saga can only be undone."""
         results: dict[str, object] = {}
-        for entry in [s for s in state.effects.values() if s.effect.parent is None]:
+        for entry in [s for s in state.effects.values() if s.effect.parent is None and not s.settled]:
             step = entry.effect.step
-            if step is None or step not in plan.steps or entry.settled:
-                continue
+            if entry.scope or step is None or step not in plan.steps:
+                return None  # a nested run of a step that is no effect itself: calling it again would repeat this one
             tool = self.executor.tools.get(entry.effect.tool)
             if tool is None or entry.contract != fingerprint(tool):
                 return None
             if entry.doubtful:
                 verdict = await self.executor.verify(tool, entry.effect.arguments, entry.effect.key)
-                if verdict is not None:
-                    if not verdict.happened:
-                        entry.undone = True
-                        await journal.resolved(entry.effect.id, "undone", by="verify")
-                        await self._undo_inner(state, entry, journal)
-                        continue
+                if verdict is None and not tool.contract.idempotent:
+                    return None
+                if verdict is not None and verdict.happened:
                     if not verdict.known:
                         return None
                     await journal.finish(entry.effect.id, "ok", value=verdict.value, error=None)
                     state.complete(entry, "ok")
                     entry.result, entry.has_result = verdict.value, True
-                elif tool.contract.idempotent:
-                    await self._undo_inner(state, entry, journal)
-                    continue
-                else:
-                    return None
+                elif verdict is not None:
+                    entry.undone = True
+                    await journal.resolved(entry.effect.id, "undone", by="verify")
+            if entry.outcome != "ok" and not await self._undo_inner(state, entry, journal):
+                return None
             if entry.outcome == "ok":
                 if not entry.has_result:
                     return None
@@ -226,8 +224,8 @@ class Recovery:
     def _as(self, state: RunState) -> RunContext:
         return self.identity.evolve(run_id=state.run_id, session_id=state.session_id, namespace=state.namespace)
 
-    async def _undo_inner(self, state: RunState, entry: EffectState, journal: Journal) -> None:
-        """Before a step is called again: take back what its first call did inside."""
+    async def _undo_inner(self, state: RunState, entry: EffectState, journal: Journal) -> bool:
+        """Before a step is called again: take back what its first call did inside. False if something stays."""
         inner, ids = [], {entry.effect.id}
         for other in state.effects.values():
             if other.effect.parent in ids:
@@ -235,6 +233,7 @@ class Recovery:
                 inner.append(other)
         if inner:
             await shielded(Unwinder(self.executor, journal, self.grace, recorded=True).unwind, inner)
+        return all(other.reason is None or other.settled for other in inner)
 
     async def _resume(self, state: RunState, plan: Plan, journal: Journal, results: dict[str, object]) -> SagaResult:
         context = self._as(state)

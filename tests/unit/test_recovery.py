@@ -1,0 +1,80 @@
+"""After the fact: what a human may say about a run, and who may say it when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agenthelm.core.storage.memory_storage import InMemoryStorage
+from agenthelm.core.tool import ToolRegistry, tool
+from agenthelm.exceptions import PlanError, RunBusyError
+from agenthelm.orchestration.orchestrator import Orchestrator
+from agenthelm.orchestration.saga import Step, saga
+
+
+@pytest.fixture
+def tools() -> ToolRegistry:
+    registry = ToolRegistry()
+
+    @tool(registry=registry, compensating_tool="take_back", side_effects=["x:write"])
+    async def unsure() -> dict[str, str]:
+        raise TimeoutError
+
+    @tool(registry=registry)
+    async def take_back(result: dict[str, str]) -> None: ...
+
+    @tool(registry=registry, side_effects=["mail:send"])
+    async def send() -> None: ...
+
+    @tool(registry=registry)
+    async def fail() -> None:
+        raise ValueError
+
+    return registry
+
+
+async def test_doubt_left_in_a_good_run_can_be_settled_and_the_run_stays_good(tools: ToolRegistry) -> None:
+    storage = InMemoryStorage()
+    async with Orchestrator(tools=tools, storage=storage) as orchestrator:
+        async with saga(tools=tools, storage=storage) as scope:
+            with pytest.raises(TimeoutError):
+                await scope.use("unsure")
+        assert scope.result is not None
+        assert scope.result.in_doubt == ("e1",)
+        settled = await orchestrator.resolve(scope.run_id, "e1", outcome="undone")
+        assert (settled.status, settled.in_doubt) == ("success", ())
+        assert await orchestrator.recover() == []
+        with pytest.raises(PlanError, match="stuck or in doubt: none"):
+            await orchestrator.resolve(scope.run_id, "e1", outcome="done")
+
+
+@pytest.mark.parametrize("outcome", ["done", "undone"])
+async def test_a_stuck_run_ends_when_a_human_has_settled_its_last_effect(tools: ToolRegistry, outcome: Any) -> None:
+    async with Orchestrator(tools=tools) as orchestrator:
+        result = await orchestrator.run_saga([Step("send"), Step("fail")])
+        assert (result.status, [stuck.effect_id for stuck in result.stuck]) == ("failed", ["e1"])
+        still = await orchestrator.retry(result.run_id)
+        assert still.status == "failed"
+        settled = await orchestrator.resolve(result.run_id, "send", outcome=outcome)
+        assert (settled.status, settled.stuck) == ("rolled_back", ())
+        assert (await orchestrator.undo(result.run_id)).status == "rolled_back"
+
+
+async def test_a_run_in_progress_can_not_be_settled_or_undone(tools: ToolRegistry) -> None:
+    storage = InMemoryStorage()
+    async with Orchestrator(tools=tools, storage=storage) as orchestrator:
+        async with saga(tools=tools, storage=storage) as scope:
+            await scope.use("send")
+            with pytest.raises(RunBusyError):
+                await orchestrator.resolve(scope.run_id, "e1", outcome="done")
+            with pytest.raises(RunBusyError):
+                await orchestrator.undo(scope.run_id)
+            assert await orchestrator.recover() == []
+
+
+async def test_a_failed_run_is_left_to_retry_and_resolve(tools: ToolRegistry) -> None:
+    async with Orchestrator(tools=tools) as orchestrator:
+        result = await orchestrator.run_saga([Step("send"), Step("fail")])
+        again = await orchestrator.undo(result.run_id)
+        assert (again.status, [stuck.reason for stuck in again.stuck]) == ("failed", ["no tool undoes it"])
