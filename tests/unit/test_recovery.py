@@ -63,14 +63,14 @@ async def test_a_stuck_run_ends_when_a_human_has_settled_its_last_effect(tools: 
 
 async def test_a_run_in_progress_can_not_be_settled_or_undone(tools: ToolRegistry) -> None:
     storage = InMemoryStorage()
-    async with Orchestrator(tools=tools, storage=storage) as orchestrator:
-        async with saga(tools=tools, storage=storage) as scope:
-            await scope.use("send")
-            with pytest.raises(RunBusyError):
-                await orchestrator.resolve(scope.run_id, "e1", outcome="done")
-            with pytest.raises(RunBusyError):
-                await orchestrator.undo(scope.run_id)
-            assert await orchestrator.recover() == []
+    orchestrator = Orchestrator(tools=tools, storage=storage)
+    async with orchestrator, saga(tools=tools, storage=storage) as scope:
+        await scope.use("send")
+        with pytest.raises(RunBusyError):
+            await orchestrator.resolve(scope.run_id, "e1", outcome="done")
+        with pytest.raises(RunBusyError):
+            await orchestrator.undo(scope.run_id)
+        assert await orchestrator.recover() == []
 
 
 async def test_a_failed_run_is_left_to_retry_and_resolve(tools: ToolRegistry) -> None:
