@@ -257,7 +257,7 @@ class _Progression:
             value = await scope.executor.call(
                 step.tool_name,
                 arguments,
-                key=f"{scope.run_id}:{step.name}",
+                key=f"{scope.key}:{step.name}",
                 compensating_tool=step.compensate_with,
             )
         scope.steps.append(StepRecord(step, value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -128,6 +129,12 @@ class SagaScope:
         return self._run.journal.run_id
 
     @property
+    def key(self) -> str:
+        """What the keys of its steps begin with: the same when it is resumed, another in every nested run."""
+        inside = self.context.effect or ""
+        return f"{self.run_id}{self._log.scope}{f'@{inside}' if inside else ''}"
+
+    @property
     def _run(self) -> LiveRun:
         return self._log.run
 
@@ -155,7 +162,9 @@ class SagaScope:
         self._beat = CancelScope(shield=True)
         self._group.start_soon(self._heartbeat, journal, name="agenthelm lease")
         done = sum(1 for state in self.states.values() if state.outcome is not None)
-        return LiveRun(journal, self.states, numbered=len(self.states), completions=done)
+        return LiveRun(
+            journal, self.states, scopes=_numbered(self.states), numbered=len(self.states), completions=done
+        )
 
     async def _heartbeat(self, journal: Journal) -> None:
         """Renew the lease when nothing else was written; shielded, because unwinding needs the lease as well."""
@@ -270,6 +279,17 @@ class SagaScope:
             await self._group.__aexit__(type(error), error, error.__traceback__)
         else:
             await self._group.__aexit__(None, None, None)
+
+
+def _numbered(states: Mapping[str, EffectState]) -> dict[str, int]:
+    """How many scopes were opened inside each scope before the run was resumed."""
+    numbers: dict[str, int] = {}
+    for state in states.values():
+        path = state.scope
+        while path:
+            path, _, number = path.rpartition(".")
+            numbers[path] = max(numbers.get(path, 0), int(number))
+    return numbers
 
 
 class branch_scope:  # noqa: N801 - used like a function: `async with branch_scope("left"):`
