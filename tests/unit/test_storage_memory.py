@@ -77,3 +77,32 @@ async def test_after_a_simulated_crash_nothing_reaches_the_inner_storage() -> No
             await use
     await storage.aclose()
     assert [record.data["n"] for record in await inner.read("a")] == [1, 2]
+
+
+class TestBounds:
+    async def test_the_oldest_events_are_forgotten_and_positions_go_on(self) -> None:
+        storage = InMemoryStorage(max_events=100)
+        for number in range(1000):
+            await storage.append([Record(EVENTS, {"n": number})])
+        kept = [(r.position, r.data["n"]) for r in await storage.read(EVENTS)]
+        assert kept == [(n, n) for n in range(1000 - len(kept), 1000)]
+        assert 100 <= len(kept) <= 111
+        newest = await storage.read(EVENTS, newest_first=True, limit=2)
+        assert [r.position for r in newest] == [999, 998]
+        assert [r.position for r in await storage.read(EVENTS, newest_first=True, after=998, limit=1)] == [997]
+        assert await storage.append([Record(EVENTS, {"n": 1000})], {EVENTS: 1000}) == {EVENTS: 1001}
+
+    async def test_the_runs_that_ended_first_are_forgotten_and_open_ones_never(self) -> None:
+        storage = InMemoryStorage(max_runs=2)
+        await storage.append([Record("run:open", {"type": "opened"}, "open")])
+        for name in ("a", "b", "c"):
+            await storage.append([Record(f"run:{name}", {"type": "opened"}, "open")])
+            await storage.append([Record(f"run:{name}", {"type": "closed"}, "success")])
+        assert [info.name for info in await storage.streams(newest_first=False)] == ["run:open", "run:b", "run:c"]
+        await storage.append([Record("run:b", {"type": "claimed"}, "open")])
+        await storage.append([Record("run:d", {"type": "closed"}, "success")])
+        assert {info.name for info in await storage.streams()} == {"run:open", "run:b", "run:c", "run:d"}
+
+    def test_a_bound_must_leave_something(self) -> None:
+        with pytest.raises(ValueError, match="at least 1"):
+            InMemoryStorage(max_events=0)

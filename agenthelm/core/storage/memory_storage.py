@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agenthelm.core.storage.base import BaseStorage, Record, StoredRecord, StreamInfo, Where
+from agenthelm.core.storage.base import EVENTS, BaseStorage, Record, StoredRecord, StreamInfo, Where
 from agenthelm.core.storage.codec import decode, encode, is_journal, matches, state_of
 from agenthelm.exceptions import CorruptRecordError, StalePositionError, StorageClosedError, StorageError
 
@@ -16,27 +16,44 @@ __all__ = ["InMemoryStorage"]
 
 
 class _Stream:
-    __slots__ = ("created_at", "name", "number", "records", "state", "updated_at")
+    __slots__ = ("created_at", "forgotten", "name", "number", "records", "state", "updated_at")
 
     def __init__(self, name: str, number: int, now: float) -> None:
         self.name = name
         self.number = number
         self.records: list[Record] = []
+        self.forgotten = 0
         self.state: str | None = None
         self.created_at = self.updated_at = now
 
+    @property
+    def position(self) -> int:
+        return self.forgotten + len(self.records)
+
 
 class InMemoryStorage(BaseStorage):
-    """Keeps everything until the process ends, or until `drop`; its runs can't be recovered.
+    """Keeps the newest events and runs until the process ends; its runs can't be recovered.
+
+    Bounded, because a service may live for months on it: beyond the limits the oldest events are forgotten, and the
+    journals of the runs that ended first. A run in progress never is.
 
     Appending costs a few microseconds and never suspends. Records are kept as they are and copied through JSON when
     they are read, so a value that JSON can't hold shows only then: as a skipped event, or as an unreadable journal.
     Safe to share between event loops and threads.
+
+    Args:
+        max_events: How many events are kept, at least; up to a tenth more may be.
+        max_runs: How many runs that have ended stay undoable.
     """
 
     durable = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_events: int = 100_000, max_runs: int = 10_000) -> None:
+        if max_events < 1 or max_runs < 1:
+            raise ValueError(f"max_events and max_runs must be at least 1, not {max_events} and {max_runs}")
+        self._max_events = max_events
+        self._max_runs = max_runs
+        self._ended: dict[str, None] = {}
         self._streams: dict[str, _Stream] = {}
         self._by_state: dict[str, dict[str, _Stream]] = {}
         self._numbers = itertools.count()
@@ -54,7 +71,7 @@ class InMemoryStorage(BaseStorage):
             if expected:
                 for name, position in expected.items():
                     known = streams.get(name)
-                    actual = 0 if known is None else len(known.records)
+                    actual = 0 if known is None else known.position
                     if actual != position:
                         raise StalePositionError(name, expected=position, actual=actual)
             for record in records:
@@ -66,7 +83,9 @@ class InMemoryStorage(BaseStorage):
                 stream.updated_at = now
                 if record.state is not None and record.state != stream.state:
                     self._enter(stream, record.state)
-                touched[name] = len(stream.records)
+                touched[name] = stream.position
+            if EVENTS in touched:
+                self._forget_events(streams[EVENTS])
         return touched
 
     async def read(
@@ -83,14 +102,16 @@ class InMemoryStorage(BaseStorage):
         known = self._streams.get(stream)
         if known is None or limit == 0:
             return []
-        end = len(known.records)
+        with self._guard:
+            begin, records = known.forgotten, known.records
+            end = begin + len(records)
         if newest_first:
-            positions = range(min(end, end if after is None else after) - 1, -1, -1)
+            positions = range(min(end, end if after is None else after) - 1, begin - 1, -1)
         else:
-            positions = range(0 if after is None else after + 1, end)
+            positions = range(begin if after is None else max(begin, after + 1), end)
         found: list[StoredRecord] = []
         for position in positions:
-            record = known.records[position]
+            record = records[position - begin]
             if where and not matches(record.data, where):
                 continue
             data = self._copied(record, position)
@@ -119,7 +140,7 @@ class InMemoryStorage(BaseStorage):
                 chosen.sort(key=lambda stream: stream.number)
             listed = reversed(chosen) if newest_first else iter(chosen)
             return [
-                StreamInfo(s.name, len(s.records), s.state, s.created_at, s.updated_at)
+                StreamInfo(s.name, s.position, s.state, s.created_at, s.updated_at)
                 for s in itertools.islice(listed, limit)
             ]
 
@@ -128,8 +149,8 @@ class InMemoryStorage(BaseStorage):
         with self._guard:
             self._check_open()
             known = self._streams.pop(stream, None)
-            if known is not None and known.state is not None:
-                self._by_state[known.state].pop(stream)
+            if known is not None:
+                self._leave(known)
 
     async def aclose(self) -> None:
         """Refuse further use."""
@@ -145,10 +166,25 @@ class InMemoryStorage(BaseStorage):
             raise StorageClosedError("the in-memory storage was closed")
 
     def _enter(self, stream: _Stream, state: str) -> None:
-        if stream.state is not None:
-            del self._by_state[stream.state][stream.name]
+        self._leave(stream)
         stream.state = state
         self._by_state.setdefault(state, {})[stream.name] = stream
+        if state != "open" and is_journal(stream.name):
+            self._ended[stream.name] = None
+            if len(self._ended) > self._max_runs:
+                self._leave(self._streams.pop(next(iter(self._ended))))
+
+    def _leave(self, stream: _Stream) -> None:
+        if stream.state is not None:
+            del self._by_state[stream.state][stream.name]
+        self._ended.pop(stream.name, None)
+
+    def _forget_events(self, stream: _Stream) -> None:
+        """Drop the oldest, many at a time; into a new list, because somebody may be reading the old one."""
+        excess = len(stream.records) - self._max_events
+        if excess > self._max_events // 10:
+            stream.records = stream.records[excess:]
+            stream.forgotten += excess
 
     def _copied(self, record: Record, position: int) -> dict[str, Any] | None:
         try:
