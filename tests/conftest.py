@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 # Before anything imports DSPy, LiteLLM, Chroma or onnxruntime: no test downloads a price list or sends telemetry.
@@ -30,3 +32,13 @@ import pytest
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     """Every async test runs on asyncio, uvloop and trio."""
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """The command line sets up logging for a process; a test that runs it in this one must not do so for the rest."""
+    logger = logging.getLogger("agenthelm")
+    before = (list(logger.handlers), logger.level, logger.propagate)
+    yield
+    logger.handlers, logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
