@@ -9,7 +9,7 @@ from pathlib import Path
 
 import agenthelm
 
-assert not Path(agenthelm.__file__).is_relative_to(Path(__file__).resolve().parent.parent), agenthelm.__file__
+assert Path(agenthelm.__file__).is_relative_to(sys.prefix), agenthelm.__file__
 for name in agenthelm.__all__:
     getattr(agenthelm, name)
 assert any(str(path).endswith("agenthelm/py.typed") for path in files("agenthelm") or ())
