@@ -123,6 +123,7 @@ class LMCall:
         self._bound = Amount(usd=usd, tokens=inputs + outputs, calls=1)
         self.id: str = new_call_id()
         self.attempts: int = 0
+        self.calls: int = 0
         self.usage: TokenUsage | None = None
         self.cost_usd: float | None = 0.0
         self.estimated: bool = False
@@ -215,6 +216,7 @@ class LMCall:
         self._add(hold.amount.usd)
 
     def _add(self, usd: float | None) -> None:
+        self.calls += 1
         self.cost_usd = None if usd is None or self.cost_usd is None else self.cost_usd + usd
 
     def retry_after(self, error: Exception) -> float:
@@ -239,6 +241,7 @@ class LMCall:
                 hold.release()
             else:
                 hold.settle(Amount(calls=1), agent=self.agent, outcome="failed", model=self.model)
+                self.calls += 1
         if self._emitted or self.attempts > policy.retries or not is_retryable(error):
             raise error
         delay = policy.backoff.delay(self.attempts, error=error)
@@ -339,6 +342,7 @@ class LMCall:
             "outcome": self.outcome,
             "error_state": self.error_state,
             "error_type": self.error_type,
+            "calls": self.calls,
             "token_usage": None if self.usage is None else self.usage.model_dump(),
             "estimated_cost_usd": self.cost_usd,
             "cost_source": self.cost_source,

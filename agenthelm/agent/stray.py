@@ -99,13 +99,14 @@ class StrayWatch(BaseCallback):
         executor, hold = call.executor, call.hold or call.executor.ledger.unlimited().reserve(Amount(calls=1))
         fields: dict[str, Any] = {
             "outcome": "success",
+            "calls": 1,
             "cost_source": None if call.price is None else call.price.source,
         }
         if exception is None and not call.tracker.reported:
             hold.settle(
                 usage=TokenUsage(input_tokens=0, output_tokens=0, model=call.model), agent=agent, outcome="cached"
             )
-            fields.update(estimated_cost_usd=0.0, cost_source="cache")
+            fields.update(calls=0, estimated_cost_usd=0.0, cost_source="cache")
         elif usage is None:
             hold.keep(agent=agent, model=call.model)
             fields.update(estimated_cost_usd=hold.amount.usd, cost_source="estimated")

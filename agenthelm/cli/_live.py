@@ -44,7 +44,7 @@ class View:
         self.not_undone: list[str] = []
         self.quiet = quiet
         self._started = time.monotonic()
-        self._cost: float | None = None
+        self.cost: float | None = None
         self._rows: list[_Row] = []
         self._live: Live | None = None
         self._console = err()
@@ -93,13 +93,13 @@ class View:
         """Take note of progress; called on the event loop, never blocks for long."""
         self.run_id = progress.run_id or self.run_id
         if progress.cost_usd is not None:
-            self._cost = progress.cost_usd
+            self.cost = progress.cost_usd
         self._update(progress)
         if self._live is None and not self.quiet:
             line = _line(progress)
             if line and line != self._said:
                 self._said = line
-                cost = f"  {dollars(self._cost)}" if self._cost else ""
+                cost = f"  {dollars(self.cost)}" if self.cost else ""
                 sys.stderr.write(f"{time.monotonic() - self._started:7.1f}s  {escape_controls(line)}{cost}\n")
                 sys.stderr.flush()
 
@@ -139,7 +139,7 @@ class View:
             yield Text.assemble((" ↶ ", "yellow"), f"undone: {clean(name, width=50)}")
         for name in self.not_undone:
             yield Text.assemble((" ! ", "bold red"), f"could not be undone: {clean(name, width=50)}")
-        cost = f"  {dollars(self._cost)}" if self._cost is not None else ""
+        cost = f"  {dollars(self.cost)}" if self.cost is not None else ""
         yield Text(f"   {seconds(now - self._started)}{cost}", style="dim")
 
 

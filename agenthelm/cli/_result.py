@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agenthelm.cli._console import clean, err, escape_controls, out, print_json, say, table, to_json
-from agenthelm.cli._units import dollars
+from agenthelm.cli._units import count, dollars
 
 if TYPE_CHECKING:
     from agenthelm.cli._live import View
@@ -102,7 +102,7 @@ def tell_undone(view: View, saga: Any, *, run_id: str | None = None) -> None:
     elif getattr(saga, "status", None) == "stopped":
         say(f"nothing was undone, as asked; `agenthelm saga undo {run_id or 'RUN'}` does it", style="yellow")
     if run_id:
-        say(f"run {run_id}", style="dim")
+        say(f"run {run_id}" + (f"  cost {dollars(view.cost)}" if view.cost else ""), style="dim")
 
 
 def print_failure(error: BaseException, *, code: int, message: str) -> None:
@@ -124,7 +124,7 @@ def _stuck(saga: Any) -> list[dict[str, Any]]:
 
 
 def _cost_table(result: Any) -> None:
-    """Who used what: two lines that can be handed to finance, and the table they sum up."""
+    """Who used what, and what it comes to; ``agenthelm cost report --run`` tells the same from the events."""
     total = result.usage
     if not (total.calls or total.cached_calls or total.priced_usd):
         return
@@ -137,26 +137,23 @@ def _cost_table(result: Any) -> None:
             entry.output_tokens + entry.estimated_tokens,
             dollars(entry.cost_usd),
         )
-        for by in ("agent", "model")
+        for by in ("agent", "model", "tool")
         for name, entry in result.totals(by).items()
+        if by != "tool" or entry.calls or entry.cached_calls or entry.priced_usd
     ]
     err().print(table(["by", "", "#calls", "#tokens in", "#tokens out", "#cost"], rows))
     say(
-        f"total {dollars(total.cost_usd)}{_caveats(total)} for {_count(total.calls, 'model call')} and "
-        f"{_count(total.tool_calls, 'tool call')}, {total.tokens} tokens"
+        f"total {dollars(total.cost_usd)}{_caveats(total)} for {count(total.calls, 'model call')} and "
+        f"{count(total.tool_calls, 'tool call')}, {total.tokens} tokens"
     )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _caveats(total: Any) -> str:
     parts = []
     if total.unpriced_calls:
-        parts.append(f"{dollars(total.priced_usd)} known, {_count(total.unpriced_calls, 'call')} without a known price")
+        parts.append(f"{dollars(total.priced_usd)} known, {count(total.unpriced_calls, 'call')} without a known price")
     if total.estimated_calls:
-        parts.append(f"{_count(total.estimated_calls, 'lost answer')} estimated")
+        parts.append(f"{count(total.estimated_calls, 'lost answer')} estimated")
     if total.cached_calls:
-        parts.append(f"{_count(total.cached_calls, 'answer')} from the cache")
+        parts.append(f"{count(total.cached_calls, 'answer')} from the cache")
     return f" ({'; '.join(parts)})" if parts else ""

@@ -1,8 +1,13 @@
-"""Money and time as a person reads them."""
+"""Numbers, money and time as a person reads them."""
 
 from __future__ import annotations
 
-__all__ = ["dollars", "seconds"]
+__all__ = ["count", "dollars", "seconds"]
+
+
+def count(number: int, what: str) -> str:
+    """A number of things: one call, two calls."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def dollars(usd: float | None) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from agenthelm.cli._command import command
 from agenthelm.cli._options import Json, Since
+from agenthelm.cli._units import count
 
 __all__ = ["app"]
 
@@ -28,90 +29,183 @@ async def report(
 ) -> None:
     """What was spent, on what."""
     from agenthelm.cli import _console, _events, _session
-    from agenthelm.exceptions import ConfigError, nearest
+    from agenthelm.exceptions import ConfigError, RunNotFoundError, nearest
 
     if by not in _GROUPS:
         raise ConfigError(f"--by must be one of {', '.join(_GROUPS)}, not {by!r}.{nearest(by, _GROUPS)}", setting="by")
     settings = _session.settings_from()
     where = _events.conditions(run=run, since=None if run else since)
     groups: dict[str, _Spent] = {}
+    bill = _Bill()
+    called_nothing: object = False
     if _session.stored(settings):
         async with _session.open_storage(settings) as storage:
-            if run == "last":
-                where["run_id"] = await _events.last_run(storage, run)
+            if run:
+                where["run_id"] = run = await _events.last_run(storage, run)
             async for page in _events.pages(storage, where):
                 for record in page:
+                    bill.add(record.data)
                     if (name := _group(record.data, by)) is not None:
-                        groups.setdefault(name, _Spent()).add(record.data)
-    names = sorted(groups) if by == "day" else sorted(groups, key=lambda name: -groups[name].usd)
+                        groups.setdefault(name, _Spent()).add(record.data, tools=by == "tool")
+            called_nothing = run is not None and await storage.streams(prefix=f"run:{run}", limit=1)
+    if run and not bill.run and not called_nothing:
+        raise RunNotFoundError(run)
+    names = sorted(groups) if by == "day" else sorted(groups, key=lambda name: -groups[name].pico)
     if json:
-        _console.print_json({"by": by, "groups": [{by: name, **groups[name].facts()} for name in names]})
-    elif not groups:
-        _console.note("nothing was spent" + ("" if run else f" since {since}"))
-    else:
+        rows = [{by: name, **groups[name].facts()} for name in names]
+        _console.print_json({"by": by, "groups": rows, "total": bill.facts()})
+        return
+    if groups:
         _print(by, {name: groups[name] for name in names})
+    elif not bill.run:
+        _console.note("nothing was spent" + (f" in run {run}" if run else f" since {since}"))
+        return
+    for line in bill.lines() if run else [bill.total_line()]:
+        _console.out().print(line, soft_wrap=True)
 
 
 _GROUPS = ("model", "agent", "tool", "day")
 
 
 def _group(event: Mapping[str, Any], by: str) -> str | None:
-    """Which row an event belongs to. Tools that ask models are booked under the models' own calls."""
-    if (event.get("kind") == "lm") != (by != "tool"):
+    """Which row an event belongs to, if any.
+
+    Models and tools have one column of calls each: a tool's row counts calls of the tool, the others calls of models.
+    What a tool charged itself is money in every view.
+    """
+    lm = event.get("kind") == "lm"
+    if by == "tool":
+        inside = (event.get("inputs") or {}).get("tool") if lm else event.get("tool_name")
+        return None if inside is None else str(inside)
+    if not lm and not event.get("estimated_cost_usd"):
         return None
-    if by in ("model", "tool"):
-        return str(event.get("tool_name"))
+    if by == "model":
+        return str(event.get("tool_name")) if lm else "(charged by tools)"
     return str(event.get("timestamp", ""))[:10] if by == "day" else str(event.get("agent_name") or "(no agent)")
 
 
+def _made(event: Mapping[str, Any]) -> bool:
+    """Whether a tool was called at all."""
+    return event.get("outcome") not in ("denied", "over_budget")
+
+
 class _Spent:
-    """What a row adds up to."""
+    """What a row adds up to; money in whole picodollars, as in the books of a run."""
 
     def __init__(self) -> None:
-        self.calls = self.tokens_in = self.tokens_out = self.unpriced = 0
-        self.usd = 0.0
+        self.calls = self.tokens_in = self.tokens_out = self.unpriced = self.pico = 0
 
-    def add(self, event: Mapping[str, Any]) -> None:
+    def add(self, event: Mapping[str, Any], *, tools: bool = False) -> None:
+        """Add an event; ``tools`` counts calls of tools instead of models."""
+        from agenthelm.core.prices import to_pico
+
+        lm = event.get("kind") == "lm"
         usage = event.get("token_usage") or {}
-        self.calls += 1
+        calls = event.get("calls") or 0
+        self.calls += (not lm and _made(event)) if tools else calls
         self.tokens_in += usage.get("input_tokens") or 0
         self.tokens_out += usage.get("output_tokens") or 0
         cost = event.get("estimated_cost_usd")
-        self.unpriced += cost is None
-        self.usd += cost or 0.0
+        self.unpriced += calls if cost is None else 0
+        self.pico += to_pico(cost or 0.0)
+
+    @property
+    def usd(self) -> float:
+        """What is known of the cost."""
+        from agenthelm.core.prices import to_usd
+
+        return to_usd(self.pico)
 
     def facts(self) -> dict[str, Any]:
+        """For ``--json``."""
         return {
             "calls": self.calls,
             "input_tokens": self.tokens_in,
             "output_tokens": self.tokens_out,
-            "priced_usd": round(self.usd, 12),
+            "priced_usd": self.usd,
             "unpriced_calls": self.unpriced,
-            "cost_usd": None if self.unpriced else round(self.usd, 12),
+            "cost_usd": None if self.unpriced else self.usd,
         }
+
+    def cost(self) -> str:
+        """The cost as a person reads it; what has no known price is named, never taken for nothing."""
+        from agenthelm.cli._units import dollars
+
+        return dollars(self.usd) + (f" + {count(self.unpriced, 'unpriced call')}" if self.unpriced else "")
+
+
+class _Bill(_Spent):
+    """Everything that was found, whatever it is grouped by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.run = self.began = self.session = ""
+        self.tool_calls = self.estimated = self.cached = 0
+        self.models: dict[str, _Spent] = {}
+        self.sources: set[str] = set()
+
+    def add(self, event: Mapping[str, Any], *, tools: bool = False) -> None:
+        """Add an event."""
+        super().add(event, tools=tools)
+        self.run = str(event.get("run_id") or self.run)
+        self.session = str(event.get("session_id") or self.session)
+        began = str(event.get("timestamp") or "")
+        self.began = min(self.began or began, began)
+        self.tool_calls += event.get("kind") != "lm" and _made(event)
+        if (name := _group(event, "model")) is not None:
+            self.models.setdefault(name, _Spent()).add(event)
+        source, _, how = str(event.get("cost_source") or "").partition(", ")
+        self.estimated += how == "estimated" or source == "estimated"
+        self.cached += source == "cache"
+        if source not in ("", "cache", "estimated"):
+            self.sources.add("own settings" if source == "override" else source)
+
+    def total_line(self) -> str:
+        """One line under a report over many runs."""
+        return f"total {self.cost()} for {count(self.calls, 'model call')}"
+
+    def lines(self) -> Sequence[str]:
+        """What one run cost, on what, and how sure that is: two lines that finance can file."""
+        from agenthelm.cli._console import clean
+
+        parts = (f"{clean(name)} {spent.cost()}" for name, spent in sorted(self.models.items()))
+        doubts = [
+            f"{count(number, what)} {how}"
+            for number, what, how in (
+                (self.estimated, "call", "with lost answers, booked at the most that they can have cost"),
+                (self.cached, "answer", "from the cache, free"),
+            )
+            if number
+        ]
+        first = (
+            f"run {clean(self.run)} of {self.began[:16].replace('T', ' ')} UTC, session {clean(self.session)}: "
+            f"{self.cost()} for {count(self.calls, 'model call')} ({self.tokens_in} tokens in, {self.tokens_out} out) "
+            f"and {count(self.tool_calls, 'tool call')}"
+        )
+        sources = [f"prices: {', '.join(sorted(self.sources))}"] if self.sources else []
+        second = [", ".join(parts) or "no model was called", *sources, *(doubts or ["nothing estimated"])]
+        return first, "; ".join(second)
+
+    def facts(self) -> dict[str, Any]:
+        """For ``--json``."""
+        more = {"tool_calls": self.tool_calls, "estimated_calls": self.estimated, "cached_calls": self.cached}
+        return {**super().facts(), **more, "price_sources": sorted(self.sources)}
 
 
 def _print(by: str, groups: Mapping[str, _Spent]) -> None:
     from rich.text import Text
 
     from agenthelm.cli import _console
-    from agenthelm.cli._units import dollars
 
-    most = max((group.usd for group in groups.values()), default=0.0) or 1.0
+    most = max((group.pico for group in groups.values()), default=0) or 1
     rows: list[Sequence[object]] = [
         (
-            name, group.calls, group.tokens_in, group.tokens_out,
-            dollars(group.usd) + (f" + {group.unpriced} unpriced" if group.unpriced else ""),
-            Text("█" * max(1 if group.usd else 0, round(_BAR * group.usd / most)), style="cyan"),
+            name, group.calls, group.tokens_in, group.tokens_out, group.cost(),
+            Text("█" * max(1 if group.pico else 0, round(_BAR * group.pico / most)), style="cyan"),
         )
         for name, group in groups.items()
     ]  # fmt: skip
-    console = _console.out()
-    console.print(_console.table([by, "#calls", "#tokens in", "#tokens out", "#cost", ""], rows))
-    total = sum(group.usd for group in groups.values())
-    unpriced = sum(group.unpriced for group in groups.values())
-    caveat = f", and {unpriced} calls without a known price" if unpriced else ""
-    console.print(f"total {dollars(total)} for {sum(group.calls for group in groups.values())} calls{caveat}")
+    _console.out().print(_console.table([by, "#calls", "#tokens in", "#tokens out", "#cost", ""], rows))
 
 
 @command(app, "models")

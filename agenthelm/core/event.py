@@ -33,8 +33,10 @@ class ExecutionEvent(BaseModel):
         error_type: The exception's type alone.
         llm_reasoning_trace: What the agent's LM said it wanted, where known.
         confidence_score: 0 to 1, where an agent states one.
+        calls: LM calls that were made, retries included (``kind="lm"``); 0 for one refused or answered from a cache.
         token_usage: Tokens used by LM calls (``kind="lm"``).
-        estimated_cost_usd: Cost in USD; None when a price is unknown, never 0 for that.
+        estimated_cost_usd: Cost in USD; None when a price is unknown, never 0 for that. A tool's is what it charged
+            itself: LM calls inside it have events of their own, so that the events of a run add up to its cost.
         cost_source: Where the price came from.
         retry_count: Attempts after the first.
         late: A sync tool finished after its deadline; the value is used all the same.
@@ -66,6 +68,7 @@ class ExecutionEvent(BaseModel):
     error_type: str | None = None
     llm_reasoning_trace: str = ""
     confidence_score: float | None = None
+    calls: int = 0
     token_usage: TokenUsage | None = None
     estimated_cost_usd: float | None = 0.0
     cost_source: str | None = None

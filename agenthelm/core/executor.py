@@ -192,7 +192,7 @@ class ToolExecutor:
         budget = None if max_cost is None or self.passes_doors else Budget(usd=max_cost)
         ledger = self.ledger.child(f"tool:{entry.name}", budget, drawn_from=hold if budget is not None else None)
         inner = self._with_ledger(ledger)
-        books = (hold, ledger if budget is not None else None)
+        books = (hold, ledger)
         effects = self.effects if call.is_effect else None
         context = call.context
         attempts = Attempts(call, self.workers)
@@ -268,12 +268,12 @@ class ToolExecutor:
         error: BaseException | None = None,
     ) -> None:
         """Settle the budget, then write event and journal in one commit."""
-        hold, drawn = books
-        if drawn is None:
+        hold, ledger = books
+        if ledger.budget.usd is None:
             hold.settle(_ONE_CALL)
         else:
             hold.settle()
-            call.cost_usd = drawn.cost_usd
+        call.cost_usd = ledger.charged_usd
         if effects is None or call.effect is None:
             await self._append_event(call)
         else:
@@ -308,7 +308,7 @@ class ToolExecutor:
                     call.name,
                     agent=context.agent,
                     error=call.error_state,
-                    cost_usd=self.ledger.cost_usd,
+                    cost_usd=self.ledger.root.cost_usd,
                     run_id=context.run_id,
                 )
             )
@@ -316,8 +316,8 @@ class ToolExecutor:
 
 _FIELDS = tuple(ToolExecutor.__dataclass_fields__)
 
-_Books = tuple[Reservation, Ledger | None]
-"""A call's reservation, and the ledger that draws on it where the contract has a ``max_cost``."""
+_Books = tuple[Reservation, Ledger]
+"""A call's reservation, and the ledger of its scope, which draws on it where the contract has a ``max_cost``."""
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
@@ -358,6 +358,6 @@ def charge(usd: float) -> None:
     Args:
         usd: The amount in US dollars.
     """
-    executor = _current.get()
+    executor, run = _current.get(), current_run()
     if executor is not None:
-        executor.ledger.charge(usd)
+        executor.ledger.charge(usd, agent=run.agent if run is not None else None)

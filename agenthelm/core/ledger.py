@@ -49,7 +49,7 @@ class Ledger:
     """
 
     __slots__ = (
-        "_books", "_chain", "_clock", "_drawn", "_enforced", "_holds", "_limited", "_limits", "_lock", "_reserved",
+        "_books", "_chain", "_charged", "_clock", "_drawn", "_enforced", "_holds", "_limited", "_limits", "_lock", "_reserved",
         "_seconds", "_spent", "_started", "_tool", "budget", "parent", "scope", "stop",
     )  # fmt: skip
 
@@ -73,6 +73,7 @@ class Ledger:
         self._tool: str | None = scope[5:] if scope.startswith("tool:") else (parent._tool if parent else None)
         self._spent = [0, 0, 0, 0]
         self._reserved = [0, 0, 0, 0]
+        self._charged = 0
         self._books: dict[_Key, list[int]] = {}
         self._limits = _limits(self.budget)
         self._seconds = self.budget.seconds
@@ -149,6 +150,7 @@ class Ledger:
         """Book money that was spent outside of any reservation. Never raises; an excess shows at the next call."""
         pico = max(0, to_pico(usd))
         with self._lock:
+            self._charged += pico
             self._spend((pico, 0, 0, 0))
             for ledger, _ in self._chain:
                 ledger._book((agent, None, self._tool))[_PICO] += pico
@@ -178,6 +180,12 @@ class Ledger:
     def priced_usd(self) -> float:
         """What was spent on everything with a known price, USD."""
         return self.total().priced_usd
+
+    @property
+    def charged_usd(self) -> float:
+        """What was charged in this very scope, scopes inside it not included, USD."""
+        with self._lock:
+            return to_usd(self._charged)
 
     @property
     def root(self) -> Ledger:

@@ -223,6 +223,18 @@ def test_charge_never_raises_and_the_excess_shows_at_the_next_door() -> None:
     assert ledger.cost_usd == 5.0
 
 
+def test_what_was_charged_in_a_scope_is_told_without_the_scopes_inside_it() -> None:
+    run = Ledger("run")
+    outer = run.child("tool:outer")
+    inner = outer.child("tool:inner")
+    outer.charge(0.25, agent="writer")
+    inner.charge(0.5, agent="writer")
+    outer.reserve(Amount(usd=1.0, calls=1)).settle()
+    assert (run.charged_usd, outer.charged_usd, inner.charged_usd) == (0.0, 0.25, 0.5)
+    assert run.totals("agent")["writer"].cost_usd == 0.75
+    assert run.cost_usd == 1.75
+
+
 def test_seconds_are_checked_at_each_door() -> None:
     clock = FakeClock()
     ledger = Ledger("run", Budget(seconds=10), clock=clock)
