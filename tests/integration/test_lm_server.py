@@ -14,9 +14,10 @@ import pytest
 
 from agenthelm._runtime.retry import Backoff
 from agenthelm.agent.lm import LMPolicy, connections, unwrap
+from agenthelm.agent.lm_call import ASSUMED_OUTPUT_TOKENS
 from agenthelm.agent.models import resolve_model
 from agenthelm.core.cost import Budget
-from agenthelm.exceptions import ModelCallError
+from agenthelm.exceptions import BudgetExceededError, ModelCallError
 from tests.support.lm_run import QUICK, lm_run
 from tests.support.openai_server import Behaviour, OpenAIServer
 
@@ -170,6 +171,44 @@ async def test_an_awaited_stream_is_metered(server: OpenAIServer, anyio_backend_
     assert run.ledger.total().tokens == seen.input_tokens + seen.output_tokens
 
 
+async def test_asyncified_programs_are_metered(server: OpenAIServer, anyio_backend_name: str) -> None:
+    if anyio_backend_name == "trio":
+        return  # DSPy keeps one limiter per process, which belongs to the first event loop that used it
+    ask = dspy.asyncify(program)
+    async with lm_run(model(server), budget=Budget(calls=3)) as run:
+        async with anyio.create_task_group() as group:
+            for number in range(3):
+                group.start_soon(lambda number=number: ask(question=str(number)))  # type: ignore[misc]
+        with pytest.raises(dspy.LMError) as caught:
+            await ask(question="one too many")
+        events = await run.events()
+    assert isinstance(unwrap(caught.value), BudgetExceededError)
+    total = run.ledger.total()
+    assert server.asked == total.calls == 3
+    assert (total.input_tokens, total.output_tokens) == (
+        sum(seen.input_tokens for seen in server.seen),
+        sum(seen.output_tokens for seen in server.seen),
+    )
+    assert {event.agent_name for event in events} == {"writer"}
+
+
+async def test_streamified_programs_are_metered(server: OpenAIServer, anyio_backend_name: str) -> None:
+    if anyio_backend_name == "trio":
+        return  # DSPy's own streaming needs asyncio
+    server.script = [Behaviour(fields={"answer": "word " * 40}, input_tokens=50, output_tokens=60)]
+    listeners = [dspy.streaming.StreamListener(signature_field_name="answer")]
+    ask = dspy.streamify(program, stream_listeners=listeners)
+    async with lm_run(model(server)) as run:
+        chunks = [chunk async for chunk in ask(question="?")]
+        (event,) = await run.events()
+    assert isinstance(chunks[-1], dspy.Prediction)
+    assert len(chunks) > 5
+    assert server.seen[0].streamed
+    total = run.ledger.total()
+    assert (total.calls, total.input_tokens, total.output_tokens) == (1, 50, 60)
+    assert (event.calls, event.outcome, event.agent_name) == (1, "success", "writer")
+
+
 async def test_a_stream_that_breaks_is_a_lost_answer(server: OpenAIServer) -> None:
     server.script = [Behaviour("cut")]
     send, receive = anyio.create_memory_object_stream[Any](1000)
@@ -213,6 +252,33 @@ async def test_parallel_callers_on_one_budget_never_overshoot_it(callers: int) -
     assert total.cost_usd == pytest.approx(bill, abs=1e-12)
     assert bill <= limit
     assert bill > limit * 0.2
+
+
+@pytest.mark.parametrize("callers", [1, 8, 64])
+async def test_without_max_tokens_only_the_calls_in_flight_at_the_limit_can_overshoot(callers: int) -> None:
+    """Answers are longer than what was set aside for them, so the budget is passed: by those calls, and by no other."""
+    beyond = 476
+    longer = ASSUMED_OUTPUT_TOKENS + beyond
+    with OpenAIServer(lambda number, body: Behaviour(input_tokens=100, output_tokens=longer), jitter=callers) as server:
+        lm = model(server)
+        lm.kwargs.pop("max_tokens", None)
+        limit = 0.05
+        async with lm_run(lm, budget=Budget(usd=limit)) as run:
+
+            async def ask_until_refused() -> None:
+                while run.stop.error is None:
+                    with suppress(dspy.LMError):
+                        await run.call(program, question="?")
+
+            async with anyio.create_task_group() as group:
+                for _ in range(callers):
+                    group.start_soon(ask_until_refused)
+        total = run.ledger.total()
+    assert all("max_tokens" not in seen.body and "max_completion_tokens" not in seen.body for seen in server.seen)
+    each = (100 * 150 + longer * 600) / 10**9
+    assert server.asked == total.calls
+    assert total.cost_usd == pytest.approx(server.asked * each, abs=1e-12)
+    assert total.cost_usd <= limit + callers * beyond * 600 / 10**9
 
 
 async def test_the_wait_between_attempts_ends_with_the_deadline(server: OpenAIServer) -> None:
