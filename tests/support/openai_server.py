@@ -7,6 +7,7 @@ By hand: ``python -m tests.support.openai_server --port 8085`` prints one line p
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import random
@@ -151,7 +152,12 @@ class OpenAIServer:
 
     @property
     def seen(self) -> list[Seen]:
-        """The requests that are over, in the order in which they ended, as a copy."""
+        """The requests that are over, in the order in which they ended, as a copy.
+
+        A client has its answer a moment before the server has written the request down, so that is waited for.
+        """
+        with contextlib.suppress(TimeoutError):  # one that hangs on purpose is not over
+            self.wait_idle(1.0)
         with self._lock:
             return list(self._seen)
 
