@@ -13,7 +13,8 @@ import weakref
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
+from urllib.parse import urlsplit
 
 import anyio
 import dspy
@@ -25,7 +26,10 @@ from agenthelm._runtime.groups import shielded
 from agenthelm._runtime.workers import Workers
 from agenthelm.core.cost import Price
 
-__all__ = ["Backend", "LMBackend", "ObjectBackend", "backend_for", "connections", "on_trio"]
+__all__ = ["Backend", "LMBackend", "ObjectBackend", "Server", "backend_for", "connections", "on_trio"]
+
+Server: TypeAlias = tuple[str, int | None]
+"""A host and its port, as a trace names them: nothing else of an address, which may hold a key."""
 
 
 def on_trio() -> bool:
@@ -41,6 +45,9 @@ class Backend(Protocol):
 
     price: Price | None
     """What the engine itself says its tokens cost."""
+
+    server: Server | None
+    """Whom it asks, where that was configured."""
 
     def ask(self, request: Request) -> Response:
         """Ask, and block until the answer is there."""
@@ -66,6 +73,7 @@ class ObjectBackend:
         self.engine = engine
         self.async_engine = async_engine
         self.verbatim = verbatim
+        self.server: Server | None = None
         price = getattr(engine, "price", None)
         self.price: Price | None = price if isinstance(price, Price) else None
 
@@ -115,6 +123,7 @@ class LMBackend:
             lm = lm.copy(num_retries=0, cache=False)
             lm.callbacks = []  # the LM in front of this backend calls them
         self.lm = lm
+        self.server: Server | None = _server_of(lm)
         # A subclass of the old kind may bring the sync half only; DSPy's dummy brings both in one.
         self._awaitable = isinstance(lm, (dspy.LM, DummyLM)) or type(lm).aforward is not dspy.BaseLM.aforward
         # What DSPy's native engine can't do goes through LiteLLM, whose import takes seconds: not on the event loop.
@@ -143,6 +152,18 @@ class LMBackend:
         response = await self.ask_async(request, Workers())
         for event in response_to_events(response):
             yield event
+
+
+def _server_of(lm: dspy.BaseLM) -> Server | None:
+    settings = getattr(lm, "kwargs", {})
+    address = settings.get("api_base") or settings.get("base_url")
+    if not isinstance(address, str):
+        return None
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        return (parts.hostname, parts.port) if parts.hostname else None
+    except ValueError:  # no address at all; the call will say so
+        return None
 
 
 def _import_litellm() -> None:
@@ -202,6 +223,7 @@ class NativeBackend(ObjectBackend):
         self._model_type = lm.model_type
         self._fallback = LMBackend(lm)
         super().__init__(self._sync(config, model_type=lm.model_type), None, verbatim=provider)
+        self.server = _server_of(lm)
 
     def _twin(self) -> Any | None:
         shared = None if on_trio() else _connections.get()

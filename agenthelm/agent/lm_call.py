@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
@@ -15,6 +16,7 @@ from agenthelm._runtime.context import RunContext, current_run, new_call_id, rai
 from agenthelm._runtime.groups import shielded
 from agenthelm._runtime.progress import Progress
 from agenthelm.agent.lm_errors import fate_of, is_retryable, remember_attempts
+from agenthelm.agent.lm_span import tell_request, tell_response, tell_usage
 from agenthelm.core.cost import Amount, Price, Reservation, TokenUsage
 from agenthelm.core.executor import ToolExecutor
 from agenthelm.core.redaction import scrub
@@ -25,10 +27,12 @@ from agenthelm.tracing import names, spans
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from agenthelm.agent.backends import Backend
+    from agenthelm.agent.backends import Backend, Server
     from agenthelm.agent.metering import Meter
 
 __all__ = ["ASSUMED_OUTPUT_TOKENS", "LMCall", "cached_answer", "plain_event", "usage_of"]
+
+_log = logging.getLogger(__name__)
 
 ASSUMED_OUTPUT_TOKENS = 1024
 """What is reserved for an answer whose request sets no ``max_tokens``. With ``max_tokens`` a budget is never overshot."""
@@ -116,6 +120,7 @@ class LMCall:
         self.run: RunContext | None = current_run()
         self.model: str = request.model
         self.verbatim: str | None = backend.verbatim
+        self.server: Server | None = backend.server
         self.price: Price | None = meter.price(self.model, backend.price) if _priceable(request) else None
         inputs = input_bound(request)
         outputs = request.config.max_tokens or ASSUMED_OUTPUT_TOKENS
@@ -147,15 +152,19 @@ class LMCall:
 
     def __enter__(self) -> Self:
         provider, slash, _ = self.model.partition("/")
+        address, port = self.server or (None, None)
         span = spans.chat(
             self.model,
             provider=provider if slash else None,
+            server_address=address,
+            server_port=port,
             session_id=self.run.session_id if self.run is not None else None,
         )
         # In a context of its own, because a stream's consumer would otherwise see the span between two events.
         self._span = self._context.run(span.__enter__)
         self._started = self._clock.monotonic()
         self._wall = self._clock.wall()
+        tell_request(self._span, self.request)
         self._report("lm_started")
         return self
 
@@ -170,6 +179,7 @@ class LMCall:
         self._tell_span()
         self.record = Record(EVENTS, self._event())
         self._context.run(self._span.__exit__, kind, error, traceback)
+        _log.debug("model %s: %s (call %s)", self.model, self.outcome, self.id)
         self._report("lm_finished" if self.outcome == "success" else "lm_failed")
 
     def attempt(self) -> None:
@@ -185,14 +195,7 @@ class LMCall:
     def answered(self, response: Response) -> None:
         """Settle an attempt to what its answer says it took."""
         self._settle(usage_of(response, self.model, self.verbatim))
-        span = self._span
-        if span.recording:
-            span.set(names.RESPONSE_ID, response.id)
-            span.set(names.RESPONSE_MODEL, response.model)
-            span.set(names.RESPONSE_FINISH_REASONS, [response.finish_reason])
-            if spans.captures_content():
-                span.set(names.INPUT_MESSAGES, [{"role": m.role, "content": m.text} for m in self.request.messages])
-                span.set(names.OUTPUT_MESSAGES, [{"role": "assistant", "content": response.message.text}])
+        tell_response(self._span, self.request, response)
 
     def _settle(self, usage: TokenUsage | None) -> None:
         hold, self._hold = self._hold, None
@@ -317,12 +320,7 @@ class LMCall:
     def _tell_span(self) -> None:
         span, usage = self._span, self.usage
         if usage is not None:
-            span.set(names.USAGE_INPUT, usage.input_tokens)
-            span.set(names.USAGE_OUTPUT, usage.output_tokens)
-            if usage.cached_input_tokens:
-                span.set(names.USAGE_CACHE_READ, usage.cached_input_tokens)
-            if usage.reasoning_tokens:
-                span.set(names.USAGE_REASONING, usage.reasoning_tokens)
+            tell_usage(span, usage)
         span.set(names.COST_USD, self.cost_usd)
         span.set(names.COST_SOURCE, self.cost_source)
         if self.attempts > 1:

@@ -184,6 +184,7 @@ class MemoryContext:
             mine = {SESSION: self.session_id}
             where = {"$and": [mine, where]} if where else mine
         with self._span("recall", semantic=True) as span:
+            span.set(names.MEMORY_QUERY, query)
             found = await self._texts.search(query, top_k, where=where, min_score=min_score)
             span.set(names.MEMORY_RECORD_COUNT, len(found))
             return found

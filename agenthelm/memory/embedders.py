@@ -8,15 +8,15 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from agenthelm.exceptions import ConfigError, MemoryStoreError, describe
 from agenthelm.memory.base import Embedding
 from agenthelm.memory.lexical import LexicalEmbedder
 
-__all__ = ["MINILM", "Embedder", "EmbedderLike", "embedder_for", "minilm_present", "resolve"]
+__all__ = ["MINILM", "Embedder", "EmbedderLike", "MiniLM", "embedder_for", "minilm_present", "resolve"]
 
-_log = logging.getLogger("agenthelm.memory")
+_log = logging.getLogger(__name__)
 
 MINILM = "minilm"
 """What a collection of Chroma's all-MiniLM-L6-v2 records."""
@@ -60,7 +60,7 @@ def resolve(embedder: EmbedderLike, *, name: str | None = None) -> Embedder:
     if embedder == "lexical":
         return Embedder(LexicalEmbedder.name, LexicalEmbedder())
     if embedder == MINILM:
-        return Embedder(MINILM, _MiniLM())
+        return Embedder(MINILM, MiniLM())
     if isinstance(embedder, str):
         if "/" not in embedder:
             raise ConfigError(
@@ -130,29 +130,67 @@ def _automatic() -> Embedder:
     return chosen
 
 
-class _MiniLM:
-    """Chroma's all-MiniLM-L6-v2 on onnxruntime; downloads its 80 MB on first use, because it was asked for by name."""
+class MiniLM:
+    """Chroma's all-MiniLM-L6-v2 on onnxruntime; downloads its 80 MB on first use, because it was asked for by name.
 
-    def __init__(self) -> None:
+    Args:
+        progress: Told in a worker thread how many bytes of how many have arrived; 0 of them where that is not known.
+    """
+
+    name = MINILM
+
+    def __init__(self, progress: Callable[[int, int], None] | None = None) -> None:
+        self._progress = progress
         self._function: Callable[[list[str]], Any] | None = None
 
     def __call__(self, texts: list[str]) -> Any:
+        """The vectors of some texts.
+
+        Raises:
+            MemoryStoreError: The files could not be downloaded, or are damaged.
+        """
         if self._function is None:
             # Read while onnxruntime is imported, which would otherwise write its telemetry into the user's home.
             os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
             from chromadb.utils.embedding_functions import ONNXMiniLM_L6_V2
 
-            self._function = ONNXMiniLM_L6_V2()
-        present = minilm_present()
+            function: Any = ONNXMiniLM_L6_V2()
+            function.tqdm = self._download  # or else Chroma draws a bar on the stderr of whoever uses the library
+            self._function = function
         try:
             return self._function(texts)
         except Exception as exc:  # an edge: onnxruntime, tokenizers and httpx each bring their own errors
             advice = (
                 f"its files in {minilm_folder()} seem damaged, delete them"
-                if present
+                if minilm_present()
                 else "it could not be downloaded; go online, or use embedder='lexical'"
             )
             raise MemoryStoreError(f"the MiniLM embedder failed: {advice} ({describe(exc)})") from exc
+
+    def _download(self, *, total: int = 0, **_options: Any) -> _Download:
+        _log.info("downloading %s (%s bytes) to %s, once", MINILM, total or "unknown", minilm_folder())
+        return _Download(total, self._progress)
+
+
+class _Download:
+    """Stands where Chroma draws a bar."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
+        self._total = total
+        self._done = 0
+        self._progress = progress
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Nothing to close."""
+
+    def update(self, size: int) -> None:
+        """More bytes have arrived."""
+        self._done += size
+        if self._progress is not None:
+            self._progress(self._done, self._total)
 
 
 class _Hosted:

@@ -15,6 +15,8 @@ from agenthelm.memory.base import Embedding, EmbeddingSpec, MemoryMatch, Scalar,
 from agenthelm.memory.embedders import Embedder, EmbedderLike, checked, embedder_for, resolve
 from agenthelm.memory.filters import normalise
 from agenthelm.memory.values import check_key, decode, encode
+from agenthelm.tracing import names as span_names
+from agenthelm.tracing import spans
 
 __all__ = ["RESERVED", "SESSION", "SemanticMemory", "vector_backend_from"]
 
@@ -219,9 +221,14 @@ class SemanticMemory:
         )
 
     async def _embed(self, embedder: Embedder, texts: list[str]) -> list[Embedding]:
-        if embedder.is_async:
-            return checked(await embedder.embed(texts), texts, embedder=embedder.name)
-        return await self._workers.hop(_embedded, embedder, texts)
+        provider, slash, _ = embedder.name.partition("/")
+        with spans.embeddings(embedder.name, provider=provider if slash else None) as span:
+            if embedder.is_async:
+                vectors = checked(await embedder.embed(texts), texts, embedder=embedder.name)
+            else:
+                vectors = await self._workers.hop(_embedded, embedder, texts)
+            span.set(span_names.EMBEDDING_DIMENSIONS, len(vectors[0]))
+            return vectors
 
 
 def _embedded(embedder: Embedder, texts: list[str]) -> list[Embedding]:

@@ -35,7 +35,7 @@ from agenthelm.orchestration.saga import OnError, run_plan
 from agenthelm.orchestration.scope import Opening, SagaScope
 from agenthelm.orchestration.unwind import GRACE_SECONDS
 from agenthelm.orchestration.wiring import TASK, Checked, Supply, component_name, select, signature_of
-from agenthelm.tracing import names, spans
+from agenthelm.tracing import spans
 
 __all__ = ["Orchestrator"]
 
@@ -328,7 +328,7 @@ class Orchestrator:
                             assert timeout is not None
                             raise RunTimeoutError(timeout)
                 finally:
-                    span.set(names.SAGA_STATUS, scope.result.status if scope.result else None)
+                    scope.describe(span)
             assert scope.result is not None
             return RunResult(
                 {key: value for key, value in state.items() if key != TASK},

@@ -24,7 +24,7 @@ from agenthelm.orchestration.plan import Plan, Ref, Step, Steps, resolved
 from agenthelm.orchestration.results import SagaResult, StepRecord, StuckEffect
 from agenthelm.orchestration.scope import Opening, SagaScope
 from agenthelm.orchestration.unwind import GRACE_SECONDS
-from agenthelm.tracing import names, spans
+from agenthelm.tracing import spans
 
 __all__ = [
     "OnError", "Ref", "SagaOrchestrator", "SagaResult", "SagaScope", "Step", "StepRecord", "StuckEffect", "saga",
@@ -174,7 +174,9 @@ async def run_plan(
         results: The steps that are done already, when it is resumed.
     """
     context = context.evolve(loop=anyio.lowlevel.current_token())
-    with spans.workflow(name, run_id=context.run_id, session_id=context.session_id) as span:
+    # A claimed run is another process's: its own trace goes on there, and this one links to it.
+    links = () if scope is None else ((scope.opening.trace_id, scope.opening.span_id, "continues"),)
+    with spans.workflow(name, run_id=context.run_id, session_id=context.session_id, links=links) as span:
         if scope is None:
             opening = Opening(name, "steps", _stored(plan, executor, on_error), span.trace_id, span.span_id)
             scope = SagaScope(executor, context, opening, budget=budget, rollback=on_error == "rollback", grace=grace)
@@ -192,7 +194,7 @@ async def run_plan(
                 raise
             span.fail(error)
         assert scope.result is not None
-        span.set(names.SAGA_STATUS, scope.result.status)
+        scope.describe(span)
         return scope.result
 
 

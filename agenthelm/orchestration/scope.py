@@ -23,6 +23,7 @@ from agenthelm.orchestration.live import LiveRun, ScopeLog
 from agenthelm.orchestration.results import SagaResult, SagaStatus, StepRecord
 from agenthelm.orchestration.state import EffectState, settle_repeated
 from agenthelm.orchestration.unwind import GRACE_SECONDS, Unwinder
+from agenthelm.tracing import names, spans
 
 __all__ = ["Opening", "SagaScope", "branch_scope"]
 
@@ -123,6 +124,17 @@ class SagaScope:
         """Call a tool under its contract; see `ToolExecutor.call` for what is raised."""
         return await self.executor.call(tool, arguments)
 
+    def describe(self, span: spans.SpanHandle) -> None:
+        """Tell the run's span how it ended, what it cost, and how much it was allowed."""
+        if self.result is None or not span.listening:
+            return
+        span.set(names.SAGA_STATUS, self.result.status)
+        span.set(names.SAGA_UNDONE, len(self.result.undone) or None)
+        span.set(names.SAGA_STUCK, len(self.result.stuck) or None)
+        span.set(names.COST_USD, self.executor.ledger.cost_usd)
+        for resource, name in names.BUDGET.items():
+            span.set(name, getattr(self.budget, resource, None))
+
     @property
     def run_id(self) -> str:
         """The run it belongs to."""
@@ -144,6 +156,9 @@ class SagaScope:
         """Begin a run of its own: its journal, and the heartbeat that keeps its lease."""
         if self.journal is None:
             journal = Journal(self.executor.storage, self.context.run_id, self.executor.clock, on_lost=self._on_lost)
+            trace_id, span_id = self.opening.trace_id, self.opening.span_id
+            if trace_id is None:  # a block in the user's own code, inside the user's own span
+                trace_id, span_id = spans.current()
             await journal.opened(
                 name=self.opening.name,
                 kind=self.opening.kind,
@@ -151,9 +166,10 @@ class SagaScope:
                 session_id=self.context.session_id,
                 namespace=self.context.namespace,
                 plan=self.opening.plan,
-                trace_id=self.opening.trace_id,
-                span_id=self.opening.span_id,
+                trace_id=trace_id,
+                span_id=span_id,
             )
+            _log.info("run %s began: %s", journal.run_id, self.opening.name)
         else:
             journal = self.journal
             journal.on_lost = self._on_lost
@@ -162,9 +178,7 @@ class SagaScope:
         self._beat = CancelScope(shield=True)
         self._group.start_soon(self._heartbeat, journal, name="agenthelm lease")
         done = sum(1 for state in self.states.values() if state.outcome is not None)
-        return LiveRun(
-            journal, self.states, scopes=_numbered(self.states), numbered=len(self.states), completions=done
-        )
+        return LiveRun(journal, self.states, scopes=_numbered(self.states), numbered=len(self.states), completions=done)
 
     async def _heartbeat(self, journal: Journal) -> None:
         """Renew the lease when nothing else was written; shielded, because unwinding needs the lease as well."""
@@ -247,6 +261,7 @@ class SagaScope:
             run_id=self._run.journal.run_id,
         )
         if self._outer is None:
+            _log.info("run %s ended: %s", self.run_id, status)
             try:
                 await self._run.journal.append("closed", state=status, status=status, error=self.result.error)
             except StorageError as broken:

@@ -88,7 +88,8 @@ class TreeProcessor(SpanProcessor):
             console = Console(stderr=True)
         try:
             for part in render(spans):
-                console.print(part)
+                # A log file has no width to wrap at.
+                console.print(part, soft_wrap=not console.is_terminal)
         except OSError:  # nobody reads standard error any more; the run goes on
             return
 
@@ -105,23 +106,21 @@ class _Node:
     unpriced: bool = False
 
     def add_up(self) -> None:
-        """Sum tokens and cost from the leaves; a span's own sum is replaced by that of what it contains."""
+        """Sum tokens and cost from the leaves; what a run's own span says of its cost is the same sum."""
         own = _attributes(self.span)
         operation = own.get(names.OPERATION_NAME)
         if operation in {names.CHAT, names.EMBEDDINGS}:
             self.tokens_in = int(own.get(names.USAGE_INPUT, 0))
             self.tokens_out = int(own.get(names.USAGE_OUTPUT, 0))
             self.unpriced = names.COST_USD not in own and bool(self.tokens_in or self.tokens_out)
-        if operation in {names.CHAT, names.EMBEDDINGS, names.EXECUTE_TOOL}:
+        if operation in {names.CHAT, names.EMBEDDINGS, names.EXECUTE_TOOL}:  # a tool's is what it charged itself
             self.cost = float(own.get(names.COST_USD, 0.0))
         for child in self.children:
             child.add_up()
             self.tokens_in += child.tokens_in
             self.tokens_out += child.tokens_out
             self.unpriced = self.unpriced or child.unpriced
-        inner = sum(child.cost for child in self.children)
-        # A tool's cost includes that of the calls inside it.
-        self.cost = max(self.cost, inner) if operation == names.EXECUTE_TOOL else self.cost + inner
+            self.cost += child.cost
 
 
 def render(spans: Iterable[ReadableSpan]) -> list[Tree | Text]:

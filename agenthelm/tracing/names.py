@@ -48,12 +48,10 @@ EXCEPTION_TYPE: Final = "exception.type"
 INPUT_MESSAGES: Final = "gen_ai.input.messages"
 OPERATION_NAME: Final = "gen_ai.operation.name"
 OUTPUT_MESSAGES: Final = "gen_ai.output.messages"
-OUTPUT_TYPE: Final = "gen_ai.output.type"
 PROVIDER_NAME: Final = "gen_ai.provider.name"
 REQUEST_MAX_TOKENS: Final = "gen_ai.request.max_tokens"
 REQUEST_MODEL: Final = "gen_ai.request.model"
 REQUEST_SEED: Final = "gen_ai.request.seed"
-REQUEST_STREAM: Final = "gen_ai.request.stream"
 REQUEST_TEMPERATURE: Final = "gen_ai.request.temperature"
 REQUEST_TOP_P: Final = "gen_ai.request.top_p"
 RESPONSE_FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
@@ -94,6 +92,14 @@ APPROVAL_OUTCOME: Final = "agenthelm.approval.outcome"
 """``approved`` or ``denied``."""
 APPROVAL_WAIT: Final = "agenthelm.approval.wait"
 """Seconds."""
+BUDGET: Final = {
+    "usd": "agenthelm.budget.usd",
+    "tokens": "agenthelm.budget.tokens",
+    "calls": "agenthelm.budget.calls",
+    "tool_calls": "agenthelm.budget.tool_calls",
+    "seconds": "agenthelm.budget.seconds",
+}
+"""On a run: its limits, by resource."""
 BUDGET_LIMIT: Final = "agenthelm.budget.limit"
 BUDGET_RESOURCE: Final = "agenthelm.budget.resource"
 BUDGET_SCOPE: Final = "agenthelm.budget.scope"
@@ -103,7 +109,6 @@ COMPENSATES: Final = "agenthelm.saga.compensates"
 COST_SOURCE: Final = "agenthelm.cost.source"
 COST_USD: Final = "agenthelm.cost.usd"
 EFFECT_ID: Final = "agenthelm.effect.id"
-IDEMPOTENCY_KEY: Final = "agenthelm.idempotency_key"
 INPUT: Final = "agenthelm.input"
 """What a run or an agent was given; content."""
 LATE: Final = "agenthelm.tool.late"

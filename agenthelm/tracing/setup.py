@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -54,7 +55,7 @@ class Telemetry:
         self._open = True
         use_providers(tracer_provider, meter_provider)
 
-    def shutdown(self, timeout: float = 2.0) -> None:
+    def shutdown(self, timeout: float = 1.5) -> None:
         """Flush what was recorded and let go. Never raises, never takes longer than ``timeout`` seconds; may be repeated."""
         if not self._open:
             return
@@ -65,9 +66,9 @@ class Telemetry:
             flushing.append(threading.Thread(target=self.meter_provider.shutdown, daemon=True))
         for thread in flushing:
             thread.start()
+        deadline = time.monotonic() + timeout
         for thread in flushing:
-            # Both got the same time: what the first one's wait used up, the second had as well.
-            thread.join(timeout if thread is flushing[0] else 0.05)
+            thread.join(max(0.0, deadline - time.monotonic()))
         self._close(not any(thread.is_alive() for thread in flushing))
 
     def __enter__(self) -> Self:
@@ -142,7 +143,9 @@ def _otlp() -> Telemetry:
     class Spans(OTLPSpanExporter):
         def export(self, spans: Any) -> SpanExportResult:
             result = super().export(spans)
-            if result is not SpanExportResult.SUCCESS:
+            if result is SpanExportResult.SUCCESS:
+                warning.reached = True
+            else:
                 warning.give(self._endpoint)
             return result
 
@@ -150,7 +153,7 @@ def _otlp() -> Telemetry:
         def export(self, *args: Any, **kwargs: Any) -> MetricExportResult:
             result = super().export(*args, **kwargs)
             if result is not MetricExportResult.SUCCESS:
-                warning.give(self._endpoint)
+                warning.refuse(self._endpoint)
             return result
 
     meters = None
@@ -169,25 +172,40 @@ def _otlp() -> Telemetry:
 
 
 class _OneWarning(logging.Filter):
-    """Says once that the collector can't be reached, in place of the exporter's own word on every batch."""
+    """Says once that the collector can't be reached, in place of the exporter's own word on every batch.
+
+    Attributes:
+        reached: Whether it has taken spans.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.reached = False
         self._given = threading.Lock()
+        self._refused: str | None = None
         for name in _EXPORTERS:
             logging.getLogger(name).addFilter(self)
 
     def filter(self, record: logging.LogRecord) -> bool:
         return False
 
-    def give(self, endpoint: str) -> None:
+    def give(self, endpoint: str, what: str = "telemetry", advice: str = "the run is not affected") -> None:
         """Warn, the first time."""
         if self._given.acquire(blocking=False):
             where = endpoint.partition("?")[0].rpartition("@")[2]
-            _log.warning("telemetry could not be delivered to %s and is lost; the run is not affected", where)
+            _log.warning("%s could not be delivered to %s and is lost; %s", what, where, advice)
+
+    def refuse(self, endpoint: str) -> None:
+        """Measurements were not taken: many a collector of traces has no place for them, which is no outage."""
+        self._refused = endpoint
+        if self.reached:
+            self.give(endpoint, "metrics", "for a collector that takes none, set OTEL_METRICS_EXPORTER=none")
 
     def lift(self) -> None:
-        """Let the exporter speak again."""
+        """Say what is left to say, and let the exporter speak again."""
+        if self._refused is not None:
+            self.reached = True
+            self.refuse(self._refused)
         for name in _EXPORTERS:
             logging.getLogger(name).removeFilter(self)
 

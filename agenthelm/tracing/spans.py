@@ -18,11 +18,17 @@ __all__ = [
     "agent",
     "captures_content",
     "chat",
+    "current",
     "embeddings",
     "memory",
     "tool",
     "workflow",
 ]
+
+
+def current() -> tuple[str | None, str | None]:
+    """Trace id and span id of the span in force, in hex; None where there is none."""
+    return NOTHING.trace_id, NOTHING.span_id
 
 
 def workflow(
@@ -125,12 +131,17 @@ def chat(
 
 
 def embeddings(model: str, *, provider: str | None = None) -> SpanHandle:
-    """One request for embeddings."""
+    """One request for embeddings.
+
+    Args:
+        model: The model, or the name of what embeds in this very process.
+        provider: Who serves it; None for nobody else.
+    """
     tracer, meter = current_tracer(), current_meter()
     if tracer is None and meter is None:
         return NOTHING
     values = {names.OPERATION_NAME: names.EMBEDDINGS, names.PROVIDER_NAME: provider, names.REQUEST_MODEL: model}
-    return Site(tracer, meter, f"{names.EMBEDDINGS} {model}", values, client=True)
+    return Site(tracer, meter, f"{names.EMBEDDINGS} {model}", values, client=provider is not None)
 
 
 def memory(operation: str, *, store: str | None = None) -> SpanHandle:

@@ -276,11 +276,14 @@ async def test_operations_make_spans_with_names_and_counts_but_no_content(monkey
         with pytest.raises(MemoryValueError):
             await context.write("secret-key", object())
     made = exporter.get_finished_spans()
+    embedded = "embeddings agenthelm-lexical-1"
     assert [span.name for span in made] == [
-        "upsert_memory", "read_memory", "create_memory", "search_memory", "upsert_memory",
+        "upsert_memory", "read_memory", embedded, "create_memory", embedded, "search_memory", "upsert_memory",
     ]  # fmt: skip
-    assert dict(made[3].attributes or {})["gen_ai.memory.record.count"] == 1
-    assert dict(made[3].attributes or {})["gen_ai.memory.store.id"] == "semantic:memory"
-    assert made[4].status.status_code.name == "ERROR"
-    assert "secret" not in "".join(span.to_json() for span in made[:4])
+    assert made[2].parent == made[3].context
+    assert dict(made[2].attributes or {})["gen_ai.embeddings.dimension.count"] > 1
+    assert dict(made[5].attributes or {})["gen_ai.memory.record.count"] == 1
+    assert dict(made[5].attributes or {})["gen_ai.memory.store.id"] == "semantic:memory"
+    assert made[6].status.status_code.name == "ERROR"
+    assert "secret" not in "".join(span.to_json() for span in made[:6])
     provider.shutdown()

@@ -71,7 +71,7 @@ def test_auto_takes_the_lexical_embedder_when_minilm_is_not_here_and_says_so_onc
 ) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.setattr(embedders, "_said", set())
-    with caplog.at_level(logging.INFO, "agenthelm.memory"):
+    with caplog.at_level(logging.INFO, "agenthelm.memory.embedders"):
         assert resolve("auto").name == LexicalEmbedder.name
         assert resolve("auto").name == LexicalEmbedder.name
     assert [record.getMessage() for record in caplog.records] == [

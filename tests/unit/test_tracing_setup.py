@@ -72,12 +72,12 @@ def test_a_run_is_a_tree_with_tokens_cost_and_errors(screen: io.StringIO) -> Non
     )
 
 
-def test_a_tool_s_cost_holds_that_of_the_calls_inside_it(screen: io.StringIO) -> None:
+def test_a_tool_shows_what_it_charged_and_what_the_calls_inside_it_cost(screen: io.StringIO) -> None:
     with spans.tool("research") as tool:
         with spans.chat("gpt") as chat:
             chat.set(names.COST_USD, 0.04)
         tool.set(names.COST_USD, 0.05)
-    assert "execute_tool research  TIME  $0.05\n" in _shown(screen)
+    assert "execute_tool research  TIME  $0.09\n" in _shown(screen)
 
 
 def test_undo_and_waiting_show(screen: io.StringIO) -> None:
