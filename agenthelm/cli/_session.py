@@ -91,21 +91,27 @@ def stored(settings: Settings) -> bool:
     return not location.startswith("memory:") and Path(location.partition(":///")[2] or location).exists()
 
 
-def make_hub(settings: Settings) -> MemoryHub:
-    """The memory hub that the settings name; it connects on first use."""
+def make_hub(settings: Settings, *, quiet: bool = False) -> MemoryHub:
+    """The memory hub that the settings name; it connects on first use, and tells of downloads unless it is quiet."""
     from agenthelm.memory import MemoryHub
+    from agenthelm.memory.embedders import MINILM, EmbedderLike, MiniLM
 
     if any("://" not in place or place.startswith("sqlite:") for place in (settings.memory_url, settings.vectors)) and (
         _inside_home(settings, settings.memory_url) or _inside_home(settings, settings.vectors)
     ):
         ensure_home(settings)
-    return MemoryHub(short_term=settings.memory_url, semantic=settings.vectors, embedder=settings.embedder)
+    embedder: EmbedderLike = settings.embedder
+    if embedder == MINILM and not quiet:
+        from agenthelm.cli._download import told
+
+        embedder = MiniLM(told("the embedder all-MiniLM-L6-v2"))
+    return MemoryHub(short_term=settings.memory_url, semantic=settings.vectors, embedder=embedder)
 
 
 @asynccontextmanager
-async def open_hub(settings: Settings) -> AsyncIterator[MemoryHub]:
+async def open_hub(settings: Settings, *, quiet: bool = False) -> AsyncIterator[MemoryHub]:
     """The memory hub, closed at the end."""
-    async with make_hub(settings) as hub:
+    async with make_hub(settings, quiet=quiet) as hub:
         yield hub
 
 
@@ -221,6 +227,7 @@ async def open_orchestrator(
     prompt: Callable[[ApprovalHandler], ApprovalHandler] = lambda handler: handler,
     observer: Callable[[Any], None] | None = None,
     memory: bool = True,
+    quiet: bool = False,
     **options: Any,
 ) -> AsyncIterator[Any]:
     """The orchestrator over everything that the settings name, closed at the end; Ctrl-C twice flushes its journal."""
@@ -231,7 +238,7 @@ async def open_orchestrator(
     async with AsyncExitStack() as stack:
         storage = await stack.enter_async_context(open_storage(settings))
         watch().flush = storage.aclose
-        hub = await stack.enter_async_context(open_hub(settings)) if memory else None
+        hub = await stack.enter_async_context(open_hub(settings, quiet=quiet)) if memory else None
         yield await stack.enter_async_context(
             Orchestrator(
                 hub,

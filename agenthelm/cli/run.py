@@ -123,7 +123,7 @@ async def _perform(
     try:
         with view.shown():
             async with _session.open_orchestrator(
-                settings, lm=lm, prompt=view.prompting, observer=view.observe
+                settings, lm=lm, prompt=view.prompting, observer=view.observe, quiet=view.quiet
             ) as orchestrator:
                 if parallel:
                     merging = {"merge_strategy": merge} if merge else {}
