@@ -109,6 +109,17 @@ def slow(session: nox.Session) -> None:
 
 
 @nox.session(python=DEFAULT)
+def telemetry(session: nox.Session) -> None:
+    """Send the traces of real runs to Arize Phoenix, in an environment of its own, and ask it what arrived."""
+    install(session, "test")
+    theirs = Path(session.create_tmp()).resolve() / "phoenix"
+    session.run("python", "-m", "venv", "--clear", str(theirs))
+    python = str(theirs / "bin" / "python")
+    session.run("uv", "pip", "install", "--python", python, "arize-phoenix>=20", external=True)
+    session.run("python", "tests/peers/phoenix_check.py", str(theirs / "bin" / "phoenix"))
+
+
+@nox.session(python=DEFAULT)
 def bench(session: nox.Session) -> None:
     """Measure; nothing fails."""
     install(session, "test")

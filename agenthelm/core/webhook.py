@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from agenthelm.core.decisions import ApprovalHandler, ApprovalRequest, Decision
 from agenthelm.core.redaction import scrub
 from agenthelm.exceptions import ConfigError
+from agenthelm.tracing.context import inject
 
 if TYPE_CHECKING:
     import httpx
@@ -158,6 +159,7 @@ class WebhookHandler(ApprovalHandler):
 
         timestamp = str(int(self._clock()))
         headers = {
+            **inject(),
             "Content-Type": "application/json",
             "Accept": "application/json",
             "Accept-Encoding": "identity",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -58,9 +59,11 @@ def inject(headers: dict[str, str] | None = None) -> dict[str, str]:
     Returns:
         The headers; without a trace in force they are as they came.
     """
+    carrier = {} if headers is None else headers
+    if "opentelemetry.trace" not in sys.modules:  # then there is no trace, and the import is spared
+        return carrier
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    carrier = {} if headers is None else headers
     TraceContextTextMapPropagator().inject(carrier)
     return carrier
 

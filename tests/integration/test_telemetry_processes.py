@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-PROGRAM = '''
+PROGRAM = """
 import os, signal, sys
 import anyio
 from agenthelm import Orchestrator, SqliteStorage, Step, ToolRegistry, tool
@@ -41,7 +41,7 @@ async def main():
 
 with configure(f"{sys.argv[1]}.jsonl"):
     anyio.run(main)
-'''
+"""
 
 
 def _spans(folder: Path, what: str, code: int = 0) -> list[dict[str, Any]]:
