@@ -160,8 +160,6 @@ def _line(progress: Progress) -> str:
             return f"{by}{name} failed{why}"
         case "lm_failed":
             return f"{by}model call failed{why}"
-        case "unwinding":
-            return "undoing what was done"
         case "undone":
             return f"undone: {name}"
         case "undo_failed":
