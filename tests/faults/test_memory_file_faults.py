@@ -192,6 +192,7 @@ def test_a_read_only_folder_is_one_error_for_each_store(tmp_path: Path) -> None:
         from agenthelm.memory import MemoryHub
         import chromadb
         folder = sys.argv[1]
+        anyio.run(anyio.sleep, 0)  # imports what an event loop needs, from where root alone may read
         if os.getuid() == 0:
             os.setgroups([]); os.setgid(65534); os.setuid(65534)  # root may write anywhere
         async def main():
