@@ -212,7 +212,12 @@ class ToolExecutor:
             unheard = call.cancellation is not None or self.passes_doors
             if attempts.doubt and isinstance(error, Exception) and not unheard:
                 assert call.bound is not None and call.key is not None
-                verdict = await inner.verify(entry, call.bound, call.key)
+                try:
+                    verdict = await inner.verify(entry, call.bound, call.key)
+                except BaseException:  # cancelled while it was asked: the doubt stays, and goes on record
+                    call.failed(error, doubt=True)
+                    await self._record(call, books, effects, "doubt", error=error)
+                    raise
                 if verdict is not None:
                     attempts.doubt = False
                     if verdict.happened:
