@@ -152,6 +152,10 @@ class Recovery:
             if (results := await in_child(self._resumable, state, plan, journal)) is not None:
                 return await in_child(self._resume, state, plan, journal, results)
         if not state.decided and not state.rollback:
+            # What stands is left standing, but for nested runs that were being undone when the process died.
+            begun = [entry for scope in state.unwinding for entry in state.in_scope(scope)]
+            if any(not entry.settled for entry in begun):
+                await shielded(Unwinder(self.executor, journal, self.grace, recorded=True).unwind, begun)
             return await self._close(state, journal, status="stopped")
         return await in_child(self._unwind, state, journal, "its process died")
 
