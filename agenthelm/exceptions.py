@@ -403,5 +403,8 @@ def note(error: BaseException, text: str) -> BaseException:
 
 def describe(error: BaseException) -> str:
     """One line that names an exception's type even when its message is empty."""
-    text: Any = str(error).strip().replace("\n", " ")
+    try:
+        text: Any = str(error).strip().replace("\n", " ")
+    except Exception:  # noqa: BLE001 - somebody else's __str__; the type is there all the same
+        text = "(its message can't be read)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Protocol
 
 import anyio
 
-__all__ = ["Backoff", "Clock", "SystemClock"]
+__all__ = ["Backoff", "Clock", "SystemClock", "asked_delay"]
 
 
 class Clock(Protocol):
@@ -74,15 +75,50 @@ class Backoff:
                 f"{self.initial}, {self.factor} and {self.maximum}"
             )
 
-    def delay(self, retry: int, *, error: BaseException | None = None) -> float:
+    def delay(self, retry: int, *, error: BaseException | None = None, now: float | None = None) -> float:
         """Seconds to wait before a retry.
 
         Args:
             retry: Which retry, from 1.
-            error: What failed. A ``retry_after`` attribute on it (seconds) is the least that is waited.
+            error: What failed. What its peer asked for (see `asked_delay`) is the least that is waited.
+            now: Seconds since the epoch, for peers that name a date; the machine's clock by default.
         """
         # The exponent is bounded so that no number of retries overflows a float.
         bound = min(self.maximum, self.initial * self.factor ** min(retry - 1, 64))
         drawn = self.random.uniform(0.0, bound) if self.jitter else bound
-        asked = getattr(error, "retry_after", None)
-        return max(drawn, float(asked)) if isinstance(asked, (int, float)) and asked > 0 else drawn
+        return max(drawn, asked_delay(error, now=time.time() if now is None else now))
+
+
+def asked_delay(error: BaseException | None, *, now: float) -> float:
+    """Seconds that a peer wants to be left alone, 0 if it did not say so.
+
+    Read from a ``retry_after`` attribute of the exception (seconds), or from the ``Retry-After`` header of its
+    ``response``, which is seconds or a date, as the exceptions of httpx, requests, aiohttp and the model clients
+    carry it.
+
+    Args:
+        error: What failed.
+        now: Seconds since the epoch.
+    """
+    asked: object = getattr(error, "retry_after", None)
+    if not isinstance(asked, (int, float)):
+        headers = getattr(getattr(error, "response", None), "headers", None) or getattr(error, "headers", None)
+        asked = _header(headers, now)
+    return float(asked) if math.isfinite(asked) and asked > 0 else 0.0
+
+
+def _header(headers: object, now: float) -> float:
+    get = getattr(headers, "get", None)
+    text = get("Retry-After") or get("retry-after") if callable(get) else None
+    if not isinstance(text, str):
+        return 0.0
+    try:
+        return float(text)
+    except ValueError:
+        pass  # then it is a date
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return parsedate_to_datetime(text).timestamp() - now
+    except (ValueError, OverflowError):
+        return 0.0

@@ -7,7 +7,6 @@ from typing import Any
 
 from agenthelm.core.executor import current_executor, detached
 from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
-from agenthelm.exceptions import UnknownToolError
 
 __all__ = ["Toolset"]
 
@@ -40,9 +39,9 @@ class Toolset(Mapping[str, Tool]):
             UnknownToolError: It is none of these, whatever else the orchestrator has.
             Exception: As `ToolExecutor.call`.
         """
-        if name not in self._tools:
-            raise UnknownToolError(name, self._tools, where="the tools this agent was given")
         executor = current_executor() or detached()
+        if name not in self._tools:  # refused there, and on record
+            return await executor.call(name, arguments, allowed=self._tools)
         mine, known = self._tools[name], executor.tools.get(name)
         # The registry's own entry is preferred, so that undoing finds the same one; never a stranger of that name.
         target = known if known is not None and known.function is mine.function else mine

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import anyio
 
-from agenthelm.core.binding import call_by_name
+from agenthelm.core.binding import call_by_name, own_copy
 from agenthelm.core.call import Call
 from agenthelm.core.handlers import ApprovalHandler, ApprovalRequest, Decision
 from agenthelm.core.redaction import digest, masked
@@ -42,7 +42,7 @@ async def approve(
     decision = await _ask(handler, request, timeout)
     waited = call.clock.monotonic() - asked
     call.approver = decision.approver or type(handler).__name__
-    call.approval_reason = decision.reason or None
+    call.approval_reason = masked(decision.reason) or None
     reason = decision.reason or "no reason given"
     approved = decision.approved is True
     if approved and decision.digest is not None and decision.digest != request.digest:
@@ -56,8 +56,9 @@ async def approve(
         call.span.set(names.APPROVAL_APPROVER, call.approver)
         call.span.set(names.APPROVAL_WAIT, waited)
     if approved:
+        call.bound = own_copy(call.bound)  # nobody else can change it from here on
         return
-    call.approval_reason = reason
+    call.approval_reason = masked(reason)
     error = ApprovalDeniedError(call.tool.name, reason=reason, approver=call.approver)
     if on_denial == "stop" and call.context is not None and call.context.stops:
         call.context.stops[0].set(error)

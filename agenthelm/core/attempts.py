@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ import anyio
 
 from agenthelm._runtime.context import raise_if_stopped
 from agenthelm._runtime.workers import Workers
+from agenthelm.core.binding import own_copy
 from agenthelm.core.call import Call
 from agenthelm.exceptions import (
     ApprovalDeniedError,
@@ -24,7 +24,6 @@ __all__ = ["Attempts", "Verdict"]
 
 _NEVER_RETRIED = (ApprovalDeniedError, BudgetExceededError, LeaseLostError, ToolInputError)
 _OWN_STOPS = (ApprovalDeniedError, BudgetExceededError, LeaseLostError)
-_SCALARS = (str, int, float, bool, bytes, type(None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ class Attempts:
                 self.doubt = False
                 return value
             try:
-                await call.clock.sleep(contract.backoff.delay(call.attempts, error=failure))
+                await call.clock.sleep(contract.backoff.delay(call.attempts, error=failure, now=call.clock.wall()))
                 raise_if_stopped()
             finally:
                 del failure
@@ -115,7 +114,7 @@ class Attempts:
         call = self._call
         assert call.tool is not None and call.bound is not None
         tool, timeout = call.tool, call.tool.contract.timeout
-        invoke = partial(tool.binding.invoke, _fresh(call.bound))
+        invoke = partial(tool.binding.invoke, own_copy(call.bound))
         if tool.is_async:
             return await invoke() if timeout is None else await self._with_deadline(invoke, timeout)
         if tool.contract.runs_in == "process":
@@ -141,13 +140,3 @@ class Attempts:
         if scope.cancel_called:
             self._call.late = True  # it held off the cancellation and finished all the same
         return value
-
-
-def _fresh(bound: dict[str, Any]) -> dict[str, Any]:
-    """A copy that the tool may change: what was approved and journaled is what every attempt gets."""
-    if all(isinstance(value, _SCALARS) for value in bound.values()):
-        return bound
-    try:
-        return copy.deepcopy(bound)
-    except Exception:  # noqa: BLE001 - handles, locks, clients: shared as they are
-        return dict(bound)

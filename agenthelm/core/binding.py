@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
-import sys
+import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import typing_extensions
-from pydantic import ConfigDict, SecretBytes, SecretStr, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
-from agenthelm.core.redaction import Redacted
+from agenthelm.core.sensitive import holds_secrets, is_sensitive
 from agenthelm.exceptions import ToolContractError, ToolInputError, ToolOutputError, nearest
 
-__all__ = ["KEY_PARAMETER", "Binding", "Parameter", "call_by_name", "missing_parameters"]
+__all__ = ["KEY_PARAMETER", "Binding", "Parameter", "call_by_name", "missing_parameters", "own_copy"]
 
 KEY_PARAMETER = "idempotency_key"
 _EMPTY = inspect.Parameter.empty
@@ -41,18 +42,6 @@ class Parameter:
     required: bool
     default: Any = None
     sensitive: bool = False
-
-
-def _secret_type(annotation: Any) -> bool:
-    """Whether an annotation is, or wraps, a secret."""
-    if annotation in (SecretStr, SecretBytes):
-        return True
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) is typing.Annotated and any(
-        mark is Redacted or isinstance(mark, Redacted) for mark in arguments[1:]
-    ):
-        return True
-    return any(_secret_type(argument) for argument in arguments if not isinstance(argument, (str, int)))
 
 
 def _named_type(name: str, spec: Any, namespace: dict[str, Any]) -> Any:
@@ -114,6 +103,9 @@ class Binding:
             )
         self.takes_key: bool = KEY_PARAMETER in self.parameters
         self.sensitive: frozenset[str] = frozenset(p.name for p in self.parameters.values() if p.sensitive)
+        self.guarded: frozenset[str] = frozenset(
+            p.name for p in self.parameters.values() if holds_secrets(p.annotation)
+        )
         self.defaults: dict[str, Any] = {p.name: p.default for p in self.parameters.values() if not p.required}
         self.result_type: Any = hints.get("return", Any)
         self.result_fields = fields
@@ -155,6 +147,12 @@ class Binding:
         Raises:
             ToolOutputError: It does not fit the contract; the tool has run all the same.
         """
+        if isinstance(value, types.CoroutineType):
+            value.close()
+            raise ToolOutputError(
+                f"tool {self.name!r} returned a coroutine that nobody awaits; define it with 'async def'",
+                tool_name=self.name,
+            )
         if self._result is None:
             return value
         wrapped = self._is_single_field(value)
@@ -199,7 +197,7 @@ class Binding:
         origin = typing.get_origin(kind) or kind
         if origin is Any or (isinstance(origin, type) and issubclass(origin, Mapping)):
             return None
-        if origin in (typing.Union, getattr(sys.modules["types"], "UnionType", None)):
+        if origin in (typing.Union, types.UnionType):
             return None
         return frozenset()
 
@@ -262,7 +260,7 @@ class Binding:
             annotation,
             required=parameter.default is _EMPTY,
             default=None if parameter.default is _EMPTY else parameter.default,
-            sensitive=_secret_type(annotation),
+            sensitive=is_sensitive(annotation),
         )
 
     def _arguments_adapter(self) -> TypeAdapter[Any]:
@@ -332,3 +330,13 @@ def call_by_name(function: Callable[..., Any], available: Mapping[str, Any]) -> 
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return function(**available)
     return function(**{p.name: available[p.name] for p in parameters if p.name in available})
+
+
+def own_copy(bound: dict[str, Any]) -> dict[str, Any]:
+    """Bound arguments that nobody else can change: what was approved and journaled is what every attempt gets."""
+    if all(isinstance(value, _SCALARS) for value in bound.values()):
+        return bound
+    try:
+        return copy.deepcopy(bound)
+    except Exception:  # noqa: BLE001 - handles, locks, clients: shared as they are
+        return dict(bound)

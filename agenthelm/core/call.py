@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,12 +13,14 @@ from agenthelm._runtime.context import RunContext, new_call_id
 from agenthelm._runtime.retry import Clock
 from agenthelm.core.binding import KEY_PARAMETER
 from agenthelm.core.effects import Effect
-from agenthelm.core.redaction import digest, masked, scrub
+from agenthelm.core.redaction import digest, masked
+from agenthelm.core.sensitive import secret_texts, veiled
 from agenthelm.core.tool import Tool
 from agenthelm.exceptions import (
     ApprovalDeniedError,
     BudgetExceededError,
     LeaseLostError,
+    ToolContractError,
     ToolInputError,
     ToolTimeoutError,
     UnknownToolError,
@@ -27,14 +30,17 @@ from agenthelm.tracing.calls import describe as describe_span
 
 __all__ = ["Call"]
 
+_LONGEST_NAME = 200
+"""Characters of a tool's name that nobody registered; it is some caller's text."""
+
 
 class Call:
     """One call on its way through the door. Belongs to one task; nobody else sees it."""
 
     __slots__ = (
         "approval_reason", "approver", "arguments", "attempts", "bound", "cancellation", "clock", "compensates", "compensating_tool",
-        "context", "cost_usd", "digest", "effect", "effect_id", "error_state", "error_type", "id", "is_effect", "key",
-        "late", "name", "outcome", "result", "span", "started", "stopped", "tool", "wall",
+        "context", "cost_usd", "digest", "effect", "effect_id", "error_state", "error_type", "guarded", "id", "is_effect",
+        "key", "late", "name", "outcome", "result", "span", "started", "stopped", "tool", "wall",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +60,7 @@ class Call:
         self.context: RunContext | None = context
         self.clock: Clock = clock
         self.tool: Tool | None = None
+        self.guarded: frozenset[str] = frozenset()
         self.key = key
         self.compensates: str | None = compensates
         self.compensating_tool: str | None = None
@@ -84,11 +91,12 @@ class Call:
         """
         self.tool = tool
         self.name = tool.name
+        self.guarded = tool.binding.guarded
         arguments = self.arguments
         if tool.binding.takes_key:
             given = arguments.get(KEY_PARAMETER)
             self.key = self.key or given or f"{self.context.run_id if self.context else 'detached'}:{self.id}"
-            if given is None:
+            if given != self.key:
                 arguments = {**arguments, KEY_PARAMETER: self.key}
         elif self.key is None:
             self.key = self.id
@@ -146,7 +154,7 @@ class Call:
             self.outcome = "timeout"
         elif isinstance(error, LeaseLostError):
             self.outcome = "cancelled"
-        elif isinstance(error, (ToolInputError, UnknownToolError)) and self.attempts == 0:
+        elif isinstance(error, (ToolInputError, UnknownToolError, ToolContractError)) and self.attempts == 0:
             self.outcome = "invalid"
         else:
             self.outcome = "failed"
@@ -154,14 +162,14 @@ class Call:
     def event(self, redact: Callable[[str, Any], Any] | None) -> dict[str, Any]:
         """The event, safe to store and to show: a plain dictionary of `ExecutionEvent`'s shape."""
         context = self.context
-        sensitive = self.tool.binding.sensitive if self.tool else frozenset[str]()
         shown = self.arguments if self.bound is None else self.bound
+        sensitive = self._sensitive(shown)
         span = self.span
         event = {
             "id": self.id,
             "kind": "tool",
             "timestamp": datetime.fromtimestamp(self.wall, UTC).isoformat(),
-            "tool_name": self.name,
+            "tool_name": self.name if self.tool is not None else masked(self.name, cap=_LONGEST_NAME),
             "inputs": masked(shown, sensitive=sensitive, hook=redact),
             "outputs": masked({"result": self.result}, hook=redact) if self.outcome == "success" else {},
             "execution_time": round((self.stopped or self.clock.monotonic()) - self.started, 9),
@@ -184,10 +192,30 @@ class Call:
             "trace_id": span.trace_id if span is not None else None,
             "span_id": span.span_id if span is not None else None,
         }
+        if self.guarded:
+            self._veil(event, shown, sensitive)
         if span is not None:
             describe_span(span, event)
         return event
 
     def _name(self, error: BaseException) -> None:
         self.error_type = type(error).__name__
-        self.error_state = scrub(describe(error))
+        self.error_state = masked(describe(error))
+
+    def _sensitive(self, shown: Mapping[str, Any]) -> AbstractSet[str]:
+        """The arguments that are masked whole."""
+        tool = self.tool
+        if tool is None:
+            # Nobody knows what the arguments of no tool are; where some tool has secrets, they may be those.
+            return self.guarded and set(shown)
+        if self.bound is None:
+            # What was not validated has no types to say what is secret, and a secret may stand under a wrong name.
+            return self.guarded and self.guarded | {name for name in shown if name not in tool.parameters}
+        return tool.binding.sensitive
+
+    def _veil(self, event: dict[str, Any], shown: Mapping[str, Any], sensitive: AbstractSet[str]) -> None:
+        """Take what the secret arguments say out of everything else: results, errors, other arguments."""
+        secrets = secret_texts([shown[name] for name in sensitive if name in shown], whole=True)
+        secrets += secret_texts([shown[name] for name in self.guarded if name in shown], whole=False)
+        for part in ("inputs", "outputs", "error_state"):
+            event[part] = veiled(event[part], secrets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -89,7 +89,7 @@ class ToolExecutor:
         tool: str | Tool | Callable[..., Any],
         arguments: Mapping[str, Any],
         *,
-        allowed: Container[str] | None = None,
+        allowed: Collection[str] | None = None,
         key: str | None = None,
         compensating_tool: str | None = None,
         compensates: str | None = None,
@@ -119,13 +119,13 @@ class ToolExecutor:
             StorageError: The record could not be written.
             Exception: Whatever the tool raised in its last attempt.
         """
-        if not self.passes_doors:
-            raise_if_stopped()
         name = tool if isinstance(tool, str) else getattr(tool, "name", getattr(tool, "__name__", repr(tool)))
         call = Call(name, arguments, current_run(), self.clock, key=key, compensates=compensates)
         with spans.tool(name, call_id=call.id, links=links) as span:
             call.span = span
             try:
+                if not self.passes_doors:
+                    raise_if_stopped()
                 entry = self._resolve(tool, allowed)
                 call.bind(entry, compensating_tool)
                 if not self.passes_doors:
@@ -139,15 +139,28 @@ class ToolExecutor:
                 max_cost = entry.contract.max_cost
                 hold = self.ledger.reserve(Amount(usd=max_cost, tool_calls=1) if max_cost else _ONE_CALL)
             except BaseException as error:
-                call.ended()
-                call.failed(error, doubt=False)
-                await self._append_event(call)
+                await self._refused(call, error)
                 raise
             self._report("tool_started", call)
             try:
                 return await self._perform(call, entry, hold)
             finally:
+                _log.debug("tool %s: %s (call %s)", call.name, call.outcome, call.id)
                 self._report("tool_finished" if call.outcome == "success" else "tool_failed", call)
+
+    async def _refused(self, call: Call, error: BaseException) -> None:
+        """Put a call on record that never reached its tool."""
+        call.ended()
+        call.failed(error, doubt=False)
+        _log.debug("tool %s: %s (call %s)", call.name, call.outcome, call.id)
+        if call.tool is None:
+            call.guarded = frozenset[str]().union(*(entry.binding.guarded for entry in self.tools.values()))
+        try:
+            await self._append_event(call)
+        except StorageError:
+            if not isinstance(error, StorageError):
+                raise
+            # The log is broken already, and that is why the call was refused.
 
     def _with_ledger(self, ledger: Ledger) -> ToolExecutor:
         """As ``dataclasses.replace``, at a third of its price: this is done for every call."""
@@ -296,11 +309,10 @@ class ToolExecutor:
                 call.context.stops[0].set(error)
             raise
 
-    def _resolve(self, tool: str | Tool | Callable[..., Any], allowed: Container[str] | None) -> Tool:
+    def _resolve(self, tool: str | Tool | Callable[..., Any], allowed: Collection[str] | None) -> Tool:
         if isinstance(tool, str):
             if allowed is not None and tool not in allowed:
-                given = [name for name in self.tools if name in allowed]
-                raise UnknownToolError(tool, given, where="the tools this agent was given")
+                raise UnknownToolError(tool, allowed, where="the tools this agent was given")
             return self.tools.resolve(tool)
         return tool if isinstance(tool, Tool) else Tool.from_function(tool)
 

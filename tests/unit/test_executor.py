@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import anyio
 import anyio.lowlevel
+import httpx
 import pytest
-from pydantic import SecretStr
+import typing_extensions
+from pydantic import BaseModel, SecretStr
 
 from agenthelm._runtime.context import RunContext, StopMark, entered
 from agenthelm._runtime.retry import Backoff
@@ -198,6 +201,28 @@ class TestCalling:
         assert seen == [[1, 2], [1, 2]]
         assert (await door.event()).inputs == {"items": [1, 2]}
 
+    async def test_a_coroutine_that_nobody_awaited_is_no_result(self, door: Door) -> None:
+        async def look() -> str:
+            raise AssertionError("reached")
+
+        @functools.lru_cache
+        def wrapped() -> Any:
+            return look()
+
+        door.tools.register(Tool.from_function(wrapped, name="look"))
+        with pytest.raises(ToolOutputError, match="async def"):
+            await door.call("look")
+        assert (await door.event()).outcome == "invalid"
+
+    async def test_a_key_from_an_earlier_try_stands_over_one_among_the_arguments(self, door: Door) -> None:
+        @tool(registry=door.tools)
+        async def pay(idempotency_key: str) -> str:
+            return idempotency_key
+
+        assert await door.call("pay", idempotency_key="given") == "given"
+        with entered(door.context):
+            assert await door.executor.call("pay", {"idempotency_key": "given"}, key="earlier") == "earlier"
+
 
 class TestRetries:
     async def test_only_the_executor_retries_and_counts_right(self, door: Door) -> None:
@@ -239,6 +264,29 @@ class TestRetries:
         with pytest.raises(BusyError):
             await door.call("f")
         assert door.clock.slept == [17.0]
+
+    async def test_the_retry_after_header_of_a_response_is_obeyed(self, door: Door) -> None:
+        @tool(registry=door.tools, retries=1, backoff=Backoff(initial=0.1))
+        async def fetch() -> None:
+            request = httpx.Request("GET", "http://peer")
+            httpx.Response(503, headers={"Retry-After": "17"}, request=request).raise_for_status()
+
+        with pytest.raises(httpx.HTTPStatusError):
+            await door.call("fetch")
+        assert door.clock.slept == [17.0]
+
+    async def test_a_late_failure_is_not_retried_past_a_stop(self, door: Door) -> None:
+        calls = []
+
+        @tool(registry=door.tools, retries=3, backoff=Backoff(initial=0))
+        async def flaky() -> None:
+            calls.append(1)
+            door.stop.set(BudgetExceededError(scope="run", resource="calls", limit=1, spent=1, requested=1))
+            raise OSError
+
+        with pytest.raises(BudgetExceededError):
+            await door.call("flaky")
+        assert len(calls) == 1
 
     @pytest.mark.parametrize("idempotent", [True, False])
     async def test_an_effect_in_doubt_is_retried_only_if_that_is_harmless(self, door: Door, idempotent: bool) -> None:
@@ -474,6 +522,46 @@ class TestApproval:
         with pytest.raises(ApprovalDeniedError, match="changed after they were approved"):
             await door.call("pay", amounts=payments)
 
+    async def test_arguments_that_change_between_approval_and_effect_change_nothing(self) -> None:
+        payments = [1]
+        ran: list[Any] = []
+
+        class Log:
+            """An effect log whose disk takes its time."""
+
+            def next_id(self) -> str:
+                return "e1"
+
+            async def begin(self, effect: Any) -> None:
+                payments.append(1_000_000)
+
+            async def finish(self, effect: Any, outcome: str, *, value: Any, error: Any, event: Any) -> None:
+                pass
+
+        door = Door(approval_handler=AutoApprove(), effects=Log())
+
+        @tool(registry=door.tools, requires_approval=True, side_effects=["pay:send"])
+        async def pay(amounts: Any) -> None:
+            ran.append(amounts)
+
+        await door.call("pay", amounts=payments)
+        assert ran == [[1]]
+
+    async def test_an_approval_that_comes_after_its_expiry_does_not_count(self) -> None:
+        class Slow(ApprovalHandler):
+            async def request_approval(self, request: ApprovalRequest) -> Decision:
+                door.clock.now += 61
+                return Decision(True, approver="Ada")
+
+        door = Door(approval_handler=Slow(), approval_timeout=60)
+
+        @tool(registry=door.tools, requires_approval=True)
+        async def pay() -> None:
+            raise AssertionError("reached")
+
+        with pytest.raises(ApprovalDeniedError, match="after it had expired"):
+            await door.call("pay")
+
     async def test_an_approval_for_other_arguments_does_not_count(self) -> None:
         door = Door(approval_handler=Asked(Decision(True, approver="Ada", digest="0" * 64)))
 
@@ -560,6 +648,7 @@ class TestApproval:
         with pytest.raises(ApprovalDeniedError) as later:
             await door.call("look")
         assert later.value is denied.value
+        assert [(e.tool_name, e.outcome) for e in await door.events()] == [("pay", "denied"), ("look", "denied")]
 
 
 class TestBudgets:
@@ -776,6 +865,100 @@ class TestRecords:
             assert secret not in text
         assert "ada" in text
 
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            {"pin": "hush-hush", "card": {"holder": "ada", "number": "hush-hush", "code": "hush-hush"}},
+            {"pin": "hush-hush", "card": {"number": "hush-hush"}},  # does not fit: never validated
+            {"pin": "hush-hush", "cardd": {"number": "hush-hush"}},  # a wrong name
+            {"pni": "hush-hush"},
+        ],
+    )
+    @pytest.mark.parametrize("name", ["pay", "pai"])
+    @pytest.mark.parametrize("allowed", [None, {"look"}])
+    async def test_no_wrong_call_shows_a_secret(
+        self, door: Door, arguments: dict[str, Any], name: str, allowed: set[str] | None
+    ) -> None:
+        class Card(BaseModel):
+            holder: str
+            number: SecretStr
+            code: Annotated[str, Redacted] = ""
+
+        @tool(registry=door.tools)
+        async def pay(pin: SecretStr, card: Card) -> None: ...
+
+        with entered(door.context):
+            try:
+                await door.executor.call(name, arguments, allowed=allowed)
+            except (ToolInputError, UnknownToolError):
+                pass
+        assert "hush-hush" not in (await door.event()).model_dump_json()
+
+    async def test_fields_of_dataclasses_and_typed_dicts_can_be_marked_too(self, door: Door) -> None:
+        @dataclass
+        class Login:
+            note: Annotated[str, Redacted]
+
+        class Options(typing_extensions.TypedDict):
+            note: Annotated[str, Redacted]
+
+        @tool(registry=door.tools)
+        async def enter(login: Login, options: Options, more: list[Login]) -> None: ...
+
+        marked = {"note": "hush-hush"}
+        await door.call("enter", login=marked, options=marked, more=[marked])
+        assert (await door.event()).inputs == {"login": "***", "options": "***", "more": "***"}
+
+    @pytest.mark.parametrize("fails", [True, False])
+    async def test_what_a_tool_says_of_its_secrets_is_masked(self, door: Door, fails: bool) -> None:
+        class Keys(BaseModel):
+            user: str
+            key: SecretStr
+
+        @tool(registry=door.tools)
+        async def enter(pin: SecretStr, keys: Keys, url: str) -> list[dict[str, str]]:
+            said = f"{pin.get_secret_value()} and {keys.key.get_secret_value()} of {keys.user}"
+            if fails:
+                raise ValueError(said)
+            return [{"said": said}]
+
+        keys = {"user": "ada", "key": "quiet-please"}
+        try:
+            await door.call("enter", pin="hush-hush", keys=keys, url="http://peer/?t=hush-hush")
+        except ValueError:
+            pass
+        event = await door.event()
+        told = event.error_state if fails else event.outputs["result"][0]["said"]
+        assert told == ("ValueError: *** and *** of ada" if fails else "*** and *** of ada")
+        assert event.inputs == {"pin": "***", "keys": {"user": "ada", "key": "***"}, "url": "http://peer/?t=***"}
+
+    async def test_long_messages_and_names_are_capped_too(self, door: Door) -> None:
+        @tool(registry=door.tools)
+        async def fail() -> None:
+            raise ValueError("x" * 100_000)
+
+        with pytest.raises(ValueError, match="xxx"):
+            await door.call("fail")
+        with pytest.raises(UnknownToolError):
+            await door.call("y" * 10_000)
+        failed, unknown = await door.events()
+        assert len(failed.error_state or "") < 10_000
+        assert "of 100012 characters" in (failed.error_state or "")
+        assert len(unknown.tool_name) < 300
+
+    async def test_a_message_that_can_not_be_read_is_still_a_failure(self, door: Door) -> None:
+        class OddError(Exception):
+            def __str__(self) -> str:
+                raise RuntimeError("no")
+
+        @tool(registry=door.tools)
+        async def fail() -> None:
+            raise OddError
+
+        with pytest.raises(OddError):
+            await door.call("fail")
+        assert (await door.event()).error_type == "OddError"
+
     async def test_a_hook_sees_each_value_first(self) -> None:
         door = Door(redact=lambda name, value: "gone" if name == "iban" else value)
 
@@ -808,6 +991,23 @@ class TestRecords:
         with pytest.raises(StorageError, match="no space left"):
             await door.call("look")
         assert isinstance(door.stop.error, StorageError)
+
+    async def test_a_log_that_breaks_before_the_tool_runs_says_so_and_a_stop_keeps_its_reason(self) -> None:
+        class Breaking(InMemoryStorage):
+            async def append(self, records: Any, expected: Any = None) -> dict[str, int]:
+                raise StorageError("no space left")
+
+        door = Door(storage=Breaking())
+
+        @tool(registry=door.tools, requires_approval=True)
+        async def pay() -> None:
+            raise AssertionError("reached")
+
+        with pytest.raises(StorageError) as first:
+            await door.call("pay")
+        with pytest.raises(StorageError) as later:
+            await door.call("pay")
+        assert later.value is first.value
 
     async def test_eight_threads_and_many_agents_keep_their_names(self) -> None:
         door = Door()

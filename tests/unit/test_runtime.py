@@ -9,14 +9,17 @@ import subprocess
 import sys
 import textwrap
 import threading
+from email.message import Message
+from urllib.error import HTTPError
 
 import anyio
 import anyio.lowlevel
+import httpx
 import pytest
 
 from agenthelm._runtime.context import RunContext, StopMark, current_run, entered, new_run_id, raise_if_stopped
 from agenthelm._runtime.groups import in_child, named, shielded, wait_through
-from agenthelm._runtime.retry import Backoff
+from agenthelm._runtime.retry import Backoff, asked_delay
 from agenthelm._runtime.workers import Workers, hop_back
 
 CONTEXT = RunContext(run_id="r", session_id="s", namespace="n")
@@ -357,6 +360,27 @@ class TestBackoff:
         error = RuntimeError()
         error.retry_after = 9.5  # type: ignore[attr-defined]
         assert Backoff(maximum=1).delay(1, error=error) == 9.5
+
+    @pytest.mark.parametrize(
+        ("said", "seconds"),
+        [
+            ("7", 7.0),
+            ("Thu, 01 Jan 1970 00:20:00 GMT", 200.0),
+            ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+            ("soon", 0.0),
+            ("inf", 0.0),
+            ("nan", 0.0),
+            ("-5", 0.0),
+        ],
+    )
+    def test_the_retry_after_header_of_a_response_is_heard(self, said: str, seconds: float) -> None:
+        response = httpx.Response(429, headers={"retry-after": said}, request=httpx.Request("GET", "http://x"))
+        with pytest.raises(httpx.HTTPStatusError) as raised:
+            response.raise_for_status()
+        assert asked_delay(raised.value, now=1000.0) == seconds
+        headers = Message()
+        headers["Retry-After"] = said
+        assert asked_delay(HTTPError("http://x", 503, "busy", headers, None), now=1000.0) == seconds
 
     def test_senseless_numbers_are_refused(self) -> None:
         with pytest.raises(ValueError, match="factor >= 1"):
