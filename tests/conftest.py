@@ -11,7 +11,7 @@ from typing import Any
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["ANONYMIZED_TELEMETRY"] = "False"
-for _name in [name for name in os.environ if name.startswith(("AGENTHELM_", "NEXUS_", "OTEL_"))] + [
+for _name in [name for name in os.environ if name.startswith(("AGENTHELM_", "NEXUS_TRACE", "OTEL_"))] + [
     "OPENAI_API_KEY",
     "ANTHROPIC_API_KEY",
     "MISTRAL_API_KEY",

@@ -101,7 +101,7 @@ class Cli:
 def _in_folder(folder: Path, env: Mapping[str, str]) -> Iterator[None]:
     cwd, before, path = Path.cwd(), dict(os.environ), list(sys.path)
     for name in list(os.environ):
-        if name.startswith(("AGENTHELM_", "NEXUS_", "OTEL_")) or name in (*KEYS, "COLUMNS"):
+        if name.startswith(("AGENTHELM_", "NEXUS_TRACE", "OTEL_")) or name in (*KEYS, "COLUMNS"):
             del os.environ[name]
     os.environ.update({"HOME": str(folder), "LITELLM_LOCAL_MODEL_COST_MAP": "True", **env})
     os.chdir(folder)
