@@ -38,6 +38,7 @@ from agenthelm.orchestration.pipeline import Pipeline
 from agenthelm.orchestration.results import SagaResult
 from agenthelm.orchestration.saga import Ref, Step
 from agenthelm.orchestration.state import EffectState, RunState, fold
+from tests.support.saga_order import wrong_order
 from tests.support.saga_world import Points, PointStorage, World, tools_of
 
 Body = Callable[[Orchestrator], Awaitable[Any]]
@@ -281,8 +282,8 @@ def problems_of(folder: Path, scenario: Scenario, *, ended: Ended, resumed: bool
     if len(runs) > 1:
         wrong.append(f"{len(runs)} runs where there was one")
     wrong += _wrong_undos(world)
-    for stream, records in journals(folder).items():
-        wrong += list(_wrong_order(stream, records))
+    for records in journals(folder).values():
+        wrong += list(wrong_order(records))
     if not runs:
         return ("restored", wrong) if not names else ("wrong", [*wrong, f"no journal, and {names} are there"])
     (run,) = runs.values()
@@ -338,35 +339,6 @@ def _wrong_undos(world: World) -> Iterator[str]:
     for thing, count in done.items():
         if count > 1 and not any(d.verb == "undo" and d.id == thing for d in world.log()):
             yield f"{thing} was made {count} times"
-
-
-def _wrong_order(stream: str, records: list[StoredRecord]) -> Iterator[str]:
-    """Undone in another order than: the doubtful first, latest begun first; then in reverse order of completion."""
-    rank: dict[str, int] = {}
-    started: set[str] = set()
-    parents = {r.data["effect"]: r.data["parent"] for r in records if r.data["type"] == "begin"}
-    last: dict[str, int] = {}
-    for index, record in enumerate(records):
-        kind = record.data["type"]
-        if kind == "unwinding":
-            state = fold(stream, records[:index])
-            effects = state.in_scope(record.data["scope"])
-            doubtful = sorted((s for s in effects if s.doubtful), key=lambda s: -s.order)
-            finished = sorted((s for s in effects if not s.doubtful), key=lambda s: -s.completed)
-            rank |= {s.effect.id: n for n, s in enumerate([*doubtful, *finished])}
-            last = {}
-        elif kind == "undoing" and record.data["effect"] not in started:
-            effect = record.data["effect"]
-            started.add(effect)
-            if effect not in rank:
-                if parents[effect] is None:  # what a step did inside is undone before the step is called again
-                    yield f"{effect} is undone without a decision"
-                continue
-            if rank[effect] < last.get("", -1):
-                yield f"{effect} is undone too late"
-            last[""] = rank[effect]
-        elif kind == "begin" and any(r.data["type"] == "unwinding" and r.data["scope"] == "" for r in records[:index]):
-            yield f"{record.data['effect']} begins after unwinding began"
 
 
 # -- the matrix --------------------------------------------------------------------------------------------------------
