@@ -13,11 +13,13 @@ import dspy
 import pytest
 
 from agenthelm._runtime.retry import Backoff
+from agenthelm.agent import Agent
 from agenthelm.agent.lm import LMPolicy, connections, unwrap
 from agenthelm.agent.lm_call import ASSUMED_OUTPUT_TOKENS
 from agenthelm.agent.models import resolve_model
 from agenthelm.core.cost import Budget
 from agenthelm.exceptions import BudgetExceededError, ModelCallError
+from agenthelm.orchestration.orchestrator import Orchestrator
 from tests.support.lm_run import QUICK, lm_run
 from tests.support.openai_server import Behaviour, OpenAIServer
 
@@ -279,6 +281,29 @@ async def test_without_max_tokens_only_the_calls_in_flight_at_the_limit_can_over
     assert server.asked == total.calls
     assert total.cost_usd == pytest.approx(server.asked * each, abs=1e-12)
     assert total.cost_usd <= limit + callers * beyond * 600 / 10**9
+
+
+class Stubborn(Agent):
+    """Asks again and again, and hears no error."""
+
+    class Signature(dspy.Signature):
+        task: str = dspy.InputField()
+        answer: str = dspy.OutputField()
+
+    def forward(self, context: Any, task: str) -> dict[str, Any]:
+        ask = dspy.Predict("question -> answer")
+        for number in range(5):
+            with suppress(Exception):
+                ask(question=f"{self.name} {number}")
+        return {"answer": "whatever"}
+
+
+async def test_64_parallel_agents_that_swallow_every_error_make_no_call_too_many(server: OpenAIServer) -> None:
+    agents = [Stubborn(f"agent{number}") for number in range(64)]
+    async with Orchestrator(lm=model(server), budget=Budget(calls=100)) as orchestrator:
+        with pytest.raises(BudgetExceededError, match="budget of run is 100 calls"):
+            await orchestrator.run_parallel(agents, "go")
+    assert server.asked == 100
 
 
 async def test_the_wait_between_attempts_ends_with_the_deadline(server: OpenAIServer) -> None:

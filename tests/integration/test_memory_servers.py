@@ -55,6 +55,20 @@ async def test_short_term_memory_lapses_after_an_hour_on_redis_too() -> None:
         assert client.pttl("agenthelm:k:half") <= 500
 
 
+async def test_redis_is_never_asked_for_all_keys_at_once() -> None:
+    import redis
+
+    with redis.Redis.from_url(shared_redis().url, decode_responses=True) as client:
+        client.config_resetstat()
+        async with ShortTermMemory(shared_redis().url) as memory:
+            await memory.write_many({f"scan{n}": n for n in range(50)})
+            assert len(await memory.list_keys("scan")) == 50
+            assert await memory.clear("scan") == 50
+        used = set(client.info("commandstats"))
+    assert "cmdstat_scan" in used
+    assert "cmdstat_keys" not in used
+
+
 async def test_many_agents_count_together_over_several_hubs() -> None:
     namespace = secrets.token_hex(6)
 
