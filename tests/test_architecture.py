@@ -39,6 +39,7 @@ ONLY_IN = {
 """Each outside library, and the only places that may import it."""
 
 CATCH_ALL = {
+    "exceptions:describe": "somebody else's __str__",
     "_runtime.groups:in_child.body": "carries the error out of its task group, where it is raised bare",
     "_runtime.groups:named.one": "keeps each task's error for the caller, who raises or returns it",
     "_runtime.workers:_Thread.run": "carries the error out of its thread, to whoever asked for the call",
@@ -51,7 +52,7 @@ CATCH_ALL = {
     "cli._session:agent_names": "a shell that completes a word must not see a traceback",
     "core.approval:_required": "a predicate that can't say no says yes",
     "core.approval:_ask": "a handler that breaks has not said yes",
-    "core.attempts:_fresh": "a value that can't be copied is shared",
+    "core.binding:own_copy": "a value that can't be copied is shared",
     "core.executor:ToolExecutor.verify": "an answer that failed is no answer: the doubt stays, on record",
     "tracing.redaction:_Masking.named": "what somebody's hook can't handle is not shown",
     "tracing.redaction:_Masking.value": "a value that can't be shown must not fail the call it is recorded for",
