@@ -17,6 +17,7 @@ import typer
 
 from agenthelm import exceptions as errors
 from agenthelm.cli._loop import Interrupted, run
+from agenthelm.tracing.scrub import scrub
 
 __all__ = ["Failure", "command", "configure", "exit_code", "report", "summary"]
 
@@ -63,7 +64,7 @@ class _Log(logging.Handler):
         from agenthelm.cli._console import escape_controls
 
         place = f"{record.name}: " if _options.verbose else ""
-        text = escape_controls(" ".join(record.getMessage().split()))
+        text = escape_controls(" ".join(scrub(record.getMessage()).split()))
         sys.stderr.write(f"{record.levelname.lower()}: {place}{text}\n")
         if record.exc_info and _options.debug:
             traceback.print_exception(record.exc_info[1], file=sys.stderr)
@@ -165,7 +166,7 @@ def report(error: Exception) -> int:
     lines = [f"error: {summary(error)}", *(f"  {note}" for note in _notes(error))]
     from agenthelm.cli._console import escape_controls
 
-    sys.stderr.write(escape_controls("\n".join(lines)) + "\n")
+    sys.stderr.write(escape_controls(scrub("\n".join(lines))) + "\n")
     return exit_code(error)
 
 

@@ -41,6 +41,7 @@ class Watch:
     Attributes:
         first: Said on the first signal, when the command is cancelled.
         flush: Awaited on the second signal, for two seconds at most, before the process ends.
+        deliver: Called after that: hands over the telemetry that waits; takes two seconds at most.
         last: Said when the process ends on the second signal.
         restore: Called before anything is printed then: puts the terminal right.
     """
@@ -48,6 +49,7 @@ class Watch:
     def __init__(self) -> None:
         self.first = "interrupted"
         self.flush: Callable[[], Awaitable[object]] | None = None
+        self.deliver: Callable[[], object] = lambda: None
         self.last = "stopped"
         self.restore: Callable[[], object] = lambda: None
 
@@ -116,6 +118,7 @@ async def _stop(signum: int) -> None:
     with anyio.move_on_after(_FLUSH_SECONDS, shield=True):
         if current.flush is not None:
             await current.flush()
+    current.deliver()
     _write(current.last)
     end_process(128 + signum, force=True)
 

@@ -200,13 +200,15 @@ def model_for(settings: Settings) -> Any:
 
 @contextmanager
 def telemetry(settings: Settings) -> Iterator[None]:
-    """Export spans for a ``with`` block, and flush them at its end however it ends."""
+    """Export spans for a ``with`` block, and flush them at its end however it ends, a second Ctrl-C included."""
     if settings.trace is None:
         yield
         return
+    from agenthelm.cli._loop import watch
     from agenthelm.tracing.setup import configure
 
-    with configure(settings.trace):
+    with configure(settings.trace) as exported:
+        watch().deliver = exported.shutdown
         yield
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["TreeProcessor", "render"]
 
 _LONGEST: Final = 200
+_WIDEST: Final = 10_000
 _STYLES: Final = {
     names.INVOKE_WORKFLOW: "bold",
     names.INVOKE_AGENT: "bold cyan",
@@ -86,10 +87,11 @@ class TreeProcessor(SpanProcessor):
             from rich.console import Console
 
             console = Console(stderr=True)
+            if not console.is_terminal:
+                console.width = _WIDEST  # a log file has no edge to wrap at
         try:
             for part in render(spans):
-                # A log file has no width to wrap at.
-                console.print(part, soft_wrap=not console.is_terminal)
+                console.print(part)
         except OSError:  # nobody reads standard error any more; the run goes on
             return
 

@@ -13,6 +13,7 @@ MASK: Final = "***"
 _SECRETS: Final = re.compile(
     r"""
       (?P<url>\b[a-zA-Z][a-zA-Z0-9+.\-]{0,30}://)[^\s/?\#@'"<>]{0,512}@                       # user:password@ of a URL
+    | (?P<login>\b[A-Za-z0-9._~+%\-]{1,64}:)[^\s/?\#@'"<>]{1,256}@(?=[A-Za-z0-9.\-\[\]:]{1,256}:\d)   # user:password@host:port
     | (?P<scheme>\b(?:bearer|basic|token)\s+)[A-Za-z0-9._~+/\-]{8,}=*              # Authorization: Bearer ...
     | (?P<name>(?:password|passwd|passphrase|secret|api[_\-]?key|access[_\-]?key|private[_\-]?key|secret[_\-]?key
           |client[_\-]?secret|auth[_\-]?token|access[_\-]?token|refresh[_\-]?token|id[_\-]?token|session[_\-]?token
@@ -33,7 +34,7 @@ _SECRETS: Final = re.compile(
 )
 
 _HINTS: Final = (
-    "://", "sk-", "bearer", "basic", "token", "pass", "secret", "key", "auth", "cred", "sig", "ghp_", "gho_", "ghu_",
+    "://", "@", "sk-", "bearer", "basic", "token", "pass", "secret", "key", "auth", "cred", "sig", "ghp_", "gho_", "ghu_",
     "ghs_", "ghr_", "github_pat", "akia", "asia", "aiza", "xox", "k_live", "k_test", "hf_", "eyj",
 )  # fmt: skip
 """What every secret that is known here contains. Plain searches are several times quicker than the expression."""
@@ -44,6 +45,8 @@ _SHORTEST: Final = 7
 def _replacement(match: re.Match[str]) -> str:
     if match["url"]:
         return f"{match['url']}{MASK}@"
+    if match["login"]:
+        return f"{match['login']}{MASK}@"
     if match["scheme"]:
         return f"{match['scheme']}{MASK}"
     if match["name"]:
@@ -54,7 +57,7 @@ def _replacement(match: re.Match[str]) -> str:
 def scrub(text: str) -> str:
     """Replace what looks like a secret in free text by ``***``.
 
-    Knows credentials in URLs, ``Authorization`` headers, ``name=value`` and ``"name": "value"`` with a secret-looking
+    Knows credentials in URLs and before ``host:port``, ``Authorization`` headers, ``name=value`` and ``"name": "value"`` with a secret-looking
     name, private keys, JSON Web Tokens, and the key shapes of well-known providers. A last resort for text nobody
     structured: values that are known to be secret are masked by name or by type before.
     """

@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from agenthelm.tracing import names
 from agenthelm.tracing.providers import use_providers
 
 CONVENTIONS = {
@@ -34,9 +35,13 @@ METRICS = {
 """The conventions' metrics and their units."""
 
 
+OURS = {value for value in vars(names).values() if isinstance(value, str) and value.startswith("agenthelm.")}
+"""Our own attributes and metrics, as the table lists them."""
+
+
 def foreign(attributes: Any) -> set[str]:
-    """The attributes that are neither in the conventions nor ours."""
-    return {key for key in attributes or {} if key not in CONVENTIONS and not key.startswith("agenthelm.")}
+    """The attributes that are neither in the conventions nor in our own table."""
+    return set(attributes or {}) - CONVENTIONS - OURS - set(names.BUDGET.values())
 
 
 @dataclass
