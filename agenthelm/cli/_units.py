@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 __all__ = ["count", "dollars", "seconds"]
 
 
@@ -10,11 +12,13 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def dollars(usd: float | None) -> str:
-    """An amount; unknown is not zero."""
+def dollars(usd: float | None, *, digits: int = 4) -> str:
+    """An amount with so many digits after the point, or as many more as it takes to show two; unknown is not zero."""
     if usd is None:
         return "unknown"
-    return "$0" if usd == 0 else f"${usd:.4f}" if abs(usd) >= 0.0001 else f"${usd:.2g}"
+    if usd == 0:
+        return "$0"
+    return f"${usd:.{max(digits, 1 - math.floor(math.log10(abs(usd))))}f}"
 
 
 def seconds(value: float) -> str:

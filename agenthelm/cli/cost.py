@@ -9,7 +9,7 @@ import typer
 
 from agenthelm.cli._command import command
 from agenthelm.cli._options import Json, Since
-from agenthelm.cli._units import count
+from agenthelm.cli._units import count, dollars
 
 __all__ = ["app"]
 
@@ -127,11 +127,11 @@ class _Spent:
             "cost_usd": None if self.unpriced else self.usd,
         }
 
-    def cost(self) -> str:
+    def cost(self, *, digits: int = 4) -> str:
         """The cost as a person reads it; what has no known price is named, never taken for nothing."""
-        from agenthelm.cli._units import dollars
-
-        return dollars(self.usd) + (f" + {count(self.unpriced, 'unpriced call')}" if self.unpriced else "")
+        return dollars(self.usd, digits=digits) + (
+            f" + {count(self.unpriced, 'unpriced call')}" if self.unpriced else ""
+        )
 
 
 class _Bill(_Spent):
@@ -168,7 +168,7 @@ class _Bill(_Spent):
         """What one run cost, on what, and how sure that is: two lines that finance can file."""
         from agenthelm.cli._console import clean
 
-        parts = (f"{clean(name)} {spent.cost()}" for name, spent in sorted(self.models.items()))
+        parts = (f"{clean(name)} {spent.cost(digits=6)}" for name, spent in sorted(self.models.items()))
         doubts = [
             f"{count(number, what)} {how}"
             for number, what, how in (
@@ -179,7 +179,7 @@ class _Bill(_Spent):
         ]
         first = (
             f"run {clean(self.run)} of {self.began[:16].replace('T', ' ')} UTC, session {clean(self.session)}: "
-            f"{self.cost()} for {count(self.calls, 'model call')} ({self.tokens_in} tokens in, {self.tokens_out} out) "
+            f"{self.cost(digits=6)} for {count(self.calls, 'model call')} ({self.tokens_in} tokens in, {self.tokens_out} out) "
             f"and {count(self.tool_calls, 'tool call')}"
         )
         sources = [f"prices: {', '.join(sorted(self.sources))}"] if self.sources else []

@@ -114,9 +114,9 @@ def test_the_report_of_a_run_ends_with_two_lines_for_finance(cli: Cli, server: O
     run = json.loads(cli("run", "x", "--app", "translator.py", "-s", "trip", "--json").stdout)
     first, second = cli("cost", "report", "--run", "last").stdout.splitlines()[-2:]
     assert first.startswith(f"run {run['run_id']} of 20")
-    assert f"UTC, session trip: ${run['cost_usd']:.4f} for 2 model calls" in first
+    assert f"UTC, session trip: ${run['cost_usd']:.6f} for 2 model calls" in first
     assert first.endswith("and 2 tool calls")
-    assert "(charged by tools) $0.3750, openai/gpt-test $" in second
+    assert "(charged by tools) $0.375000, openai/gpt-test $" in second
     assert "prices: own settings" in second
     assert second.endswith("1 call with lost answers, booked at the most that they can have cost")
 
