@@ -6,12 +6,18 @@ Bare and wrapped calls are interleaved in one process and medians compared, beca
 from __future__ import annotations
 
 import argparse
+import cProfile
+import os
 import platform
+import pstats
 import statistics
 import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -19,9 +25,10 @@ import anyio
 import anyio.to_thread
 
 from agenthelm._runtime.context import RunContext, StopMark, entered
-from agenthelm.core.executor import ToolExecutor
-from agenthelm.core.storage.memory_storage import InMemoryStorage
-from agenthelm.core.tool import ToolRegistry
+from agenthelm.core.executor import ToolExecutor, current_executor
+from agenthelm.core.storage import BaseStorage, InMemoryStorage, SqliteStorage
+from agenthelm.core.tool import Tool, ToolContract, ToolRegistry
+from agenthelm.orchestration.saga import saga
 
 REGISTRY = ToolRegistry()
 
@@ -40,6 +47,16 @@ REGISTRY.register(nothing)
 REGISTRY.register(nothing_sync)
 
 
+def nap(x: float) -> None:
+    """Wait as a network would."""
+    time.sleep(x)
+
+
+def compute(x: int) -> int:
+    """Hold the GIL."""
+    return sum(range(x))
+
+
 async def timed(call: Callable[[], Awaitable[object]], rounds: int) -> float:
     """Seconds per call, over some rounds."""
     began = time.perf_counter()
@@ -48,8 +65,8 @@ async def timed(call: Callable[[], Awaitable[object]], rounds: int) -> float:
     return (time.perf_counter() - began) / rounds
 
 
-async def overhead(rounds: int, samples: int) -> dict[str, tuple[float, float]]:
-    """Bare and wrapped seconds per call, by kind."""
+async def overhead(rounds: int, samples: int) -> dict[str, tuple[float, float, float]]:
+    """Bare and wrapped seconds per call, and what the wrapping takes of this thread's processor time, by kind."""
     executor = ToolExecutor(REGISTRY, InMemoryStorage())
     context = RunContext(run_id="bench", session_id="s", namespace="n", stops=(StopMark(),))
     pairs = {
@@ -63,49 +80,125 @@ async def overhead(rounds: int, samples: int) -> dict[str, tuple[float, float]]:
     with entered(context):
         for name, (bare, wrapped) in pairs.items():
             times: tuple[list[float], list[float]] = ([], [])
+            used: list[float] = []
             for _ in range(samples):
+                first = time.thread_time()
                 times[0].append(await timed(bare, rounds))
+                second = time.thread_time()
                 times[1].append(await timed(wrapped, rounds))
-            found[name] = (statistics.median(times[0]), statistics.median(times[1]))
+                used.append((time.thread_time() - 2 * second + first) / rounds)
+            found[name] = (statistics.median(times[0]), statistics.median(times[1]), statistics.median(used))
     return found
 
 
-async def cancel_many(count: int) -> float:
-    """Seconds from cancelling that many tools in flight to the end of all of them."""
+async def cancel_many(count: int, folder: str | None) -> float:
+    """Seconds from cancelling that many effects in flight to the end of all of them, none left begun."""
+    flying = 0
+    everywhere = anyio.Event()
 
     async def hang() -> None:
+        nonlocal flying
+        flying += 1
+        if flying == count:
+            everywhere.set()
         await anyio.sleep_forever()
 
-    registry = ToolRegistry([hang])
-    storage = InMemoryStorage()
-    executor = ToolExecutor(registry, storage)
-    async with anyio.create_task_group() as group:
-        for _ in range(count):
-            group.start_soon(executor.call, "hang", {})
-        await anyio.wait_all_tasks_blocked()
-        began = time.perf_counter()
-        group.cancel_scope.cancel()
-    took = time.perf_counter() - began
-    events = await storage.read("events")
-    assert len(events) == count
+    storage: BaseStorage = InMemoryStorage() if folder is None else SqliteStorage(Path(folder) / "bench.db")
+    registry = ToolRegistry([Tool.from_function(hang, ToolContract(side_effects=("mail:send",)))])
+    took = 0.0
+    async with storage:
+        async with saga("bench", tools=registry, storage=storage):
+            executor = current_executor()
+            assert executor is not None
+            async with anyio.create_task_group() as group:
+                for _ in range(count):
+                    group.start_soon(executor.call, "hang", {})
+                await everywhere.wait()
+                began = time.perf_counter()
+                group.cancel_scope.cancel()
+            took = time.perf_counter() - began
+        (stream,) = await storage.streams(prefix="run:")
+        kinds = Counter(str(record.data["type"]) for record in await storage.read(stream.name))
+        assert kinds["begin"] == kinds["finish"] == len(await storage.read("events")) == count
     return took
+
+
+async def lag(kind: Literal["sleeping", "computing", "nothing"], seconds: float) -> float:
+    """The 99th percentile of how late a 1 ms timer of the event loop is, beside busy tools; in seconds."""
+    registry = ToolRegistry(
+        [nap, Tool.from_function(compute, ToolContract(runs_in="process", side_effects=("cpu:read",)))]
+    )
+    executor = ToolExecutor(registry, InMemoryStorage())
+    name, argument, count = (
+        ("nap", 0.2, 64) if kind == "sleeping" else ("compute", 2_000_000, max(1, (os.cpu_count() or 2) - 1))
+    )
+    late: list[float] = []
+    going = True
+
+    async def work() -> None:
+        while going:
+            await executor.call(name, {"x": argument})
+
+    async with anyio.create_task_group() as group:
+        if kind != "nothing":
+            for _ in range(count):
+                group.start_soon(work)
+            await anyio.sleep(1.0)  # processes start
+        end = time.perf_counter() + seconds
+        while (before := time.perf_counter()) < end:
+            await anyio.sleep(0.001)
+            late.append(time.perf_counter() - before - 0.001)
+        going = False
+    return statistics.quantiles(late, n=100)[98]
+
+
+def profile(rounds: int) -> None:
+    """Where the time of a no-op goes."""
+
+    async def run() -> None:
+        executor = ToolExecutor(REGISTRY, InMemoryStorage())
+        with entered(RunContext(run_id="bench", session_id="s", namespace="n", stops=(StopMark(),))):
+            for _ in range(rounds):
+                await executor.call("nothing", {"x": 1})
+
+    profiler = cProfile.Profile()
+    profiler.enable()
+    anyio.run(run)
+    profiler.disable()
+    pstats.Stats(profiler).sort_stats("tottime").print_stats(14)
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--samples", type=int, default=25)
+    parser.add_argument("--profile", action="store_true", help="only say where the time of an async no-op goes")
     options = parser.parse_args()
-    print(f"{platform.machine()}, Python {platform.python_version()}, {platform.system()}")
+    if options.profile:
+        profile(10_000)
+        return
+    print(
+        f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"
+    )
     for backend in ("asyncio", "trio"):
-        for name, (bare, wrapped) in anyio.run(overhead, options.rounds, options.samples, backend=backend).items():
+        for name, (bare, wrapped, cpu) in anyio.run(overhead, options.rounds, options.samples, backend=backend).items():
             print(
                 f"{backend:8} {name:5} bare {bare * 1e6:7.1f} us   contract {wrapped * 1e6:7.1f} us   "
-                f"over {(wrapped - bare) * 1e6:6.1f} us"
+                f"over {(wrapped - bare) * 1e6:6.1f} us   ({cpu * 1e6:.1f} us of the processor's time)"
             )
-        took = anyio.run(cancel_many, 1000, backend=backend)
-        print(f"{backend:8} 1,000 tools in flight cancelled in {took * 1e3:.0f} ms")
+        with tempfile.TemporaryDirectory() as folder:
+            for where in (None, folder):
+                took = anyio.run(cancel_many, 1000, where, backend=backend)
+                print(
+                    f"{backend:8} 1,000 effects in flight cancelled in {took * 1e3:.0f} ms, {(where and 'durably') or 'in memory'}"
+                )
+        for kind, words in {
+            "nothing": "beside nothing",
+            "sleeping": "beside 64 sleeping sync tools",
+            "computing": "beside tools that compute in processes on all other CPUs",
+        }.items():
+            print(f"{backend:8} loop lag p99 {anyio.run(lag, kind, 2.0, backend=backend) * 1e3:.1f} ms {words}")
 
 
 if __name__ == "__main__":
