@@ -199,7 +199,7 @@ def test_answers_as_if_each_scope_had_a_store_of_its_own(store: str, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("store", STORES)
 def test_answers_as_if_each_scope_had_a_store_of_its_own_in_many_cases(store: str, tmp_path: Path) -> None:
-    _each_scope_is_alone(store, tmp_path, examples=250)
+    _each_scope_is_alone(store, tmp_path, examples=80 if "server" in store else 250)
 
 
 @pytest.mark.parametrize("store", STORES)
