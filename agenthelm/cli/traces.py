@@ -237,6 +237,8 @@ async def export(
     status: Status = None,
     since: Since = None,
     until: Until = None,
+    longer_than: LongerThan = None,
+    cost_over: CostOver = None,
     limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Only the latest so many.")] = None,
 ) -> None:
     """Write calls to a file or to stdout, oldest first, as JSON, CSV or Markdown."""
@@ -254,6 +256,8 @@ async def export(
         "status": status,
         "since": since,
         "until": until,
+        "longer_than": longer_than,
+        "cost_over": cost_over,
     }
     events = [record.data for record in reversed(await _read(wanted, limit=limit))]
     text = _export.FORMATS[form](events)

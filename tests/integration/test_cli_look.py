@@ -209,6 +209,8 @@ def test_calls_are_exported_as_json_csv_and_markdown(ran: Cli) -> None:
     markdown = ran("traces", "export", "--format", "md", "--tool", "book").stdout
     assert markdown.count("\n") == 4
     assert "\\[offline placeholder: city\\]" in markdown
+    assert json.loads(ran("traces", "export", "--longer-than", "60").stdout) == []
+    assert json.loads(ran("traces", "export", "--cost-over", "0.01").stdout) == []
     done = ran("traces", "export", "-f", "csv", "-o", "calls.csv")
     assert done.stdout == ""
     assert len((ran.folder / "calls.csv").read_text().splitlines()) == len(events) + 1
@@ -223,6 +225,20 @@ def test_a_spreadsheet_runs_nothing_of_an_export(cli: Cli) -> None:
     cli("saga", "run", "f.yaml", "--app", "app2.py")
     rows = list(csv.DictReader(io.StringIO(cli("traces", "export", "-f", "csv").stdout)))
     assert rows[0]["tool_name"] == "'=1+1"
+
+
+def test_exported_data_can_neither_break_a_table_nor_be_markup(cli: Cli) -> None:
+    hostile = '[/bold] | <b> a_b *c* `d` \\n=HYPERLINK("x")'
+    cli.write("trip.yaml", json.dumps([{"tool": "book", "arguments": {"what": hostile}}]))
+    cli("saga", "run", "trip.yaml", "--app", "app.py")
+    markdown = cli("traces", "export", "-f", "md").stdout
+    header, _, row = markdown.splitlines()
+    cells = row.replace("\\|", "").count("|")
+    assert cells == header.count("|")
+    assert "<b>" not in row
+    assert "\\[/bold\\]" in row
+    (event,) = csv.DictReader(io.StringIO(cli("traces", "export", "-f", "csv").stdout))
+    assert json.loads(event["inputs"])["what"] == hostile
 
 
 def test_statistics_count_calls_failures_and_times(ran: Cli) -> None:
