@@ -319,6 +319,8 @@ class LMCall:
 
     def _tell_span(self) -> None:
         span, usage = self._span, self.usage
+        if not span.listening:
+            return
         if usage is not None:
             tell_usage(span, usage)
         span.set(names.COST_USD, self.cost_usd)
