@@ -70,6 +70,7 @@ class Attempts:
         call = self._call
         assert call.tool is not None
         contract = call.tool.contract
+        call.started = call.clock.monotonic()
         while True:
             call.attempts += 1
             try:

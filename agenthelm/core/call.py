@@ -71,7 +71,7 @@ class Call:
         self.approver: str | None = None
         self.approval_reason: str | None = None
         self.wall: float = clock.wall()
-        self.started: float = clock.monotonic()
+        self.started: float | None = None
         self.stopped: float | None = None
         self.attempts: int = 0
         self.late: bool = False
@@ -172,7 +172,7 @@ class Call:
             "tool_name": self.name if self.tool is not None else masked(self.name, cap=_LONGEST_NAME),
             "inputs": masked(shown, sensitive=sensitive, hook=redact),
             "outputs": masked({"result": self.result}, hook=redact) if self.outcome == "success" else {},
-            "execution_time": round((self.stopped or self.clock.monotonic()) - self.started, 9),
+            "execution_time": self._seconds(),
             "outcome": self.outcome,
             "error_state": self.error_state,
             "error_type": self.error_type,
@@ -197,6 +197,12 @@ class Call:
         if span is not None:
             describe_span(span, event)
         return event
+
+    def _seconds(self) -> float:
+        """From the first attempt to the end of the last; a call that was refused took none."""
+        if self.started is None:
+            return 0.0
+        return round((self.clock.monotonic() if self.stopped is None else self.stopped) - self.started, 9)
 
     def _name(self, error: BaseException) -> None:
         self.error_type = type(error).__name__

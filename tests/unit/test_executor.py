@@ -241,6 +241,32 @@ class TestRetries:
         event = await door.event()
         assert (event.retry_count, event.outcome, event.error_state) == (3, "success", None)
 
+    @pytest.mark.parametrize("what", ["ask", "pay", "look"])
+    async def test_a_denial_a_budget_or_wrong_arguments_inside_a_tool_are_not_retried(self, what: str) -> None:
+        door = Door(budget=Budget(usd=0.1))
+        calls = []
+
+        @tool(registry=door.tools, requires_approval=True)
+        async def ask() -> None: ...
+
+        @tool(registry=door.tools, max_cost=5.0)
+        async def pay() -> None: ...
+
+        @tool(registry=door.tools)
+        async def look(x: int) -> None: ...
+
+        @tool(registry=door.tools, retries=3, backoff=Backoff(initial=0))
+        async def outer() -> None:
+            calls.append(1)
+            executor = current_executor()
+            assert executor is not None
+            await executor.call(what, {})
+
+        with pytest.raises((ApprovalDeniedError, BudgetExceededError, ToolInputError)):
+            await door.call("outer")
+        assert len(calls) == 1
+        assert door.clock.slept == []
+
     async def test_only_what_the_contract_names_is_retried(self, door: Door) -> None:
         calls = []
 
@@ -561,6 +587,22 @@ class TestApproval:
 
         with pytest.raises(ApprovalDeniedError, match="after it had expired"):
             await door.call("pay")
+        assert (await door.event()).execution_time == 0
+
+    async def test_waiting_for_an_approval_is_no_execution_time(self) -> None:
+        class Slow(ApprovalHandler):
+            async def request_approval(self, request: ApprovalRequest) -> Decision:
+                door.clock.now += 61
+                return Decision(True, approver="Ada")
+
+        door = Door(approval_handler=Slow())
+
+        @tool(registry=door.tools, requires_approval=True)
+        async def pay() -> None:
+            door.clock.now += 2
+
+        await door.call("pay")
+        assert (await door.event()).execution_time == 2
 
     async def test_an_approval_for_other_arguments_does_not_count(self) -> None:
         door = Door(approval_handler=Asked(Decision(True, approver="Ada", digest="0" * 64)))
