@@ -60,6 +60,7 @@ class Attempts:
         self._call = call
         self._workers = workers
         self.doubt: bool = False
+        self._entered = False
 
     async def run(self) -> Any:
         """Attempt the call until it succeeds or may not be retried.
@@ -73,6 +74,7 @@ class Attempts:
         call.started = call.clock.monotonic()
         while True:
             call.attempts += 1
+            self._entered = False
             try:
                 value = await self._attempt()
             except BaseException as error:
@@ -99,7 +101,8 @@ class Attempts:
             if call.tool.contract.in_doubt_after(error) or isinstance(error, _OWN_STOPS):
                 self.doubt = True
         else:
-            self.doubt = True  # cancelled, or the process is being torn down: it never returned
+            # Cancelled, or the process is being torn down: it never returned, if it was entered at all.
+            self.doubt = self.doubt or self._entered
 
     def _may_retry(self, error: Exception) -> bool:
         call = self._call
@@ -115,10 +118,11 @@ class Attempts:
         call = self._call
         assert call.tool is not None and call.bound is not None
         tool, timeout = call.tool, call.tool.contract.timeout
-        invoke = partial(tool.binding.invoke, own_copy(call.bound))
+        invoke = partial(self._enter, own_copy(call.bound))
         if tool.is_async:
             return await invoke() if timeout is None else await self._with_deadline(invoke, timeout)
         if tool.contract.runs_in == "process":
+            self._entered = True  # as far as can be known here
             process = partial(self._workers.run_in_process, tool.binding.prepared(call.bound))
             return await process() if timeout is None else await self._with_deadline(process, timeout)
         if tool.contract.abandonable:
@@ -132,6 +136,12 @@ class Attempts:
         if outcome.error is not None:
             raise outcome.error
         return outcome.value
+
+    def _enter(self, bound: dict[str, Any]) -> Any:
+        """Call the tool; a sync one in its thread, for which it may have had to wait."""
+        assert self._call.tool is not None
+        self._entered = True
+        return self._call.tool.binding.invoke(bound)
 
     async def _with_deadline(self, invoke: Any, timeout: float) -> Any:
         with anyio.move_on_after(timeout) as scope:
