@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import anyio.lowlevel
+
 from agenthelm._runtime.context import (
     RunContext,
     current_run,
@@ -216,6 +218,8 @@ class ToolExecutor:
                 await effects.begin(effect)
                 if context is not None:
                     inside = entered(context.evolve(effect=effect.id))
+                # What is to be cancelled is better not begun than stopped half-way, when nobody knows what it did.
+                await anyio.lowlevel.checkpoint_if_cancelled()
             with inside, using(inner):
                 value = await attempts.run()
         except BaseException as error:
