@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import anyio
+import anyio.lowlevel
 from anyio import CancelScope
 from anyio.abc import TaskGroup
 
@@ -106,6 +107,13 @@ class SagaScope:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stack.close()
+        ended = error
+        if error is None and self._outer is None:
+            try:
+                # Who was cancelled meanwhile never hears of the result, so it must not stand.
+                await anyio.lowlevel.checkpoint_if_cancelled()
+            except anyio.get_cancelled_exc_class() as cancelled:
+                error = cancelled
         try:
             final = self._verdict(error)
             if self._run.journal.lost is None:
@@ -117,7 +125,7 @@ class SagaScope:
             final = lost
         if isinstance(final, Exception):
             self._sign(final)
-        if final is not None and final is not error:
+        if final is not None and final is not ended:
             raise final
 
     async def use(self, tool: str, /, **arguments: Any) -> Any:
