@@ -305,7 +305,7 @@ async def test_a_chroma_server_that_is_killed_and_restarted(server: ChromaServer
             for operation in (context.remember("text"), context.recall("seat"), context.forget("x"), context.count()):
                 with pytest.raises(MemoryStoreError, match=f"Chroma at {server.url} can't be reached; is it running"):
                     await operation
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 20
             await anyio.to_thread.run_sync(server.start)
             assert await context.recall("seat") == ["Maria prefers a window seat"]
     finally:

@@ -176,7 +176,7 @@ async def test_a_slow_peer_is_a_denial_at_the_time_limit() -> None:
     began = time.monotonic()
     decision = await _ask(_silent, timeout=0.1)
     assert (decision.approved, decision.reason) == (False, "the webhook did not answer within 0.1 s")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 async def test_the_request_s_expiry_limits_the_wait_too() -> None:

@@ -266,17 +266,8 @@ def test_ordinary_texts_stay(text: str) -> None:
 
 @pytest.mark.parametrize("word", ["a-", "token-", "a://", "token:", "secret =  ", "eyJaaaaaaaaa.", "Bearer ", "sk-"])
 def test_long_hostile_texts_are_scrubbed_in_a_time_that_grows_with_their_length(word: str) -> None:
-    import time
-
-    def seconds(length: int) -> float:
-        text = "key" + word * (length // len(word))
-        began = time.perf_counter()
-        scrub(text)
-        return time.perf_counter() - began
-
-    seconds(2_000)
-    # Quadratic growth would be a factor of 256; the margin is for a busy machine.
-    assert seconds(64_000) < 100 * max(min(seconds(4_000) for _ in range(5)), 1e-4)
+    text = "key" + word * (1_000_000 // len(word))
+    scrub(text)  # with quadratic growth this would take many minutes, and the run would be stopped
 
 
 def test_digests_are_the_same_for_the_same_call_only() -> None:
