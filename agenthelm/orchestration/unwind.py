@@ -123,7 +123,8 @@ class Unwinder:
             await done.wait()
         if done.is_set():
             return
-        state.reason = state.reason or f"{compensator.name} did not finish within {self.grace:g} s"
+        if not state.undone:
+            state.reason = state.reason or f"{compensator.name} did not finish within {self.grace:g} s"
         if compensator.is_async:
             scope.cancel()
 
