@@ -127,6 +127,8 @@ class Stage:
     storage: TickingStorage | None = None
     made: int = 0
     twice: list[str] = field(default_factory=list)
+    closing: bool = False
+    late: bool = False
 
     @property
     def dead(self) -> bool:
@@ -330,6 +332,7 @@ class TickingStorage(FaultyStorage):
     """A storage whose appends are moments at which a case may be cancelled."""
 
     async def append(self, records: Any, expected: Any = None) -> dict[str, int]:
+        STAGE.closing = STAGE.closing or any(record.data.get("type") == "closed" for record in records)
         STAGE.tick()
         positions = await super().append(records, expected)
         await anyio.lowlevel.cancel_shielded_checkpoint()
@@ -359,6 +362,9 @@ async def play(case: Case) -> list[str]:
     run = await _journal(inner)
     if run is None:
         return wrong if not stage.things else [*wrong, f"no journal, and there are {stage.things}"]
+    at_once = not (_on_asyncio() and case.cancel and case.cancel[0] == "native")  # that comes a turn of the loop later
+    if told and at_once and run.status == "success" and not stage.late:
+        wrong.append("it was cancelled, and what it did stands")
     broken = storage.count >= (case.fault or _NO_CALL)
     if not broken:
         wrong += _against_memory(run, stage.live)
@@ -403,6 +409,7 @@ async def _run(case: Case, orchestrator: Orchestrator) -> tuple[SagaResult | Non
     def armed(cancel: Callable[[], Any]) -> None:
         def act() -> None:
             nonlocal asked
+            STAGE.late = STAGE.late or (STAGE.closing and not asked)
             asked = True
             cancel()
 
@@ -533,7 +540,8 @@ def _truth(run: RunState, stage: Stage, *, broken: bool, unrecorded: bool = Fals
 
 def _justified(state: EffectState, stage: Stage) -> bool:
     plot = stage.plots.get(state.effect.arguments["name"], Plot("book"))
-    if state.effect.tool == "burn" or any(end != "ok" for end in plot.undos):
+    slow = "did not finish within" in (state.reason or "")  # true on a busy machine
+    if slow or state.effect.tool == "burn" or any(end != "ok" for end in plot.undos):
         return True
     if state.effect.tool in ("make", "keep"):
         return state.doubtful
