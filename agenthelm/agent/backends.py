@@ -223,7 +223,7 @@ class NativeBackend(ObjectBackend):
         self._model_type = lm.model_type
         self._fallback = LMBackend(lm)
         super().__init__(self._sync(config, model_type=lm.model_type), None, verbatim=provider)
-        self.server = _server_of(lm)
+        self.server: Server | None = _server_of(lm)
 
     def _twin(self) -> Any | None:
         shared = None if on_trio() else _connections.get()
