@@ -303,7 +303,7 @@ async def test_64_parallel_agents_that_swallow_every_error_make_no_call_too_many
     async with Orchestrator(lm=model(server), budget=Budget(calls=100)) as orchestrator:
         with pytest.raises(BudgetExceededError, match="budget of run is 100 calls"):
             await orchestrator.run_parallel(agents, "go")
-    assert server.asked == 100
+    assert server.asked <= 100  # fewer where the first refusal ends the run while others have yet to ask
 
 
 async def test_the_wait_between_attempts_ends_with_the_deadline(server: OpenAIServer) -> None:
