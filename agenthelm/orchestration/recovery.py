@@ -11,7 +11,15 @@ import anyio
 from agenthelm._runtime.context import RunContext, entered
 from agenthelm._runtime.groups import in_child, shielded
 from agenthelm.core.executor import ToolExecutor
-from agenthelm.exceptions import LeaseLostError, PlanError, RunBusyError, RunNotFoundError, StalePositionError
+from agenthelm.exceptions import (
+    CorruptRecordError,
+    LeaseLostError,
+    PlanError,
+    RunBusyError,
+    RunNotFoundError,
+    StalePositionError,
+    describe,
+)
 from agenthelm.orchestration.journal import RENEW_SECONDS, Journal, run_of, stream_of
 from agenthelm.orchestration.owner import Owner
 from agenthelm.orchestration.plan import Plan
@@ -67,6 +75,8 @@ class Recovery:
 
     async def recover(self, run_id: str | None = None, *, resume: bool = False) -> list[SagaResult]:
         """Finish what dead processes left; see `Orchestrator.recover`."""
+        results: list[SagaResult] = []
+        states: list[RunState] = []
         if run_id is not None:
             state = await self.load(run_id)
             if state.status is not None:
@@ -76,14 +86,23 @@ class Recovery:
             states = [state]
         else:
             found = await self.executor.storage.streams(where={"state": "open"}, prefix=stream_of(""))
-            states = [await self.load(run_of(info.name)) for info in found]
-        results = []
+            for info in found:
+                try:
+                    states.append(await self.load(run_of(info.name)))
+                except CorruptRecordError as error:  # of this run nothing may be concluded; the others are not to blame
+                    unread = SagaResult("failed", error=describe(error), exception=error, run_id=run_of(info.name))
+                    results.append(unread)
         for state in states:
             if state.status is None and state.claimable(self.executor.clock.wall()):
                 journal = await self._claim(state)
                 if journal is not None:
                     with entered(self._as(state)):
-                        results.append(await self._finish(state, journal, resume=resume))
+                        try:
+                            results.append(await self._finish(state, journal, resume=resume))
+                        except LeaseLostError as lost:  # this process was held up, and another one goes on with it
+                            if run_id is not None:
+                                raise
+                            _log.warning("%s", lost)
         return results
 
     async def retry(self, run_id: str) -> SagaResult:
