@@ -117,7 +117,11 @@ class SagaScope:
         try:
             final = self._verdict(error)
             if self._run.journal.lost is None:
-                await shielded(self._finish, final)
+                final = await shielded(self._finish, final)
+        except anyio.get_cancelled_exc_class() as cancelled:
+            error = cancelled
+            if self._run.journal.lost is None:
+                raise
         finally:
             await self._close_group(error)
         lost = self._run.journal.lost
@@ -220,17 +224,23 @@ class SagaScope:
                 return mark.error
         return error
 
-    async def _finish(self, error: BaseException | None) -> None:
+    async def _finish(self, error: BaseException | None) -> BaseException | None:
+        """Close the journal or undo the effects; returns what the block ends with."""
         await self._run.idle(self._log.scope)
         self._log.closed = True
         effects = self._run.in_scope(self._log.scope) if self._log.scope else list(self._run.states.values())
         settle_repeated(effects)
         if error is None:
-            await self._close("success", effects)
-        elif not self.rollback:
-            await self._close("stopped", effects, error)
-        else:
+            try:
+                await self._close("success", effects)
+                return None
+            except StorageError as broken:
+                error = broken  # what is not on record as done, whoever recovers it would undo
+        if self.rollback:
             await self._unwind(effects, error)
+        else:
+            await self._close("stopped", effects, error)
+        return error
 
     async def _unwind(self, effects: list[EffectState], error: BaseException) -> None:
         journal = self._run.journal
