@@ -253,11 +253,11 @@ class Orchestrator:
             resume: Whether plans of steps go on from where they were, where that is safe. Everything else is undone.
 
         Returns:
-            How each ended.
+            How each ended. A run whose journal can't be read is left alone and has ``failed``, with the reason.
 
         Raises:
             RunBusyError: The one run that was asked for is held by a living process.
-            CorruptRecordError: A journal can't be read.
+            CorruptRecordError: The journal of the one run that was asked for can't be read.
         """
         async with self._recovery() as recovery:
             return await recovery.recover(run_id, resume=resume)
