@@ -27,12 +27,14 @@ class LiveRun:
         journal: Where it is on record.
         states: The effects so far, by id, in order of beginning.
         scopes: How many scopes were opened inside each scope.
+        resumable: Whether recovery may go on with it instead of undoing it.
         flying: The effects whose calls are under way in this process; a resumed run has doubtful ones besides.
     """
 
     journal: Journal
     states: dict[str, EffectState] = field(default_factory=dict)
     scopes: dict[str, int] = field(default_factory=dict)
+    resumable: bool = False
     flying: set[str] = field(default_factory=set)
     numbered: int = 0
     completions: int = 0

@@ -190,7 +190,14 @@ class SagaScope:
         self._beat = CancelScope(shield=True)
         self._group.start_soon(self._heartbeat, journal, name="agenthelm lease")
         done = sum(1 for state in self.states.values() if state.outcome is not None)
-        return LiveRun(journal, self.states, scopes=_numbered(self.states), numbered=len(self.states), completions=done)
+        return LiveRun(
+            journal,
+            self.states,
+            scopes=_numbered(self.states),
+            resumable=self.opening.plan is not None,
+            numbered=len(self.states),
+            completions=done,
+        )
 
     async def _heartbeat(self, journal: Journal) -> None:
         """Renew the lease when nothing else was written; shielded, because unwinding needs the lease as well."""
@@ -246,12 +253,20 @@ class SagaScope:
         journal = self._run.journal
         unwinder = Unwinder(self.executor, journal, self.grace)
         if any(not state.settled for state in effects):
+            decided = True
             try:
                 await journal.append("unwinding", scope=self._log.scope, reason=describe(error))
             except StorageError as broken:
-                # The decision can't be put on record; what is harmless to repeat is undone all the same.
                 _log.error("journal of run %s: %s", journal.run_id, broken)
-            await unwinder.unwind(effects)
+                decided = False
+            if decided or not self._run.resumable:
+                # What can't be resumed is only ever undone, so what is harmless to repeat is undone even unrecorded.
+                await unwinder.unwind(effects)
+            else:
+                # Recovery may go on with this run, and must not go on from effects undone behind the journal's back.
+                for state in effects:
+                    if not state.settled:
+                        state.reason = "the decision to undo could not be recorded, so it is left for recovery"
         stuck = any(state.reason is not None and not state.settled for state in effects)
         await self._close("failed" if stuck else "rolled_back", effects, error, undone=tuple(unwinder.undone))
 

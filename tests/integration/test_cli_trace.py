@@ -105,7 +105,7 @@ def test_an_unreachable_collector_is_one_warning_of_a_run_that_is_fine(cli: Cli)
 
 
 def test_v_tells_of_runs_and_vv_of_every_call(cli: Cli) -> None:
-    quiet, verbose, chatty = (cli(*RUN, *more).stderr for more in ((), ("-v",), ("-vv",)))
+    quiet, verbose, chatty = (cli.process(*RUN, *more).stderr for more in ((), ("-v",), ("-vv",)))
     assert "agenthelm." not in quiet
     assert re.search(r"^info: agenthelm\.orchestration\.scope: run \S+ ended: success$", verbose, re.MULTILINE)
     assert "debug" not in verbose

@@ -308,12 +308,12 @@ async def test_64_parallel_agents_that_swallow_every_error_make_no_call_too_many
 
 async def test_the_wait_between_attempts_ends_with_the_deadline(server: OpenAIServer) -> None:
     server.script = [Behaviour("status", status=500)] * 9
-    policy = LMPolicy(timeout=0.3, retries=8, backoff=Backoff(initial=5, jitter=False))
+    policy = LMPolicy(timeout=4.0, retries=8, backoff=Backoff(initial=60, jitter=False))
     async with lm_run(model(server), policy=policy) as run:
         began = time.monotonic()
         with pytest.raises(dspy.LMServerError):
             await run.call(program, question="?")
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 30
     assert server.asked == 1
 
 
