@@ -1,0 +1,378 @@
+"""Who holds a run: two that want to recover it, one that comes back too late, and journals that can't be written or read."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from agenthelm._runtime.retry import SystemClock
+from agenthelm.agent.base import Agent
+from agenthelm.core.storage import InMemoryStorage, JsonStorage, SqliteStorage
+from agenthelm.core.tool import ToolRegistry, tool
+from agenthelm.exceptions import CorruptRecordError, LeaseLostError, StorageError
+from agenthelm.orchestration import scope as scopes
+from agenthelm.orchestration.orchestrator import Orchestrator
+from agenthelm.orchestration.saga import Step, saga
+from agenthelm.orchestration.state import RunState, fold
+from agenthelm.testing.storage import FaultyStorage
+from tests.support.saga_leases import ROOT, leave_open, recovering
+from tests.support.saga_world import World, tools_of
+
+
+class Later(SystemClock):
+    """A clock for which every living owner has been silent for longer than a lease."""
+
+    def wall(self) -> float:
+        return time.time() + 31.0
+
+
+async def journal_of(storage: Any) -> RunState:
+    (info,) = await storage.streams(prefix="run:")
+    return fold(info.name.removeprefix("run:"), await storage.read(info.name))
+
+
+def undone_once(world: World, count: int) -> None:
+    assert world.names() == []
+    undone = Counter(doing.id for doing in world.log() if doing.verb == "undo")
+    assert len(undone) == count
+    assert set(undone.values()) == {1}
+
+
+# -- two at once -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_of_two_that_recover_fifty_runs_at_once_each_run_is_undone_by_one(tmp_path: Path) -> None:
+    await anyio.to_thread.run_sync(leave_open, tmp_path, 50)
+    world = World(tmp_path / "world.db")
+    assert len(world.names()) == 150
+    ended: list[list[Any]] = []
+    async with SqliteStorage(tmp_path / "journal.db") as one, SqliteStorage(tmp_path / "journal.db") as other:
+
+        async def recover(storage: SqliteStorage) -> None:
+            ended.append(await Orchestrator(storage=storage, tools=tools_of(world)).recover())
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(recover, one)
+            group.start_soon(recover, other)
+        assert await one.streams(where={"state": "open"}) == []
+    runs = Counter(result.run_id for results in ended for result in results)
+    assert len(runs) == 50
+    assert set(runs.values()) == {1}
+    assert {result.status for results in ended for result in results} == {"rolled_back"}
+    undone_once(world, 150)
+
+
+def test_of_two_processes_that_recover_fifty_runs_at_once_each_run_is_undone_by_one(tmp_path: Path) -> None:
+    leave_open(tmp_path, 50)
+    processes = [recovering(tmp_path) for _ in range(2)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    lines = [line for process in processes for line in process.communicate(timeout=60)[0].splitlines()]
+    assert len(lines) == len(set(lines)) == 50
+    assert all(line.endswith(" rolled_back") for line in lines)
+    undone_once(World(tmp_path / "world.db"), 150)
+
+
+# -- too late ----------------------------------------------------------------------------------------------------------
+
+
+class Stall:
+    """A world in memory, one of whose tools stalls until it is let go on."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.stalled = anyio.Event()
+        self.go_on = anyio.Event()
+        self.stall_in = "make two"
+        self.tools = ToolRegistry()
+
+        @tool(compensating_tool="unmake", registry=self.tools)
+        async def make(name: str) -> dict[str, str]:
+            await self.act(f"make {name}")
+            return {"thing": name}
+
+        @tool(registry=self.tools)
+        async def unmake(thing: str) -> None:
+            await self.act(f"unmake {thing}")
+
+        @tool(registry=self.tools)
+        async def fail() -> None:
+            raise ValueError("no")
+
+    async def act(self, what: str) -> None:
+        if what == self.stall_in:
+            self.stall_in = ""
+            self.stalled.set()
+            with anyio.CancelScope(shield=True):  # like a frozen process: nothing reaches it
+                await self.go_on.wait()
+        self.log.append(what)
+
+
+class Making(Agent):
+    async def aforward(self, context: Any, task: str) -> dict[str, Any]:
+        await self.ause("make", name="one")
+        try:
+            await self.ause("make", name="two")
+        except Exception:
+            pass  # an agent that swallows everything does not go on all the same
+        await self.ause("make", name="three")
+        return {}
+
+
+async def agents(world: Stall, storage: Any) -> None:
+    await Orchestrator(storage=storage, tools=world.tools).run(Making(), "go")
+
+
+async def plan(world: Stall, storage: Any) -> None:
+    steps = [Step("make", {"name": name}, id=name) for name in ("one", "two", "three")]
+    await Orchestrator(storage=storage, tools=world.tools).run_saga(steps)
+
+
+async def by_hand(world: Stall, storage: Any) -> None:
+    async with saga("by hand", tools=world.tools, storage=storage) as scope:
+        for name in ("one", "two", "three"):
+            await scope.use("make", name=name)
+
+
+@pytest.mark.parametrize("way", [agents, plan, by_hand], ids=lambda way: way.__name__)
+async def test_an_owner_that_wakes_after_its_run_was_claimed_stops_and_undoes_nothing(way: Any) -> None:
+    world, storage = Stall(), InMemoryStorage()
+    raised: list[BaseException] = []
+
+    async def own() -> None:
+        try:
+            await way(world, storage)
+        except LeaseLostError as error:
+            raised.append(error)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(own)
+        await world.stalled.wait()
+        (result,) = await Orchestrator(storage=storage, tools=world.tools, clock=Later()).recover()
+        world.go_on.set()
+    assert [type(error) for error in raised] == [LeaseLostError]
+    # Nobody could know of the second call, so it is reported; the first is undone by the claimer alone.
+    assert world.log == ["make one", "unmake one", "make two"]
+    assert (result.status, [stuck.effect_id for stuck in result.stuck]) == ("failed", ["e2"])
+    state = await journal_of(storage)
+    assert (state.status, state.epoch) == ("failed", 1)
+
+
+async def test_an_owner_that_stalls_while_it_undoes_leaves_the_rest_to_the_claimer() -> None:
+    world, storage = Stall(), InMemoryStorage()
+    world.stall_in = "unmake two"
+    raised: list[BaseException] = []
+
+    async def own() -> None:
+        steps = [Step("make", {"name": name}, id=name) for name in ("one", "two")]
+        try:
+            await Orchestrator(storage=storage, tools=world.tools).run_saga([*steps, Step("fail")])
+        except LeaseLostError as error:
+            raised.append(error)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(own)
+        await world.stalled.wait()
+        (result,) = await Orchestrator(storage=storage, tools=world.tools, clock=Later()).recover()
+        world.go_on.set()
+    assert len(raised) == 1
+    assert world.log == ["make one", "make two", "unmake one", "unmake two"]
+    assert "interrupted" in result.stuck[0].reason
+
+
+async def test_the_heartbeat_notices_that_the_run_was_claimed_and_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scopes, "RENEW_SECONDS", 0.05)
+    storage, tools = InMemoryStorage(), ToolRegistry()
+    entered = anyio.Event()
+    log: list[str] = []
+
+    @tool(compensating_tool="unmake", registry=tools)
+    async def make() -> dict[str, str]:
+        log.append("make")
+        return {"thing": "1"}
+
+    @tool(registry=tools)
+    async def unmake(thing: str) -> None:
+        log.append("unmake")
+
+    @tool(registry=tools)
+    async def think() -> None:
+        entered.set()
+        await anyio.sleep_forever()
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+
+            async def own() -> None:
+                with pytest.raises(LeaseLostError):
+                    await Orchestrator(storage=storage, tools=tools).run_saga([Step("make"), Step("think")])
+
+            group.start_soon(own)
+            await entered.wait()
+            (result,) = await Orchestrator(storage=storage, tools=tools, clock=Later()).recover()
+    assert result.status == "rolled_back"
+    assert log == ["make", "unmake"]
+
+
+async def test_a_living_owner_that_renews_its_lease_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, storage = Stall(), InMemoryStorage()
+    monkeypatch.setattr(scopes, "RENEW_SECONDS", 0.05)
+    async with anyio.create_task_group() as group:
+        group.start_soon(plan, world, storage)
+        await world.stalled.wait()
+        while (await journal_of(storage)).position < 6:  # renewed twice
+            await anyio.sleep(0.01)
+        assert await Orchestrator(storage=storage, tools=world.tools).recover() == []
+        world.go_on.set()
+    assert world.log == ["make one", "make two", "make three"]
+
+
+# -- journals that can't be written ------------------------------------------------------------------------------------
+
+
+async def test_a_journal_on_a_full_disk_undoes_what_is_safe_now_and_the_rest_when_there_is_room(tmp_path: Path) -> None:
+    world = World(tmp_path / "world.db")
+    async with SqliteStorage(tmp_path / "journal.db") as storage:
+        tools = tools_of(world)
+
+        def pages(count: int) -> None:
+            storage._log._open().execute(f"PRAGMA max_page_count = {count}")
+
+        @tool(compensating_tool="cancel", registry=tools)
+        async def fill_the_disk(idempotency_key: str) -> str:
+            pages(storage._log._open().execute("PRAGMA page_count").fetchone()[0])
+            return "x" * 200_000
+
+        scope = saga(tools=tools, storage=storage)
+        with pytest.raises(StorageError, match="disk is full"):
+            async with scope:
+                for kind, name in (("make", "A"), ("book", "B"), ("check", "C")):
+                    await scope.use(kind, name=name)
+                await scope.use("fill_the_disk")
+        assert scope.result is not None
+        assert scope.result.status == "failed"
+        assert world.names() == ["A", "C"]
+        assert sorted(stuck.tool for stuck in scope.result.stuck) == ["check", "make"]
+        assert all("left for recovery" in stuck.reason for stuck in scope.result.stuck)
+        pages(1_000_000)
+        (recovered,) = await Orchestrator(storage=storage, tools=tools, clock=Later()).recover()
+    assert recovered.status == "rolled_back"
+    assert world.names() == []
+
+
+async def test_a_success_that_can_not_be_put_on_record_is_undone_and_not_called_one(tmp_path: Path) -> None:
+    world = World(tmp_path / "world.db")
+    inner = InMemoryStorage()
+    storage = FaultyStorage(inner, matching=lambda record: record.data.get("type") == "closed", times=None)
+    tools = tools_of(world)
+    result = await Orchestrator(storage=storage, tools=tools).run_saga(
+        [Step("make", {"name": "A"}), Step("book", {"name": "B"})]
+    )
+    assert result.status == "failed"
+    assert "A" in world.names()
+    (recovered,) = await Orchestrator(storage=inner, tools=tools, clock=Later()).recover()
+    assert (recovered.status, world.names()) == ("rolled_back", [])
+
+
+LIMITED = """
+import resource, sys, anyio
+from pathlib import Path
+from agenthelm.core.storage import SqliteStorage
+from agenthelm.core.tool import tool
+from agenthelm.orchestration.orchestrator import Orchestrator
+from agenthelm.orchestration.saga import Step
+from tests.support.saga_world import World, tools_of
+folder = Path(sys.argv[1])
+async def main():
+    tools = tools_of(World(folder / "world.db"))
+    @tool(registry=tools)
+    async def limit() -> None:
+        size = (folder / "journal.db-wal").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100_000, resource.RLIM_INFINITY))
+    async with SqliteStorage(folder / "journal.db") as storage:
+        steps = [Step("make", {"name": "A"}), Step("book", {"name": "B"}), Step("check", {"name": "C"})]
+        print((await Orchestrator(storage=storage, tools=tools).run_saga([*steps, Step("limit"), Step("book", {"name": "x" * 500_000}, id="D")])).status)
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_what_a_process_with_a_full_disk_left_is_undone_by_the_next(tmp_path: Path) -> None:
+    process = await anyio.run_process([sys.executable, "-c", LIMITED, str(tmp_path)], cwd=ROOT, stderr=None)
+    assert process.stdout == b"failed\n"
+    world = World(tmp_path / "world.db")
+    assert {"A", "C"} <= set(world.names())
+    async with SqliteStorage(tmp_path / "journal.db") as storage:
+        (recovered,) = await Orchestrator(storage=storage, tools=tools_of(world)).recover()
+    assert (recovered.status, world.names()) == ("rolled_back", [])
+
+
+# -- journals that can't be read ---------------------------------------------------------------------------------------
+
+
+KILLED = """
+import os, signal, sys, anyio
+from pathlib import Path
+from agenthelm.core.storage import JsonStorage
+from agenthelm.core.tool import tool
+from agenthelm.orchestration.orchestrator import Orchestrator
+from agenthelm.orchestration.saga import Step
+from tests.support.saga_world import PointStorage, Points, World, tools_of
+folder, points = Path(sys.argv[1]), Points(sys.argv[2])
+async def main():
+    async with JsonStorage(folder / "journal.jsonl") as inner:
+        storage = PointStorage(inner, points)
+        steps = [Step("book", {"name": "A"}), Step("check", {"name": "B"})]
+        await Orchestrator(storage=storage, tools=tools_of(World(folder / "world.db", points))).run_saga(steps)
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("point", ["before doing book A", "before writing begin e2", "before doing check B"])
+async def test_a_torn_last_record_is_as_if_it_was_never_written(point: str, tmp_path: Path) -> None:
+    process = await anyio.run_process([sys.executable, "-c", KILLED, str(tmp_path), point], cwd=ROOT, check=False)
+    assert process.returncode == -9, process.stderr
+    journal = tmp_path / "journal.jsonl"
+    whole = journal.read_bytes()
+    assert whole.endswith(b"\n")
+    start = whole.rstrip(b"\n").rfind(b"\n") + 1
+    journal.write_bytes(whole[: (start + len(whole)) // 2])
+    world = World(tmp_path / "world.db")
+    async with JsonStorage(journal) as storage:
+        (recovered,) = await Orchestrator(storage=storage, tools=tools_of(world)).recover()
+    assert (recovered.status, world.names()) == ("rolled_back", [])
+
+
+async def test_a_journal_damaged_in_the_middle_is_left_alone_and_named_while_others_are_recovered(
+    tmp_path: Path,
+) -> None:
+    await anyio.to_thread.run_sync(leave_open, tmp_path, 3)
+    world = World(tmp_path / "world.db")
+    async with SqliteStorage(tmp_path / "journal.db") as storage:
+        damaged = (await storage.streams(prefix="run:"))[1].name
+        storage._log._open().execute(
+            "UPDATE records SET data = substr(data, 1, 20) WHERE stream = ? AND position = 1", (damaged,)
+        )
+        run_id = damaged.removeprefix("run:")
+        orchestrator = Orchestrator(storage=storage, tools=tools_of(world))
+        results = {result.run_id: result for result in await orchestrator.recover()}
+        assert Counter(result.status for result in results.values()) == {"rolled_back": 2, "failed": 1}
+        assert "record 1" in (results[run_id].error or "")
+        assert len(world.names()) == 3
+        for refused in (orchestrator.recover(run_id), orchestrator.undo(run_id)):
+            with pytest.raises(CorruptRecordError, match=damaged):
+                await refused
+        assert len(world.names()) == 3
