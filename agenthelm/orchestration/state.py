@@ -34,7 +34,7 @@ class EffectState:
         contract: Fingerprint of the tool's contract when it was called.
         undoing: Undos begun without a known end.
         undone: Whether it does not stand any more: undone, or found never to have happened.
-        compensated: Whether its compensator ran, which covers what the tool did inside as well.
+        compensated: Whether its compensator ran, or a human did its work, which covers what the tool did inside as well.
         reason: Why the last undo failed.
         accepted: Whether it is let stand: a human said so, or it is one with a later call that succeeded.
     """
@@ -228,6 +228,7 @@ def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping
         effect.reason = data["error"]
     elif kind == "resolved":
         effect.undone = data["as"] == "undone"
+        effect.compensated = effect.undone and data["by"] != "verify"
         effect.accepted = data["as"] == "done"
         effect.reason, effect.undoing = None, False
     else:

@@ -56,6 +56,7 @@ class Unwinder:
     grace: float = GRACE_SECONDS
     recorded: bool = False
     undone: list[str] = field(default_factory=list)
+    _verdicts: dict[str, Verdict | None] = field(default_factory=dict)
 
     async def unwind(self, effects: Iterable[EffectState]) -> None:
         """Undo effects; what can't be undone is left with its ``reason``. Must run where nothing cancels it.
@@ -73,6 +74,7 @@ class Unwinder:
             ledger=self.executor.ledger.child("compensation", enforced=False),
         )
         with entered(context), using(executor):
+            await self._ask_enclosing(executor, states)
             async with anyio.create_task_group() as group:
                 for state in self._order(states):
                     if self.journal.lost is None and not state.settled and not self._covered(state, states):
@@ -84,6 +86,18 @@ class Unwinder:
         doubtful = sorted((s for s in states if s.doubtful), key=lambda s: -s.order)
         return doubtful + sorted((s for s in states if not s.doubtful), key=lambda s: -s.completed)
 
+    async def _ask_enclosing(self, executor: ToolExecutor, states: list[EffectState]) -> None:
+        """Ask about doubtful calls that did something inside: whether that is undone one by one depends on them."""
+        enclosing = {state.effect.parent for state in states if not state.settled}
+        for state in self._order(states):
+            if state.doubtful and not state.settled and not state.undoing and state.effect.id in enclosing:
+                tool = self.executor.tools.get(state.effect.tool)
+                if tool is None or self._fitness(state) is not None:
+                    continue
+                verdict = await self._ask(executor, state, tool)
+                if verdict is not None and not verdict.happened:
+                    await self._did_not_happen(state)
+
     def _covered(self, state: EffectState, states: list[EffectState]) -> bool:
         """Whether the compensator of an enclosing tool takes this effect back as well."""
         by_id = {s.effect.id: s for s in states}
@@ -93,8 +107,10 @@ class Unwinder:
                 return True
             compensator = self._compensator(parent)
             tool = self.executor.tools.get(parent.effect.tool)
-            if compensator is not None and tool is not None and not isinstance(self._fitness(parent), str):
-                if parent.outcome == "ok" and (parent.has_result or not needs_result(tool, compensator)):
+            fit = not parent.undone and not isinstance(self._fitness(parent), str)
+            if compensator is not None and tool is not None and fit:
+                happened = parent.outcome == "ok" or self._verdicts.get(parent.effect.id) is not None
+                if happened and (parent.has_result or not needs_result(tool, compensator)):
                     return True
                 if compensator.contract.idempotent and not needs_result(tool, compensator):
                     return True
@@ -160,12 +176,10 @@ class Unwinder:
             return await self._resume_undo(executor, state, tool)
         if not state.doubtful:
             return True
-        verdict: Verdict | None = await executor.verify(tool, effect.arguments, effect.key)
+        verdict = await self._ask(executor, state, tool)
         if verdict is not None and not verdict.happened:
             await self._did_not_happen(state)
             return False
-        if verdict is not None and verdict.known:
-            state.result, state.has_result = verdict.value, True
         if needs_result(tool, compensator) and not state.has_result:
             await self._stuck(
                 state, f"nobody knows whether {effect.tool} happened, and {compensator.name} needs its result"
@@ -178,9 +192,18 @@ class Unwinder:
             return False
         return True
 
+    async def _ask(self, executor: ToolExecutor, state: EffectState, tool: Tool) -> Verdict | None:
+        """What ``verify`` says about a doubtful effect; it is asked once."""
+        if state.effect.id not in self._verdicts:
+            verdict = await executor.verify(tool, state.effect.arguments, state.effect.key)
+            self._verdicts[state.effect.id] = verdict
+            if verdict is not None and verdict.known:
+                state.result, state.has_result = verdict.value, True
+        return self._verdicts[state.effect.id]
+
     async def _only_verify(self, executor: ToolExecutor, state: EffectState, tool: Tool) -> None:
         """Nothing undoes this effect, but it may not have happened."""
-        verdict = await executor.verify(tool, state.effect.arguments, state.effect.key)
+        verdict = await self._ask(executor, state, tool)
         if verdict is not None and not verdict.happened:
             await self._did_not_happen(state)
         else:
