@@ -84,7 +84,7 @@ DAG = [
     step("make", "A"),
     step("book", "B", "A"),
     Step("check", {"name": Ref("B", "thing")}, id="C", depends_on=("B",)),
-    step("wrap", "D", "A"),
+    step("pack", "D", "A"),
     step("book_sync", "E", "C", "D"),
     step("book", "F", "A"),
 ]

@@ -27,7 +27,7 @@ from agenthelm.orchestration.state import EffectState, RunState, fold
 from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
 from tests.support.saga_order import wrong_order
 
-KINDS = ("book", "book_sync", "check", "make", "keep", "wrap", "nest", "burn", "guarded")
+KINDS = ("book", "book_sync", "check", "make", "keep", "wrap", "pack", "nest", "burn", "guarded")
 ENDS = ("ok", "fail", "doubt", "done, doubt", "hang", "done, hang")
 _NO_CALL = 10_000
 
@@ -291,6 +291,21 @@ async def wrap(name: str, idempotency_key: str) -> dict[str, str]:
     for part in ("left", "right"):
         await executor.call("book", {"name": f"{name}.{part}", "idempotency_key": f"{idempotency_key}/{part}"})
     return {"thing": await _act(name, lambda: STAGE.make("wrap", name, idempotency_key, once=True))}
+
+
+def _packed(name: str) -> Any:
+    if not STAGE.plots[name].verifies:
+        raise RuntimeError("nobody knows")
+    return next(({"thing": t} for t, n in STAGE.things.items() if n == name), False)
+
+
+@_tool(compensating_tool="unwrap", verify=_packed)
+async def pack(name: str, idempotency_key: str) -> dict[str, str]:
+    executor = current_executor()
+    assert executor is not None
+    for part in ("left", "right"):
+        await executor.call("book", {"name": f"{name}.{part}", "idempotency_key": f"{idempotency_key}/{part}"})
+    return {"thing": await _act(name, lambda: STAGE.make("pack", name, idempotency_key, once=True))}
 
 
 @_undo(idempotent=True)

@@ -119,7 +119,8 @@ def tools_of(world: World) -> ToolRegistry:
 
     ``book``: takes a key, and so does what undoes it: safe to repeat. ``check``: undone by its result, once, and
     ``verify`` knows whether it happened. ``make``: undone by its result, once, and nobody knows. ``wrap``: does its
-    work through other tools; what undoes it covers them. ``burn``: nothing undoes it. ``fail``: fails.
+    work through other tools; what undoes it covers them; ``pack``
+    does so too, and ``verify`` knows whether it came to its end. ``burn``: nothing undoes it. ``fail``: fails.
     """
     registry = ToolRegistry()
     effect: Any = {"side_effects": ["thing:write"], "registry": registry}
@@ -170,6 +171,18 @@ def tools_of(world: World) -> ToolRegistry:
         for part in ("left", "right"):
             await executor.call("book", {"name": f"{name}.{part}", "idempotency_key": f"{idempotency_key}/{part}"})
         return {"thing": world.make(name, "wrap", idempotency_key, once=True)}
+
+    def packed(name: str) -> Any:
+        thing = world.find(name, "pack")
+        return {"thing": thing} if thing else False
+
+    @tool(compensating_tool="unwrap", verify=packed, **effect)
+    async def pack(name: str, idempotency_key: str) -> dict[str, str]:
+        executor = current_executor()
+        assert executor is not None
+        for part in ("left", "right"):
+            await executor.call("book", {"name": f"{name}.{part}", "idempotency_key": f"{idempotency_key}/{part}"})
+        return {"thing": world.make(name, "pack", idempotency_key, once=True)}
 
     @tool(idempotent=True, registry=registry)
     async def unwrap(idempotency_key: str) -> None:
