@@ -265,9 +265,6 @@ CHROMA_CHILD = """
 
 def test_two_processes_on_one_folder_of_chroma_keep_what_both_wrote_but_search_what_each_knew(tmp_path: Path) -> None:
     """Chroma's limit, not ours: see docs/concepts/memory.md. If this fails, Chroma has learned to share a folder."""
-    first = child(CHROMA_CHILD, tmp_path / "vectors")
-    second = child(CHROMA_CHILD, tmp_path / "vectors")
-
     def tell(process: subprocess.Popen[str], line: str) -> str:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -275,17 +272,17 @@ def test_two_processes_on_one_folder_of_chroma_keep_what_both_wrote_but_search_w
         process.stdin.flush()
         return process.stdout.readline().strip()
 
-    assert tell(first, "add apple") == "apple"
-    assert tell(second, "search apple") == "['apple']"
-    assert tell(first, "add banana") == "banana"
-    assert tell(first, "delete apple") == "True"
-    assert tell(first, "search apple banana") == "['banana']"
-    assert tell(second, "search apple banana") == "['apple']"  # stale both ways
-    for process in (first, second):
-        process.communicate(timeout=30)
-    third = child(CHROMA_CHILD, tmp_path / "vectors")
-    assert tell(third, "search apple banana") == "['banana']"  # whoever opens it now finds what is there
-    third.communicate(timeout=30)
+    with child(CHROMA_CHILD, tmp_path / "vectors") as first:
+        # The folder is there before the second opens it: Chroma fails when two make one at once.
+        assert tell(first, "add apple") == "apple"
+        with child(CHROMA_CHILD, tmp_path / "vectors") as second:
+            assert tell(second, "search apple") == "['apple']"
+            assert tell(first, "add banana") == "banana"
+            assert tell(first, "delete apple") == "True"
+            assert tell(first, "search apple banana") == "['banana']"
+            assert tell(second, "search apple banana") == "['apple']"  # stale both ways
+    with child(CHROMA_CHILD, tmp_path / "vectors") as third:
+        assert tell(third, "search apple banana") == "['banana']"  # whoever opens it now finds what is there
 
 
 @pytest.fixture
