@@ -179,6 +179,44 @@ def test_nobody_swallows_what_he_does_not_know() -> None:
     assert [name for name in CATCH_ALL if name not in found] == []
 
 
+def _own(node: ast.AST) -> Iterator[ast.AST]:
+    """What stands in a function, or in a part of one, but not in the functions inside it."""
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from _own(child)
+
+
+def _yields(node: ast.AST) -> bool:
+    return any(isinstance(inner, ast.Yield | ast.YieldFrom) for inner in _own(node))
+
+
+def _opens_a_span(item: ast.withitem) -> bool:
+    called = item.context_expr.func if isinstance(item.context_expr, ast.Call) else item.context_expr
+    name = _name(called)
+    return name.startswith(("spans.", "tracer.")) or name.split(".")[-1] in (
+        "Site", "attach", "prepared", "start_as_current_span", "use_span"
+    )  # fmt: skip
+
+
+def _held_open(source: str) -> Iterator[ast.AST]:
+    """Spans that are in force while a function yields to whoever iterates it, or waits in its ``with`` block."""
+    for function in ast.walk(ast.parse(source)):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            for block in _own(function):
+                opened = isinstance(block, ast.With | ast.AsyncWith) and any(map(_opens_a_span, block.items))
+                if opened and _yields(block):
+                    yield block
+
+
+def test_no_span_is_held_open_over_a_yield() -> None:
+    """Between two events of a stream the caller's code runs, often in another context: it must not see our span."""
+    assert [where(path, block) for path in MODULES for block in _held_open(path.read_text("utf-8"))] == []
+    held = "async def stream(self):\n with spans.chat('m') as span:\n  async for event in self.events: yield event"
+    assert len(list(_held_open(held))) == 1
+    assert list(_held_open("with spans.chat('m'):\n def events(): yield 1")) == []
+
+
 def test_the_old_name_is_gone() -> None:
     texts = [
         path
