@@ -17,14 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import os, signal, sys
 import anyio
-from agenthelm import Orchestrator, SqliteStorage, Step, ToolRegistry, tool
+from agenthelm import AgentHelmTracer, Orchestrator, SqliteStorage, Step, ToolRegistry, saga, tool
 from agenthelm.tracing.setup import configure
 
 tools = ToolRegistry()
 
 @tool(compensating_tool="cancel", side_effects=["booking:write"], idempotent=True, registry=tools)
 async def book(what: str, idempotency_key: str) -> str:
-    if what == "hotel" and sys.argv[1] == "die":
+    if what == "hotel" and sys.argv[1] in ("die", "block"):
         os.kill(os.getpid(), signal.SIGKILL)
     return what
 
@@ -33,6 +33,11 @@ async def cancel(idempotency_key: str) -> None:
     pass
 
 async def main():
+    if sys.argv[1] == "block":
+        with AgentHelmTracer().trace_agent("host"):
+            async with saga("trip", tools=tools, storage=SqliteStorage("log.db")) as scope:
+                await scope.use("book", what="flight")
+                await scope.use("book", what="hotel")
     async with Orchestrator(tools=tools, storage=SqliteStorage("log.db")) as orchestrator:
         if sys.argv[1] == "die":
             await orchestrator.run_saga([Step("book", {"what": what}, id=what) for what in ("flight", "hotel")], name="trip")
@@ -83,6 +88,15 @@ def test_an_undo_in_another_process_links_to_the_run_and_each_compensation_to_it
     assert _links(second) == [(flight["context"]["trace_id"], flight["context"]["span_id"], "undoes")]
     ((trace, _, kind),) = _links(first)
     assert (trace, kind) == (flight["context"]["trace_id"], "undoes")
+
+
+def test_an_undo_of_a_saga_block_links_to_the_span_that_the_block_stood_in(tmp_path: Path) -> None:
+    (flight,) = _spans(tmp_path, "block", code=-signal.SIGKILL)
+    host = (flight["context"]["trace_id"], flight["parent_id"])
+    assert host[1] is not None
+    *cancels, undo = _spans(tmp_path, "undo")
+    assert _links(undo) == [(*host, "continues")]
+    assert _links(cancels[-1]) == [(flight["context"]["trace_id"], flight["context"]["span_id"], "undoes")]
 
 
 def test_a_run_that_is_resumed_in_another_process_links_to_its_first_trace(

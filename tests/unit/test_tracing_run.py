@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
-from agenthelm import Agent, InMemoryStorage, Orchestrator, Parallel, Pipeline, ToolRegistry, tool
+from agenthelm import Agent, InMemoryStorage, Orchestrator, Parallel, Pipeline, ToolRegistry, saga, tool
 from agenthelm.core.storage.base import EVENTS
 from agenthelm.tracing import context, names
 from tests.support.telemetry import Recorded, foreign, recorded
@@ -146,3 +146,35 @@ async def test_undoing_a_run_later_links_to_its_trace(telemetry: Recorded, tools
     (link,) = undo.links
     assert f"{link.context.trace_id:032x}" == result.trace_id
     assert dict(link.attributes or {}) == {names.LINK_KIND: "continues"}
+
+
+async def test_a_saga_block_stores_the_span_it_stands_in(telemetry: Recorded, tools: ToolRegistry) -> None:
+    storage = InMemoryStorage()
+    with telemetry.tracer_provider.get_tracer("host").start_as_current_span("handler") as handler:
+        async with saga("trip", tools=tools, storage=storage) as scope:
+            await scope.use("book", city="Lisbon")
+    journal = {record.data["type"]: record.data for record in await storage.read(f"run:{scope.run_id}")}
+    own, booked = handler.get_span_context(), telemetry.span("execute_tool book")
+    assert booked.context
+    assert booked.parent == own
+    for kind, span in (("opened", own), ("begin", booked.context)):
+        assert (journal[kind]["trace_id"], journal[kind]["span_id"]) == (
+            f"{span.trace_id:032x}",
+            f"{span.span_id:016x}",
+        )
+    async with Orchestrator(tools=tools, storage=storage) as later:
+        assert (await later.undo(scope.run_id)).status == "rolled_back"
+    (link,) = telemetry.span("invoke_workflow undo trip").links
+    assert (link.context.trace_id, link.context.span_id) == (own.trace_id, own.span_id)
+    (link,) = telemetry.span("execute_tool cancel").links
+    assert (link.context.trace_id, link.context.span_id) == (booked.context.trace_id, booked.context.span_id)
+
+
+async def test_a_saga_block_outside_of_any_span_links_to_nothing(telemetry: Recorded, tools: ToolRegistry) -> None:
+    storage = InMemoryStorage()
+    async with saga("trip", tools=tools, storage=storage) as scope:
+        await scope.use("book", city="Lisbon")
+    async with Orchestrator(tools=tools, storage=storage) as later:
+        await later.undo(scope.run_id)
+    assert telemetry.span("invoke_workflow undo trip").links == ()
+    assert len(telemetry.span("execute_tool cancel").links) == 1
