@@ -43,7 +43,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Final
 
 __all__ = [
     "AgentError",
@@ -401,10 +401,51 @@ def note(error: BaseException, text: str) -> BaseException:
     return error
 
 
+def conceal(error: BaseException, text: str) -> None:
+    """Let an exception be told in these words wherever its own would be stored or shown, because a secret is in them."""
+    BaseException.__setattr__(error, _CONCEALED, text)  # also where the exception's class lets nobody set attributes
+
+
+def message_of(error: BaseException) -> str | None:
+    """An exception's message as it may be stored and shown; None when it can't be read.
+
+    What was concealed stays so in exceptions that quote it: those that were raised from it, or while it was handled.
+    """
+    concealed = vars(error).get(_CONCEALED)
+    if concealed is not None:
+        return str(concealed)
+    text = _text(error)
+    for inner in _behind(error) if text else ():
+        words, shown = _text(inner), vars(inner).get(_CONCEALED)
+        if words and shown is not None:
+            assert text is not None
+            text = text.replace(words, shown)
+    return text
+
+
 def describe(error: BaseException) -> str:
     """One line that names an exception's type even when its message is empty."""
-    try:
-        text: Any = str(error).strip().replace("\n", " ")
-    except Exception:  # noqa: BLE001 - somebody else's __str__; the type is there all the same
-        text = "(its message can't be read)"
+    text = message_of(error)
+    text = "(its message can't be read)" if text is None else text.strip().replace("\n", " ")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+_CONCEALED: Final = "__agenthelm_concealed__"
+
+
+def _text(error: BaseException) -> str | None:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - somebody else's __str__; the type is there all the same
+        return None
+
+
+def _behind(error: BaseException) -> list[BaseException]:
+    """The exceptions that this one was raised from, while handling, or as a group of."""
+    found: list[BaseException] = [error]
+    for one in found:
+        inside = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+        for other in (one.__cause__, one.__context__, *inside):
+            if other is not None and not any(other is known for known in found):
+                found.append(other)
+    return found[1:]

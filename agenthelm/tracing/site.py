@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeAlias
 
-from agenthelm.exceptions import BudgetExceededError
+from agenthelm.exceptions import BudgetExceededError, conceal, message_of
 from agenthelm.tracing import names
 from agenthelm.tracing.scrub import scrub
 
@@ -61,6 +61,17 @@ class SpanHandle(Protocol):
         """Mark the span as failed; an exception that leaves the ``with`` block does so by itself."""
         ...
 
+    def reword(self, kind: str, text: str) -> None:
+        """Say how an exception of this type that leaves the ``with`` block may be told, here and in outer spans.
+
+        For messages that hold what is known to be secret but does not look like it.
+
+        Args:
+            kind: The name of the exception's type.
+            text: Its message, masked.
+        """
+        ...
+
     def __enter__(self) -> Self: ...
 
     def __exit__(
@@ -98,6 +109,9 @@ class _Nothing:
     def fail(self, error: BaseException | str) -> None:
         """Nothing."""
 
+    def reword(self, kind: str, text: str) -> None:
+        """Nothing."""
+
     def __enter__(self) -> Self:
         return self
 
@@ -122,7 +136,8 @@ class Site:
     """One span while it is open."""
 
     __slots__ = (
-        "_began", "_client", "_error", "_later", "_links", "_meter", "_name", "_span", "_token", "_tracer", "_values",
+        "_began", "_client", "_error", "_later", "_links", "_meter", "_name", "_reworded", "_span", "_token", "_tracer",
+        "_values",
     )  # fmt: skip
 
     def __init__(
@@ -145,6 +160,7 @@ class Site:
         self._token: Token[Context] | None = None
         self._error: str | None = None
         self._later: Mapping[str, object] = {}
+        self._reworded: tuple[str, str] | None = None
         self._began = 0.0
 
     def __enter__(self) -> Self:
@@ -169,6 +185,8 @@ class Site:
     ) -> None:
         elapsed = time.perf_counter() - self._began
         if error is not None:
+            if self._reworded is not None and self._reworded[0] == type(error).__name__:
+                _reword(error, self._reworded[1])
             self.fail(error)
         if self._span is not None and self._token is not None:
             from opentelemetry import context
@@ -221,9 +239,9 @@ class Site:
 
     def fail(self, error: BaseException | str) -> None:
         if isinstance(error, str):
-            self._error, message = "_OTHER", scrub(error)
+            self._error, text = "_OTHER", scrub(error)
         else:
-            self._error, message = _error_type(error), scrub(_message(error))
+            self._error, text = _error_type(error), scrub(message_of(error) or type(error).__name__)
         if self._span is None or not self._span.is_recording():
             return
         from opentelemetry.trace import StatusCode
@@ -234,10 +252,13 @@ class Site:
             self._span.set_attribute(names.BUDGET_LIMIT, error.limit)
             self._span.set_attribute(names.BUDGET_SPENT, error.spent)
         self._span.set_attribute(names.ERROR_TYPE, self._error)
-        self._span.set_status(StatusCode.ERROR, message)
+        self._span.set_status(StatusCode.ERROR, text)
         if isinstance(error, Exception):
             # No stack trace: its source lines and chained messages may hold what was masked everywhere else.
-            self._span.add_event("exception", {names.EXCEPTION_TYPE: self._error, names.EXCEPTION_MESSAGE: message})
+            self._span.add_event("exception", {names.EXCEPTION_TYPE: self._error, names.EXCEPTION_MESSAGE: text})
+
+    def reword(self, kind: str, text: str) -> None:
+        self._reworded = kind, text
 
 
 def _content(value: object) -> str:
@@ -272,12 +293,11 @@ def _error_type(error: BaseException) -> str:
     return name if module == "builtins" else f"{module}.{name}"
 
 
-def _message(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - an exception of a tool whose own __str__ fails must not replace the failure
-        text = ""
-    return text or type(error).__name__
+def _reword(error: BaseException, text: str) -> None:
+    """Conceal an exception's own words where others were given for them; not for what is taken out of any text."""
+    own = message_of(error)
+    if own and text != scrub(own).strip().replace("\n", " "):
+        conceal(error, text)
 
 
 def _links(links: Iterable[SpanLink]) -> list[Link]:
