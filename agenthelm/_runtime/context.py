@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from types import TracebackType
 
 from anyio.lowlevel import EventLoopToken
 
@@ -58,7 +58,7 @@ class StopMark:
             self.error = error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, so that a changed copy is one dictionary: two are made for every effect
 class RunContext:
     """The identity of what is running right now.
 
@@ -92,8 +92,14 @@ class RunContext:
 
     def evolve(self, **changes: object) -> RunContext:
         """A copy with some fields changed."""
-        return replace(self, **changes)  # type: ignore[arg-type]
+        if unknown := changes.keys() - _FIELDS:
+            raise TypeError(f"a run context has no {', '.join(sorted(unknown))}")
+        copy = object.__new__(RunContext)
+        copy.__dict__.update(self.__dict__, **changes)
+        return copy
 
+
+_FIELDS = frozenset(RunContext.__dataclass_fields__)
 
 _current: ContextVar[RunContext | None] = ContextVar("agenthelm_run", default=None)
 
@@ -103,14 +109,24 @@ def current_run() -> RunContext | None:
     return _current.get()
 
 
-@contextmanager
-def entered(context: RunContext) -> Iterator[RunContext]:
-    """Put an identity in force for a ``with`` block; child tasks and worker threads inherit it."""
-    token = _current.set(context)
-    try:
-        yield context
-    finally:
-        _current.reset(token)
+class entered:  # noqa: N801 - used like a function: `with entered(context):`
+    """Puts an identity in force for a ``with`` block; child tasks and worker threads inherit it."""
+
+    __slots__ = ("_context", "_token")
+
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self._token: Token[RunContext | None] | None = None
+
+    def __enter__(self) -> RunContext:
+        self._token = _current.set(self._context)
+        return self._context
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._token is not None
+        _current.reset(self._token)
 
 
 def raise_if_stopped() -> None:

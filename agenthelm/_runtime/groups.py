@@ -64,11 +64,21 @@ async def shielded(function: Callable[..., Awaitable[T]], *args: Any) -> T:
 
 
 async def wait_through(event: _Waitable) -> None:
-    """Wait for an event that another thread sets, through any cancellation, and raise that cancellation afterwards.
+    """Wait for an event that another thread sets, through any cancellation.
+
+    A native cancellation is raised afterwards. A scope's comes again by itself, at the caller's next checkpoint.
 
     For events whose setting is certain: a commit on the storage's writer thread, for one.
     """
     pending: BaseException | None = None
+    try:
+        await event.wait()
+    except anyio.get_cancelled_exc_class() as exc:
+        pending = exc
+    else:
+        return  # without the price of a scope
+    if _comes_again(pending):
+        pending = None
     with CancelScope(shield=True):
         while True:
             try:
@@ -81,6 +91,16 @@ async def wait_through(event: _Waitable) -> None:
             raise pending
         finally:
             pending = None
+
+
+def _comes_again(cancellation: BaseException) -> bool:
+    """Whether a cancel scope has sent it, and not ``task.cancel()``; by the mark by which anyio itself knows.
+
+    Should anyio mark it otherwise one day, it is raised as if it were native, which is as safe.
+    """
+    return type(cancellation).__module__.startswith("trio") or str(cancellation).startswith(
+        "Cancelled via cancel scope"
+    )
 
 
 async def named(

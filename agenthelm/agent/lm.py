@@ -10,7 +10,6 @@ from typing import Any
 import dspy
 
 from agenthelm._runtime.context import current_run, entered
-from agenthelm._runtime.groups import shielded
 from agenthelm.agent.backends import connections
 from agenthelm.agent.lm_errors import unwrap
 from agenthelm.agent.metering import LMPolicy, Meter, Unpriced, metered
@@ -71,12 +70,12 @@ async def lm_scope(
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(connections())
         # Leaving in reverse order: no more calls are metered, then what they left behind is written.
-        stack.push_async_callback(shielded, meter.flush)
+        stack.push_async_callback(meter.flush)
         stack.callback(meter.close)
         if run is not None:
             stack.enter_context(entered(run.evolve(models=models)))
-        stack.enter_context(_dspy(models, default))
-        stack.enter_context(dspy.context(callbacks=[*(dspy.settings.callbacks or ()), StrayWatch(meter)]))
+        callbacks = [*(dspy.settings.callbacks or ()), StrayWatch(meter)]
+        stack.enter_context(_dspy(models, default, callbacks=callbacks))
         yield
 
 
@@ -103,8 +102,8 @@ def agent_lm_scope(agent_name: str, lm: dspy.BaseLM | None = None) -> Iterator[N
         yield
 
 
-def _dspy(models: _Models, lm: dspy.BaseLM | None) -> Any:
+def _dspy(models: _Models, lm: dspy.BaseLM | None, **settings: Any) -> Any:
     """DSPy's settings for code under an LM: no trace and no history, which would grow with every call."""
-    if lm is None:
-        return dspy.context(trace=_Forgetful(), disable_history=True)
-    return dspy.context(lm=metered(lm, models.meter), trace=_Forgetful(), disable_history=True)
+    if lm is not None:
+        settings["lm"] = metered(lm, models.meter)
+    return dspy.context(trace=_Forgetful(), disable_history=True, **settings)

@@ -26,6 +26,7 @@ from dspy.lm15 import Request, Response
 from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
 
 from agenthelm._runtime.context import current_run, entered
+from agenthelm._runtime.groups import shielded
 from agenthelm._runtime.retry import Backoff
 from agenthelm._runtime.workers import Workers
 from agenthelm.agent.backends import Backend, LMBackend, backend_for
@@ -124,7 +125,11 @@ class Meter:
         await executor.storage.append([*self._taken(executor), record])
 
     async def flush(self) -> None:
-        """Write the events that were kept."""
+        """Write the events that were kept, whatever is cancelled."""
+        if self._pending:
+            await shielded(self._write)
+
+    async def _write(self) -> None:
         while self._pending:
             executor = self._pending[0][0]
             await executor.storage.append(self._taken(executor))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 __all__ = ["Effect", "EffectLog", "Outcome"]
 
@@ -12,8 +11,7 @@ Outcome = Literal["ok", "failed", "doubt"]
 """How a call ended: with a value, cleanly without an effect, or nobody can say."""
 
 
-@dataclass(frozen=True, slots=True)
-class Effect:
+class Effect(NamedTuple):
     """One tool call that may change the world.
 
     Attributes:
@@ -40,7 +38,7 @@ class Effect:
     agent: str | None = None
     digest: str = ""
     compensating_tool: str | None = None
-    sensitive: frozenset[str] = field(default_factory=frozenset)
+    sensitive: frozenset[str] = frozenset()
     trace_id: str | None = None
     span_id: str | None = None
 

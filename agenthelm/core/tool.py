@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ class Tool:
         description: The first paragraph of its docstring.
         binding: Its validated signature.
         is_async: Whether calling the function gives something to await.
+        fingerprint: Digest of what undoing relies on; when it has changed, a journal may no longer fit the code.
     """
 
     name: str
@@ -41,6 +43,13 @@ class Tool:
     description: str
     binding: Binding = field(repr=False, compare=False)
     is_async: bool = False
+    fingerprint: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        contract = self.contract
+        parameters = sorted((p.name, p.required) for p in self.parameters.values())
+        facts = (self.name, parameters, contract.compensating_tool, contract.idempotent, contract.verify is not None)
+        object.__setattr__(self, "fingerprint", hashlib.sha256(repr(facts).encode()).hexdigest()[:16])
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -150,7 +159,8 @@ class ToolRegistry(Mapping[str, Tool]):
 
     def __init__(self, tools: Iterable[Tool | Callable[..., Any]] = ()) -> None:
         self._tools: dict[str, Tool] = {}
-        self._checked: set[str] = set()
+        self._checked: set[tuple[str, str]] = set()
+        """Tools, and what undoes them, of which it is known that it could."""
         for item in tools:
             self.register(item)
 
@@ -202,8 +212,6 @@ class ToolRegistry(Mapping[str, Tool]):
             PlanError: A compensating tool or ``verify`` tool is unknown, or one can't be given what it requires.
         """
         for entry in self._tools.values():
-            if entry.name in self._checked:
-                continue
             self.check_compensation(entry, entry.contract.compensating_tool)
             verify = entry.contract.verify
             if isinstance(verify, str) and verify not in self._tools:
@@ -211,7 +219,6 @@ class ToolRegistry(Mapping[str, Tool]):
                     f"tool {entry.name!r} names {verify!r} as verify, but no such tool is registered"
                     f"{_hint(verify, self._tools)}"
                 )
-            self._checked.add(entry.name)
 
     def check_compensation(self, entry: Tool, compensating_tool: str | None) -> None:
         """Make sure that one tool could be undone by another.
@@ -219,7 +226,7 @@ class ToolRegistry(Mapping[str, Tool]):
         Raises:
             PlanError: It could not.
         """
-        if compensating_tool is None:
+        if compensating_tool is None or (entry.name, compensating_tool) in self._checked:
             return
         compensator = self._tools.get(compensating_tool)
         if compensator is None:
@@ -229,6 +236,8 @@ class ToolRegistry(Mapping[str, Tool]):
             )
         if problem := compensation_problem(entry, compensator):
             raise PlanError(f"tool {entry.name!r} is undone by {compensating_tool!r}, which {problem}")
+        if self._tools.get(entry.name) is entry:
+            self._checked.add((entry.name, compensating_tool))
 
     def _check_secrets(self, entry: Tool) -> None:
         pairs = [(entry, self._tools.get(entry.contract.compensating_tool or ""))]

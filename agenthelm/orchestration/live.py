@@ -14,7 +14,6 @@ from agenthelm.core.tool import ToolRegistry
 from agenthelm.exceptions import SagaError, StorageError, describe
 from agenthelm.orchestration.journal import Journal
 from agenthelm.orchestration.state import EffectState
-from agenthelm.orchestration.unwind import fingerprint
 
 __all__ = ["LiveRun", "ScopeLog"]
 
@@ -96,7 +95,8 @@ class ScopeLog:
                 f"tool {effect.tool!r} was called after its run {self.run.journal.run_id!r} had ended; "
                 f"don't let tasks outlive the run"
             )
-        contract = fingerprint(self.tools[effect.tool]) if effect.tool in self.tools else ""
+        tool = self.tools.get(effect.tool)
+        contract = tool.fingerprint if tool is not None else ""
         state = EffectState(effect, self.scope, order=len(self.run.states), contract=contract)
         self.run.states[effect.id] = state
         self.run.flying.add(effect.id)

@@ -319,6 +319,7 @@ class Orchestrator:
                     budget=budget or self.budget,
                     rollback=rollback,
                     grace=self._grace,
+                    protected=True,
                 )
                 try:
                     async with scope:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from agenthelm.core.tool import ToolRegistry
@@ -96,8 +98,7 @@ class Plan:
         for step in flat:
             if not isinstance(step, Step):
                 raise PlanError(f"a plan holds Steps and lists of Steps, not {step!r}")
-        names = [step.name for step in flat]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        if twice := sorted(name for name, count in Counter(step.name for step in flat).items() if count > 1):
             raise PlanError(f"two steps are called {twice[0]!r}; give them an id each")
         as_dag = any(step.depends_on for step in flat)
         if as_dag and any(len(group) > 1 for group in groups):
@@ -132,12 +133,14 @@ class Plan:
 
     def order(self) -> list[list[str]]:
         """The steps in waves: each wave needs only earlier ones."""
+        place = {name: number for number, name in enumerate(self.steps)}
+        sorter = self._sorter()
+        sorter.prepare()
         waves: list[list[str]] = []
-        done: set[str] = set()
-        while len(done) < len(self.steps):
-            wave = [n for n, step in self.steps.items() if n not in done and done.issuperset(step.depends_on)]
-            waves.append(wave)
-            done.update(wave)
+        while sorter.is_active():
+            wave = sorter.get_ready()
+            sorter.done(*wave)
+            waves.append(sorted(wave, key=place.__getitem__))
         return waves
 
     def data(self) -> list[dict[str, Any]]:
@@ -175,7 +178,12 @@ class Plan:
                     raise PlanError(
                         f"step {name!r} depends on {needed!r}, which is not in the plan.{nearest(needed, self.steps)}"
                     )
-        above = self._ancestors()
+        try:
+            self._sorter().prepare()
+        except CycleError as exc:
+            raise PlanError(
+                f"these steps wait for each other in a circle: {', '.join(sorted(set(exc.args[1])))}"
+            ) from None
         for name, step in self.steps.items():
             for ref in refs_in(step.arguments):
                 if ref.step not in self.steps:
@@ -183,30 +191,33 @@ class Plan:
                         f"step {name!r} uses the result of {ref.step!r}, which is not in the plan."
                         f"{nearest(ref.step, self.steps)}"
                     )
-                if ref.step not in above[name]:
+                if not self._runs_before(ref.step, name):
                     raise PlanError(
                         f"step {name!r} uses the result of {ref.step!r}, which need not have run before it; "
                         f"add it to depends_on"
                     )
 
-    def _ancestors(self) -> dict[str, set[str]]:
-        above: dict[str, set[str]] = {}
-        waiting = dict(self.steps)
-        while waiting:
-            ready = [name for name, step in waiting.items() if all(dep in above for dep in step.depends_on)]
-            if not ready:
-                raise PlanError(f"these steps wait for each other in a circle: {', '.join(sorted(waiting))}")
-            for name in ready:
-                needed = waiting.pop(name).depends_on
-                above[name] = set(needed).union(*(above[dep] for dep in needed))
-        return above
+    def _sorter(self) -> TopologicalSorter[str]:
+        return TopologicalSorter({name: step.depends_on for name, step in self.steps.items()})
+
+    def _runs_before(self, earlier: str, later: str) -> bool:
+        """Whether one step depends on another, directly or not; looks at the nearest first."""
+        reached = dict.fromkeys(self.steps[later].depends_on)
+        ahead = list(reached)
+        for name in ahead:
+            if name == earlier:
+                return True
+            new = [needed for needed in self.steps[name].depends_on if needed not in reached]
+            reached.update(dict.fromkeys(new))
+            ahead += new
+        return False
 
 
 def _sequential(groups: list[list[Step]]) -> list[Step]:
     flat: list[Step] = []
     before: tuple[str, ...] = ()
     for group in groups:
-        flat += [replace(step, depends_on=before) for step in group]
+        flat += [Step(s.tool_name, s.arguments, s.id, before, s.compensate_with) for s in group]
         before = tuple(step.name for step in group)
     return flat
 

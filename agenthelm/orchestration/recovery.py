@@ -27,7 +27,7 @@ from agenthelm.orchestration.results import SagaResult, SagaStatus
 from agenthelm.orchestration.saga import run_plan
 from agenthelm.orchestration.scope import Opening, SagaScope
 from agenthelm.orchestration.state import EffectState, RunState, fold
-from agenthelm.orchestration.unwind import GRACE_SECONDS, Unwinder, fingerprint
+from agenthelm.orchestration.unwind import GRACE_SECONDS, Unwinder
 from agenthelm.tracing import names, spans
 
 __all__ = ["Recovery"]
@@ -221,7 +221,7 @@ class Recovery:
             if entry.scope or step is None or step not in plan.steps:
                 return None  # a nested run of a step that is no effect itself: calling it again would repeat this one
             tool = self.executor.tools.get(entry.effect.tool)
-            if tool is None or entry.contract != fingerprint(tool):
+            if tool is None or entry.contract != tool.fingerprint:
                 return None
             if entry.doubtful:
                 verdict = await self.executor.verify(tool, entry.effect.arguments, entry.effect.key)
@@ -266,6 +266,7 @@ class Recovery:
             Opening(state.name, "steps", state.plan, state.trace_id, state.span_id),
             rollback=state.rollback,
             grace=self.grace,
+            protected=True,
             journal=journal,
             states=state.effects,
         )

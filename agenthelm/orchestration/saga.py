@@ -179,7 +179,9 @@ async def run_plan(
     with spans.workflow(name, run_id=context.run_id, session_id=context.session_id, links=links) as span:
         if scope is None:
             opening = Opening(name, "steps", _stored(plan, executor, on_error), span.trace_id, span.span_id)
-            scope = SagaScope(executor, context, opening, budget=budget, rollback=on_error == "rollback", grace=grace)
+            scope = SagaScope(
+                executor, context, opening, budget=budget, rollback=on_error == "rollback", grace=grace, protected=True
+            )
         try:
             async with scope:
                 with anyio.move_on_after(timeout) as deadline:
@@ -216,9 +218,7 @@ class _Progression:
         self._scope = scope
         self._on_error = on_error
         self._results = results
-        self._ended = {name: anyio.Event() for name in plan.steps}
-        for name in results:
-            self._ended[name].set()
+        self._ended: dict[str, anyio.Event] = {}
 
     async def run(self) -> None:
         """Run all steps.
@@ -233,11 +233,13 @@ class _Progression:
             for step in todo.values():
                 await self._step(step)
             return
+        self._ended = {name: anyio.Event() for name in todo}
         await named({name: functools.partial(self._step, step) for name, step in todo.items()})
 
     async def _step(self, step: Step) -> None:
         for needed in step.depends_on:
-            await self._ended[needed].wait()
+            if needed in self._ended:
+                await self._ended[needed].wait()
         try:
             failed = [needed for needed in step.depends_on if needed not in self._results]
             if failed:
@@ -249,7 +251,8 @@ class _Progression:
                 raise
             self._scope.errors[step.name] = describe(error)
         finally:
-            self._ended[step.name].set()
+            if step.name in self._ended:
+                self._ended[step.name].set()
 
     async def _call(self, step: Step) -> Any:
         scope = self._scope

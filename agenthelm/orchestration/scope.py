@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -64,6 +65,7 @@ class SagaScope:
         budget: What the block may spend.
         rollback: Whether a failure undoes anything.
         grace: Seconds for one compensation.
+        protected: Whether the block runs in a child task already, where no native cancellation comes.
         journal: An existing journal, when a claimed run is resumed.
         states: The effects it already has, when it is resumed.
         result: How it ended; there after the block.
@@ -76,6 +78,7 @@ class SagaScope:
     budget: Budget | None = None
     rollback: bool = True
     grace: float = GRACE_SECONDS
+    protected: bool = False
     journal: Journal | None = None
     states: dict[str, EffectState] = field(default_factory=dict)
     steps: list[StepRecord] = field(default_factory=list)
@@ -117,7 +120,11 @@ class SagaScope:
         try:
             final = self._verdict(error)
             if self._run.journal.lost is None:
-                final = await shielded(self._finish, final)
+                if self.protected:
+                    with CancelScope(shield=True):
+                        final = await self._finish(final)
+                else:
+                    final = await shielded(self._finish, final)
         except anyio.get_cancelled_exc_class() as cancelled:
             error = cancelled
             if self._run.journal.lost is None:
@@ -171,16 +178,21 @@ class SagaScope:
             trace_id, span_id = self.opening.trace_id, self.opening.span_id
             if trace_id is None:  # a block in the user's own code, inside the user's own span
                 trace_id, span_id = spans.current()
-            await journal.opened(
-                name=self.opening.name,
-                kind=self.opening.kind,
-                rollback=self.rollback,
-                session_id=self.context.session_id,
-                namespace=self.context.namespace,
-                plan=self.opening.plan,
-                trace_id=trace_id,
-                span_id=span_id,
-            )
+            try:
+                await journal.opened(
+                    name=self.opening.name,
+                    kind=self.opening.kind,
+                    rollback=self.rollback,
+                    session_id=self.context.session_id,
+                    namespace=self.context.namespace,
+                    plan=self.opening.plan,
+                    trace_id=trace_id,
+                    span_id=span_id,
+                )
+            except anyio.get_cancelled_exc_class():
+                # The record was written all the same; nobody would close it.
+                await shielded(partial(journal.append, "closed", state="rolled_back", status="rolled_back", error=None))
+                raise
             _log.info("run %s began: %s", journal.run_id, self.opening.name)
         else:
             journal = self.journal

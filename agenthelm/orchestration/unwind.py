@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -20,20 +19,12 @@ from agenthelm.exceptions import LeaseLostError, StorageError, describe
 from agenthelm.orchestration.journal import Journal
 from agenthelm.orchestration.state import EffectState
 
-__all__ = ["GRACE_SECONDS", "Unwinder", "fingerprint"]
+__all__ = ["GRACE_SECONDS", "Unwinder"]
 
 GRACE_SECONDS = 30.0
 """How long one compensation may take, its retries included."""
 
 _log = logging.getLogger(__name__)
-
-
-def fingerprint(tool: Tool) -> str:
-    """What of a tool's contract undoing relies on; a change means that the journal may no longer fit the code."""
-    contract = tool.contract
-    parameters = sorted((p.name, p.required) for p in tool.parameters.values())
-    facts = (tool.name, parameters, contract.compensating_tool, contract.idempotent, contract.verify is not None)
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 @dataclass(slots=True)
@@ -151,7 +142,7 @@ class Unwinder:
         wanted = state.effect.compensating_tool
         if tool is None:
             return f"tool {name!r} is not registered here; load the app that defines it"
-        if self.recorded and state.contract != fingerprint(tool):
+        if self.recorded and state.contract != tool.fingerprint:
             return f"tool {name!r} has changed its contract since it was called"
         if wanted is None:
             if state.outcome == "failed":

@@ -25,7 +25,9 @@ _own_meters: MeterProvider | None = None
 _tracer: tuple[object, Tracer | None] = (None, None)
 _meter: tuple[object, Meter | None] = (None, None)
 
-_ENVIRONMENT = ("OTEL_PYTHON_TRACER_PROVIDER", "OTEL_PYTHON_METER_PROVIDER")
+# A provider that the environment names is loaded by the API itself.
+_TRACERS_NAMED = "OTEL_PYTHON_TRACER_PROVIDER" in os.environ
+_METERS_NAMED = "OTEL_PYTHON_METER_PROVIDER" in os.environ
 
 
 def use_providers(tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None) -> None:
@@ -44,7 +46,7 @@ def current_tracer() -> Tracer | None:
     if provider is None:
         api: Any = sys.modules.get("opentelemetry.trace")
         if api is None:
-            if _ENVIRONMENT[0] not in os.environ:
+            if not _TRACERS_NAMED:
                 return None
             from opentelemetry import trace as api
         try:
@@ -67,7 +69,7 @@ def current_meter() -> Meter | None:
     if provider is None:
         api: Any = sys.modules.get("opentelemetry.metrics")
         if api is None:
-            if _ENVIRONMENT[1] not in os.environ:
+            if not _METERS_NAMED:
                 return None
             from opentelemetry import metrics as api
         try:

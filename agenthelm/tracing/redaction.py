@@ -34,6 +34,9 @@ DEPTH: Final = 12
 _BITS: Final = 8192
 """Integers above this are told by their size: Python refuses to print them."""
 
+_LONGEST_NAME: Final = 64
+"""Longer keys are text, and take the long way."""
+
 _NO_NAMES: Final[frozenset[str]] = frozenset()
 
 
@@ -137,36 +140,71 @@ def masked(value: Any, *, sensitive: AbstractSet[str] = _NO_NAMES, hook: Hook | 
             raises, the value is masked.
         cap: The longest string that is kept whole, in characters; the whole copy holds at most eight times as many.
     """
-    if hook is None and type(value) is dict and len(value) <= ITEMS:
-        quick = _quick(value, sensitive, cap)
-        if quick is not None:
-            return quick
+    if hook is None and type(value) is dict:
+        try:
+            return _Quick(cap).entries(value, sensitive, 3)
+        except _NotQuick:
+            pass
     return _Masking(hook, cap).top(value, sensitive)
 
 
-def _quick(value: dict[Any, Any], sensitive: AbstractSet[str], cap: int) -> dict[str, Any] | None:
-    """The flat dictionary of short scalars that most calls are; None where it is anything else."""
-    shown: dict[str, Any] = {}
-    room = cap
-    for key, item in value.items():
-        kind = type(item)
-        if type(key) is not str:
-            return None
-        if kind is str:
-            if key in sensitive or looks_secret(key):
+class _NotQuick(Exception):  # noqa: N818 - no error: the long way is taken then
+    """There is something in it that needs a closer look."""
+
+
+@functools.lru_cache(maxsize=2048)
+def _harmless(name: str) -> bool:
+    """Whether a key can be shown as it is."""
+    return len(name) <= _LONGEST_NAME and name.isascii() and scrub(name) == name
+
+
+class _Quick:
+    """The short way for what most calls are: small dictionaries and lists of short scalars."""
+
+    __slots__ = ("room",)
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def entries(self, value: dict[Any, Any], sensitive: AbstractSet[str], depth: int) -> dict[str, Any]:
+        """A dictionary whose keys are names."""
+        self._count(len(value), depth)
+        shown: dict[str, Any] = {}
+        for key, item in value.items():
+            kind = type(item)
+            if type(key) is not str or not _harmless(key):
+                raise _NotQuick
+            if item is None:
+                shown[key] = None
+            elif key in sensitive or (kind is not bool and looks_secret(key)):
                 shown[key] = MASK
-                continue
-            room -= len(item)
-            if room < 0 or not item.isascii():
-                return None
-            shown[key] = scrub(item)
-        elif item is None or kind is bool:
-            shown[key] = MASK if key in sensitive and item is not None else item
-        elif kind is int and -(2**63) <= item < 2**63:
-            shown[key] = MASK if key in sensitive or looks_secret(key) else item
-        else:
-            return None
-    return shown
+            elif kind is int and -(2**63) <= item < 2**63:
+                shown[key] = item
+            else:
+                shown[key] = self._value(kind, item, depth)
+        return shown
+
+    def _value(self, kind: type, item: Any, depth: int) -> Any:
+        if kind is str:
+            self.room -= len(item)
+            if self.room < 0 or not item.isascii():
+                raise _NotQuick
+            return scrub(item)
+        if item is None or kind is bool or (kind is int and -(2**63) <= item < 2**63):
+            return item
+        if kind is float and math.isfinite(item):
+            return item
+        if kind is dict:
+            return self.entries(item, _NO_NAMES, depth - 1)
+        if kind is list:
+            self._count(len(item), depth)
+            return [self._value(type(value), value, depth - 1) for value in item]
+        raise _NotQuick
+
+    def _count(self, items: int, depth: int) -> None:
+        self.room -= 8 * items
+        if items > ITEMS or depth < 0 or self.room < 0:
+            raise _NotQuick
 
 
 class _Masking:
@@ -314,7 +352,7 @@ def digest(tool_name: str, arguments: Mapping[str, Any]) -> str:
     """
     call = [tool_name, dict(arguments)]
     try:
-        text = json.dumps(call, sort_keys=True, separators=(",", ":"), default=_exact)
+        text = _digested.encode(call)
     except (TypeError, ValueError, RecursionError):  # keys of several kinds, cycles, numbers too long to print
         text = repr(call)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -340,3 +378,6 @@ def _exact(value: Any) -> Any:
         return {kind: to_jsonable_python(value)}
     except (PydanticSerializationError, ValueError):
         return {kind: repr(value)}
+
+
+_digested = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_exact)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 __all__ = ["EVENTS", "BaseStorage", "Between", "Record", "StoredRecord", "StreamInfo", "Where"]
 
@@ -26,8 +26,7 @@ Where = Mapping[str, "str | int | float | Between | None"]
 """Conditions that all hold: field of the record's data -> the value it equals, or a range it lies in."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What is appended.
 
     Attributes:
@@ -41,8 +40,7 @@ class Record:
     state: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class StoredRecord:
+class StoredRecord(NamedTuple):
     """What is read: a record and its position in its stream, counted from 0."""
 
     stream: str

@@ -1,14 +1,14 @@
 """The writing side of the SQLite storage; lives on its writer thread."""
 
-# ruff: noqa: S608 - every name in these statements is a constant of ours; values are bound
-
 from __future__ import annotations
 
+import functools
 import json
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,16 @@ from agenthelm.exceptions import StalePositionError
 
 __all__ = ["SqliteLog"]
 
-_INSERT_EVENT = f"INSERT INTO events VALUES ({', '.join('?' * (len(INDEXED_FIELDS) + 2))})"
-_INSERT_RECORD = "INSERT INTO records VALUES (?, ?, ?)"
-_MOVE_STREAM = """INSERT INTO streams (name, position, state, created_at, updated_at) VALUES (?, ?, ?, ?, ?)
-    ON CONFLICT (name) DO UPDATE SET
-        position = excluded.position, state = coalesce(excluded.state, state), updated_at = excluded.updated_at"""
+_INSERT_EVENTS = ("INSERT INTO events VALUES", len(INDEXED_FIELDS) + 2, "")
+_INSERT_RECORDS = ("INSERT INTO records VALUES", 3, "")
+_MOVE_STREAMS = (
+    "INSERT INTO streams (name, position, state, created_at, updated_at) VALUES",
+    5,
+    """ON CONFLICT (name) DO UPDATE SET
+        position = excluded.position, state = coalesce(excluded.state, state), updated_at = excluded.updated_at""",
+)
+_ROWS = 64
+"""Rows of one statement, at most; SQLite binds 999 values in its oldest builds."""
 
 
 class SqliteLog:
@@ -125,13 +130,27 @@ def _write(connection: sqlite3.Connection, appends: Sequence[Append]) -> list[Ou
             else:
                 records.append((entry.stream, position, entry.text))
     now = time.time()
-    # One statement per table and commit, however many appends share it: each one lets go of the GIL.
-    if events:
-        connection.executemany(_INSERT_EVENT, events)
-    if records:
-        connection.executemany(_INSERT_RECORD, records)
-    connection.executemany(_MOVE_STREAM, [(name, positions[name], state, now, now) for name, state in moved.items()])
+    _insert(connection, _INSERT_EVENTS, events)
+    _insert(connection, _INSERT_RECORDS, records)
+    _insert(connection, _MOVE_STREAMS, [(name, positions[name], state, now, now) for name, state in moved.items()])
     return outcomes
+
+
+def _insert(connection: sqlite3.Connection, into: tuple[str, int, str], rows: Sequence[tuple[Any, ...]]) -> None:
+    """As ``executemany``, in few statements: each step of one lets go of the GIL, and getting it back may take long."""
+    done = 0
+    while done < len(rows):
+        # Powers of two, so that SQLite compiles few statements.
+        count = min(_ROWS, 1 << (len(rows) - done).bit_length() - 1)
+        connection.execute(_statement(into, count), list(chain.from_iterable(rows[done : done + count])))
+        done += count
+
+
+@functools.cache
+def _statement(into: tuple[str, int, str], rows: int) -> str:
+    head, columns, tail = into
+    row = f"({', '.join('?' * columns)})"
+    return f"{head} {', '.join([row] * rows)} {tail}"
 
 
 def _fields(data: Mapping[str, Any]) -> list[str | float | int | None]:
