@@ -88,22 +88,45 @@ def conditions(
 
 
 async def pages(
-    storage: BaseStorage, where: Mapping[str, Any], *, limit: int | None = None, newest_first: bool = False
+    storage: BaseStorage, where: Mapping[str, Any], *, limit: int | None = None
 ) -> AsyncIterator[list[StoredRecord]]:
-    """The events that fulfil ``where``, a page at a time: a million of them need no more memory than one page."""
+    """The events that fulfil ``where``, oldest first, a page at a time: a million of them take the memory of one page.
+
+    Args:
+        storage: Where they are.
+        where: What they fulfil.
+        limit: Only the latest so many.
+    """
+    before: int | None = None
+    if limit is not None and limit <= _PAGE:
+        found = [record async for page in _pages(storage, where, limit=limit, newest_first=True) for record in page]
+        yield found[::-1]
+        return
+    if limit is not None:
+        async for page in _pages(storage, where, limit=limit, newest_first=True):
+            before = page[-1].position - 1
+        if before is None:
+            return
+    async for page in _pages(storage, where, limit=limit, newest_first=False, after=before):
+        yield page
+
+
+async def _pages(
+    storage: BaseStorage, where: Mapping[str, Any], *, limit: int | None, newest_first: bool, after: int | None = None
+) -> AsyncIterator[list[StoredRecord]]:
     from agenthelm.core.storage.base import EVENTS
 
-    after: int | None = None
     left = limit
     while left is None or left > 0:
-        size = _PAGE if left is None else min(_PAGE, left)
+        size, skipped = _PAGE if left is None else min(_PAGE, left), storage.skipped
         found = await storage.read(EVENTS, where=where, limit=size, newest_first=newest_first, after=after)
         if found:
             yield found
-        if len(found) < size:
+            after = found[-1].position
+            left = None if left is None else left - len(found)
+        # A page from which unreadable events were left out is short without being the last.
+        if not found or len(found) + storage.skipped - skipped < size:
             return
-        after = found[-1].position
-        left = None if left is None else left - len(found)
 
 
 async def last_run(storage: BaseStorage, run: str) -> str:

@@ -1,18 +1,24 @@
-"""Events as JSON, CSV and Markdown, safe for whoever opens them."""
+"""Events as JSON, CSV and Markdown, page by page, safe for whoever opens them."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import os
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, TypeAlias
 
 from agenthelm.cli._console import clean, to_json
+from agenthelm.exceptions import ConfigError, StorageError
 
-__all__ = ["FORMATS"]
+__all__ = ["FORMATS", "target"]
 
-_Events = Sequence[Mapping[str, Any]]
+_Pages: TypeAlias = AsyncIterator[Sequence[Mapping[str, Any]]]
 
 _COLUMNS = (
     "timestamp", "run_id", "session_id", "agent_name", "step", "kind", "tool_name", "outcome", "execution_time", "retry_count",
@@ -20,16 +26,24 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def _as_json(events: _Events) -> str:
-    return json.dumps(to_json(list(events)), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+async def _as_json(pages: _Pages) -> AsyncIterator[str]:
+    opening = "[\n"
+    async for events in pages:
+        texts = (json.dumps(to_json(event), ensure_ascii=False, indent=2, allow_nan=False) for event in events)
+        yield opening + ",\n".join(textwrap.indent(text, "  ") for text in texts)
+        opening = ",\n"
+    yield "[]\n" if opening == "[\n" else "\n]\n"
 
 
-def _as_csv(events: _Events) -> str:
+async def _as_csv(pages: _Pages) -> AsyncIterator[str]:
+    yield _csv_lines([_COLUMNS])
+    async for events in pages:
+        yield _csv_lines([[_csv_cell(event.get(column)) for column in _COLUMNS] for event in events])
+
+
+def _csv_lines(rows: Sequence[Sequence[object]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for event in events:
-        writer.writerow([_csv_cell(event.get(column)) for column in _COLUMNS])
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
@@ -41,7 +55,7 @@ def _csv_cell(value: object) -> object:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
-def _as_markdown(events: _Events) -> str:
+async def _as_markdown(pages: _Pages) -> AsyncIterator[str]:
     columns = (
         "timestamp",
         "agent_name",
@@ -52,9 +66,11 @@ def _as_markdown(events: _Events) -> str:
         "estimated_cost_usd",
         "error_state",
     )
-    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
-    lines += [f"| {' | '.join(_markdown_cell(event.get(column)) for column in columns)} |" for event in events]
-    return "\n".join(lines) + "\n"
+    yield f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n"
+    async for events in pages:
+        yield "".join(
+            f"| {' | '.join(_markdown_cell(event.get(column)) for column in columns)} |\n" for event in events
+        )
 
 
 def _markdown_cell(value: object) -> str:
@@ -64,4 +80,31 @@ def _markdown_cell(value: object) -> str:
     return text
 
 
-FORMATS: dict[str, Callable[[_Events], str]] = {"json": _as_json, "csv": _as_csv, "md": _as_markdown}
+FORMATS: dict[str, Callable[[_Pages], AsyncIterator[str]]] = {"json": _as_json, "csv": _as_csv, "md": _as_markdown}
+
+
+@contextmanager
+def target(output: Path | None) -> Iterator[IO[str]]:
+    """Where an export goes: stdout, or a file that is replaced only when all of it is written.
+
+    Raises:
+        ConfigError: The file can't be written.
+    """
+    if output is None:
+        yield sys.stdout
+        return
+    path = output.expanduser()
+    whole = not path.exists() or path.is_file()  # what is neither, such as a pipe, is written as it comes
+    place = path.resolve().with_name(f".{path.name}.{os.getpid()}") if whole else path
+    try:
+        with place.open("w", encoding="utf-8") as stream:
+            yield stream
+        if whole:
+            place.replace(path.resolve())
+    except StorageError:
+        raise
+    except OSError as exc:
+        raise ConfigError(f"can't write {output}: {exc.strerror or exc}", setting="output") from exc
+    finally:
+        if whole:
+            place.unlink(missing_ok=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,7 @@ from agenthelm.cli._options import Json, Limit, Since
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from agenthelm.core.storage.base import StoredRecord
+    from agenthelm.core.storage.base import BaseStorage, StoredRecord
 
 __all__ = ["app"]
 
@@ -85,20 +86,29 @@ async def _list(wanted: dict[str, Any], *, limit: int, after: int | None, json: 
 
 
 async def _read(wanted: dict[str, Any], *, limit: int | None, after: int | None = None) -> list[StoredRecord]:
-    from agenthelm.cli import _console, _events, _session
     from agenthelm.core.storage.base import EVENTS
+
+    async with _opened(wanted) as (storage, where):
+        return await storage.read(EVENTS, where=where, limit=limit, newest_first=True, after=after)
+
+
+@asynccontextmanager
+async def _opened(wanted: dict[str, Any]) -> AsyncIterator[tuple[BaseStorage, dict[str, Any]]]:
+    """The storage and what to look for in it; at the end it is told what could not be read."""
+    from agenthelm.cli import _console, _events, _session
+    from agenthelm.core.storage import InMemoryStorage
 
     settings = _session.settings_from()
     where = _events.conditions(**{**wanted, "run": None if wanted.get("run") == "last" else wanted.get("run")})
     if not _session.stored(settings):
-        return []
+        yield InMemoryStorage(), where  # looking makes no files
+        return
     async with _session.open_storage(settings) as storage:
         if wanted.get("run") == "last":
             where["run_id"] = await _events.last_run(storage, "last")
-        found = await storage.read(EVENTS, where=where, limit=limit, newest_first=True, after=after)
+        yield storage, where
         if storage.skipped:
             _console.say(f"{storage.skipped} unreadable records were left out", style="yellow")
-        return found
 
 
 def _row(record: StoredRecord) -> Sequence[object]:
@@ -242,7 +252,7 @@ async def export(
     limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Only the latest so many.")] = None,
 ) -> None:
     """Write calls to a file or to stdout, oldest first, as JSON, CSV or Markdown."""
-    from agenthelm.cli import _console, _export
+    from agenthelm.cli import _console, _events, _export
     from agenthelm.exceptions import ConfigError
 
     if form not in _export.FORMATS:
@@ -259,18 +269,20 @@ async def export(
         "longer_than": longer_than,
         "cost_over": cost_over,
     }
-    events = [record.data for record in reversed(await _read(wanted, limit=limit))]
-    text = _export.FORMATS[form](events)
-    if output is None:
-        import sys
+    count = 0
+    async with _opened(wanted) as (storage, where):
 
-        sys.stdout.write(text)
-        return
-    try:
-        output.expanduser().write_text(text, "utf-8")
-    except OSError as exc:
-        raise ConfigError(f"can't write {output}: {exc.strerror or exc}", setting="output") from exc
-    _console.note(f"{len(events)} calls written to {output}")
+        async def found() -> AsyncIterator[Sequence[Mapping[str, Any]]]:
+            nonlocal count
+            async for page in _events.pages(storage, where, limit=limit):
+                count += len(page)
+                yield [record.data for record in page]
+
+        with _export.target(output) as stream:
+            async for text in _export.FORMATS[form](found()):
+                stream.write(text)
+    if output is not None:
+        _console.note(f"{count} calls written to {output}")
 
 
 @command(app, "stats")
@@ -278,21 +290,16 @@ async def stats(
     run: Run = None, agent: AgentName = None, since: Since = None, until: Until = None, json: Json = False
 ) -> None:
     """Calls, failures, durations and cost by tool and model."""
-    from agenthelm.cli import _console, _events, _session
+    from agenthelm.cli import _console, _events
     from agenthelm.cli._units import dollars, seconds
 
-    settings = _session.settings_from()
-    where = _events.conditions(run=run, agent=agent, since=since, until=until)
     groups: dict[tuple[str, str], _Stats] = {}
-    if _session.stored(settings):
-        async with _session.open_storage(settings) as storage:
-            if run == "last":
-                where["run_id"] = await _events.last_run(storage, run)
-            async for page in _events.pages(storage, where):
-                for record in page:
-                    event = record.data
-                    key = (str(event.get("kind", "tool")), str(event.get("tool_name")))
-                    groups.setdefault(key, _Stats()).add(event)
+    async with _opened({"run": run, "agent": agent, "since": since, "until": until}) as (storage, where):
+        async for page in _events.pages(storage, where):
+            for record in page:
+                event = record.data
+                key = (str(event.get("kind", "tool")), str(event.get("tool_name")))
+                groups.setdefault(key, _Stats()).add(event)
     summaries = [{"kind": kind, "name": name, **group.summary()} for (kind, name), group in sorted(groups.items())]
     if json:
         _console.print_json(summaries)
