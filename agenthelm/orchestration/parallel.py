@@ -10,7 +10,7 @@ from agenthelm._runtime.context import raise_if_stopped
 from agenthelm._runtime.groups import named
 from agenthelm.agent.signature import AgentSignature, FieldSpec, Runnable
 from agenthelm.exceptions import WiringError, describe, nearest
-from agenthelm.orchestration.pipeline import as_result, merged
+from agenthelm.orchestration.pipeline import as_result, flow_span, merged
 from agenthelm.orchestration.scope import branch_scope
 from agenthelm.orchestration.wiring import (
     TASK,
@@ -142,11 +142,13 @@ class Parallel:
         return merged_result
 
     async def _branch(self, agent: Runnable, context: Any, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        if self.on_error == "collect":
-            async with branch_scope(component_name(agent)):
+        result: Mapping[str, Any] = {}
+        with flow_span(agent):
+            if self.on_error == "collect":
+                async with branch_scope(component_name(agent)):
+                    result = as_result(agent, await agent.run(context, **given))
+            else:
                 result = as_result(agent, await agent.run(context, **given))
-        else:
-            result = as_result(agent, await agent.run(context, **given))
         return result
 
     def _merged(self, results: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from agenthelm._runtime.context import raise_if_stopped
+from agenthelm._runtime.context import current_run, raise_if_stopped
 from agenthelm.agent.signature import AgentSignature, FieldSpec, Runnable
 from agenthelm.exceptions import AgentOutputError
 from agenthelm.orchestration.wiring import (
     TASK,
+    Checked,
     Supply,
     check_component,
     chosen_inputs,
@@ -18,6 +20,7 @@ from agenthelm.orchestration.wiring import (
     components,
     signature_of,
 )
+from agenthelm.tracing import spans
 
 __all__ = ["Pipeline"]
 
@@ -95,7 +98,9 @@ class Pipeline:
         for agent in self.agents:
             raise_if_stopped()
             signature = signature_of(agent)
-            result = as_result(agent, await agent.run(context, **chosen_inputs(agent, signature, supply, state)))
+            given = chosen_inputs(agent, signature, supply, state)
+            with flow_span(agent):
+                result = as_result(agent, await agent.run(context, **given))
             state.update((name, value) for name, value in result.items() if name != TASK)
             supply = supply.with_result(signature, result)
         state.pop(TASK, None)
@@ -110,6 +115,18 @@ def merged(known: FieldSpec | None, spec: FieldSpec) -> FieldSpec:
     if known is None or (spec.required and not known.required):
         return spec
     return known
+
+
+def flow_span(component: Any) -> AbstractContextManager[Any]:
+    """A span around a flow inside another one; an agent opens its own, and a run the one of its outermost flow."""
+    if not isinstance(component, Checked):
+        return nullcontext()
+    running = current_run()
+    return spans.workflow(
+        component_name(component),
+        run_id=running.run_id if running is not None else None,
+        session_id=running.session_id if running is not None else None,
+    )
 
 
 def as_result(component: Any, value: Any) -> Mapping[str, Any]:

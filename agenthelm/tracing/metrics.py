@@ -91,7 +91,7 @@ _DESCRIPTIONS: Final = {
     names.METRIC_OPERATION_DURATION: "Duration of one request to a model.",
     names.METRIC_TOOL_DURATION: "Duration of one tool call, its retries included.",
     names.METRIC_AGENT_DURATION: "Duration of one run of an agent.",
-    names.METRIC_WORKFLOW_DURATION: "Duration of one run.",
+    names.METRIC_WORKFLOW_DURATION: "Duration of one run, or of a flow inside one.",
 }
 
 _made: tuple[object, Instruments | None] = (None, None)

@@ -34,16 +34,16 @@ def current() -> tuple[str | None, str | None]:
 def workflow(
     name: str,
     *,
-    run_id: str,
+    run_id: str | None = None,
     session_id: str | None = None,
     namespace: str | None = None,
     links: Iterable[SpanLink] = (),
 ) -> SpanHandle:
-    """One run, or one undo or recovery of a run.
+    """One run, one flow inside a run, or one undo or recovery of a run.
 
     Args:
         name: The flow's name, or what is done (``recover``, ``undo``).
-        run_id: The run.
+        run_id: The run; None for a flow outside of any.
         session_id: Its conversation.
         namespace: Its tenant.
         links: The spans of the same run in another process.

@@ -88,6 +88,63 @@ async def test_a_run_is_one_trace_across_tasks_threads_and_hops_back(telemetry: 
     assert f"{workflow.context.trace_id:032x}" == result.trace_id
 
 
+class Lister(Agent):
+    """Sums up, in a worker thread."""
+
+    def forward(self, context: Any, task: str) -> dict[str, Any]:
+        return {"list": context.list_keys()}
+
+
+async def test_a_flow_inside_a_flow_has_a_span_that_holds_its_agents(telemetry: Recorded, tools: ToolRegistry) -> None:
+    left = Pipeline([Booker("one"), Lister("two")], name="left")
+    right = Pipeline([Lister("three"), Parallel([Booker("four")], name="inner")], name="right")
+    flow = Pipeline([Parallel([left, right], name="both"), Lister("last")], name="trip")
+    async with Orchestrator(tools=tools) as orchestrator:
+        result = await orchestrator.run(flow, task="Lisbon", session_id="s")
+    run, both = "invoke_workflow trip", "invoke_workflow both"
+    paths = [_path(telemetry, span) for span in telemetry.spans]
+    assert sorted(path for path in paths if path[0].startswith("invoke_")) == sorted(
+        [
+            [run],
+            [both, run],
+            ["invoke_workflow left", both, run],
+            ["invoke_workflow right", both, run],
+            ["invoke_workflow inner", "invoke_workflow right", both, run],
+            ["invoke_agent one", "invoke_workflow left", both, run],
+            ["invoke_agent two", "invoke_workflow left", both, run],
+            ["invoke_agent three", "invoke_workflow right", both, run],
+            ["invoke_agent four", "invoke_workflow inner", "invoke_workflow right", both, run],
+            ["invoke_agent last", run],
+        ]
+    )
+    for span in telemetry.spans:
+        assert foreign(span.attributes) == set()
+        if span.name.startswith("invoke_workflow"):
+            assert (span.attributes or {})[names.RUN_ID] == result.run_id
+            assert (span.attributes or {})["gen_ai.conversation.id"] == "s"
+            assert (names.SAGA_STATUS in (span.attributes or {})) is (span.name == run)
+    (sagas,) = telemetry.points("agenthelm.sagas")
+    assert sagas.value == 1
+
+
+async def test_a_collected_flow_that_fails_is_undone_inside_its_span(telemetry: Recorded, tools: ToolRegistry) -> None:
+    bad = Pipeline([Booker("booker"), Refuser("refuser")], name="bad")
+    async with Orchestrator(tools=tools) as orchestrator:
+        result = await orchestrator.run(Parallel([bad, Lister("good")], on_error="collect", name="both"), task="Lisbon")
+    assert list(result["errors"]) == ["bad"]
+    assert _path(telemetry, telemetry.span("execute_tool cancel")) == [
+        "execute_tool cancel", "invoke_workflow bad", "invoke_workflow both",
+    ]  # fmt: skip
+    assert (telemetry.span("invoke_workflow bad").attributes or {})["error.type"] == "ValueError"
+    assert telemetry.span("invoke_workflow both").status.is_unset
+
+
+async def test_a_flow_outside_of_any_run_has_spans_too(telemetry: Recorded) -> None:
+    await Pipeline([Pipeline([Lister("one")], name="inner")]).run(None, task="x")
+    assert [span.name for span in telemetry.spans] == ["invoke_agent one", "invoke_workflow inner"]
+    assert names.RUN_ID not in (telemetry.span("invoke_workflow inner").attributes or {})
+
+
 async def test_a_failed_run_s_trace_shows_the_error_and_links_the_undo(
     telemetry: Recorded, tools: ToolRegistry
 ) -> None:
