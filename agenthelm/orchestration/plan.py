@@ -103,10 +103,10 @@ class Plan:
         as_dag = any(step.depends_on for step in flat)
         if as_dag and any(len(group) > 1 for group in groups):
             raise PlanError("a plan is either a list with groups or a DAG by depends_on, not both")
-        if not as_dag:
-            flat = _sequential(groups)
-        plan = cls({step.name: step for step in flat})
-        plan._check_graph()
+        plan = cls({step.name: step for step in (flat if as_dag else _sequential(groups))})
+        if as_dag:
+            plan._check_graph()
+        plan._check_refs()
         return plan
 
     def check_tools(self, tools: ToolRegistry) -> None:
@@ -184,6 +184,8 @@ class Plan:
             raise PlanError(
                 f"these steps wait for each other in a circle: {', '.join(sorted(set(exc.args[1])))}"
             ) from None
+
+    def _check_refs(self) -> None:
         for name, step in self.steps.items():
             for ref in refs_in(step.arguments):
                 if ref.step not in self.steps:
