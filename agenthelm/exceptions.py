@@ -196,10 +196,12 @@ class BudgetExceededError(AgentHelmError, RuntimeError):
         if resource == "price":
             message = f"budget of {scope}: the model has no known price and unpriced='deny'"
         else:
-            message = (
-                f"budget of {scope} is {limit:g} {resource}; {spent:g} spent and {reserved:g} reserved, "
-                f"so a call that may take {requested:g} was not made"
-            )
+            message = f"budget of {scope} is {_amount(limit)} {_unit(resource, limit)}; "
+            if resource == "seconds":
+                message += f"{_amount(spent)} have passed, so the next call was not made"
+            else:
+                asked = f"a call that may take {_amount(requested)}" if requested else "the next call"
+                message += f"{_amount(spent)} spent and {_amount(reserved)} reserved, so {asked} was not made"
         super().__init__(message)
         self.scope = scope
         self.resource = resource
@@ -207,6 +209,15 @@ class BudgetExceededError(AgentHelmError, RuntimeError):
         self.spent = spent
         self.reserved = reserved
         self.requested = requested
+
+
+def _amount(number: float) -> str:
+    """A number without an exponent, as far as that can be read."""
+    return f"{number:.0f}" if float(number).is_integer() else f"{number:g}"
+
+
+def _unit(resource: str, number: float) -> str:
+    return "usd" if resource == "usd" else resource.replace("_", " ").removesuffix("s" if number == 1 else "")
 
 
 class AgentError(AgentHelmError):

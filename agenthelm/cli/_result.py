@@ -107,12 +107,18 @@ def tell_undone(view: View, saga: Any, *, run_id: str | None = None) -> None:
 
 def print_failure(error: BaseException, *, code: int, message: str) -> None:
     """The JSON document of a run that failed."""
-    saga = getattr(error, "saga", None)
+    from agenthelm.core.cost import Totals
+
+    saga, usage = getattr(error, "saga", None), getattr(error, "usage", None)
+    usage = usage if isinstance(usage, Totals) else None  # an error from before the run began, or somebody else's word
     print_json(
         {
             "run_id": getattr(error, "run_id", None),
             "status": getattr(saga, "status", None) or "failed",
             "error": {"type": type(error).__name__, "message": message},
+            "cost_usd": 0.0 if usage is None else usage.cost_usd,
+            "priced_usd": 0.0 if usage is None else usage.priced_usd,
+            "usage": usage,
             "stuck": _stuck(saga),
             "exit_code": code,
         }
@@ -144,7 +150,7 @@ def _cost_table(result: Any) -> None:
     err().print(table(["by", "", "#calls", "#tokens in", "#tokens out", "#cost"], rows))
     say(
         f"total {dollars(total.cost_usd)}{_caveats(total)} for {count(total.calls, 'model call')} and "
-        f"{count(total.tool_calls, 'tool call')}, {total.tokens} tokens"
+        f"{count(total.tool_calls, 'tool call')}, {count(total.tokens, 'token')}"
     )
 
 

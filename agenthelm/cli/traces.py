@@ -205,7 +205,7 @@ def _add(branch: Tree, event: Mapping[str, Any], offset: float) -> None:
     if cost := _cost(event):
         line.append(f"  {cost}", "dim")
     if event.get("retry_count"):
-        line.append(f"  {event['retry_count']} retries", "yellow")
+        line.append(f"  {event['retry_count']} {'retry' if event['retry_count'] == 1 else 'retries'}", "yellow")
     node = branch.add(line)
     if event.get("llm_reasoning_trace"):
         node.add(Text(f"because: {_console.clean(event['llm_reasoning_trace'], width=160)}", style="dim italic"))
@@ -253,6 +253,7 @@ async def export(
 ) -> None:
     """Write calls to a file or to stdout, oldest first, as JSON, CSV or Markdown."""
     from agenthelm.cli import _console, _events, _export
+    from agenthelm.cli._units import count
     from agenthelm.exceptions import ConfigError
 
     if form not in _export.FORMATS:
@@ -269,20 +270,20 @@ async def export(
         "longer_than": longer_than,
         "cost_over": cost_over,
     }
-    count = 0
+    written = 0
     async with _opened(wanted) as (storage, where):
 
         async def found() -> AsyncIterator[Sequence[Mapping[str, Any]]]:
-            nonlocal count
+            nonlocal written
             async for page in _events.pages(storage, where, limit=limit):
-                count += len(page)
+                written += len(page)
                 yield [record.data for record in page]
 
         with _export.target(output) as stream:
             async for text in _export.FORMATS[form](found()):
                 stream.write(text)
     if output is not None:
-        _console.note(f"{count} calls written to {output}")
+        _console.note(f"{count(written, 'call')} written to {output}")
 
 
 @command(app, "stats")

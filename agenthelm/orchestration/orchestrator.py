@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -189,7 +189,7 @@ class Orchestrator:
             PlanError: A tool's compensation could never be called; nothing ran.
             BudgetExceededError: A budget was used up.
             RunTimeoutError: The deadline passed.
-            Exception: The first failure. Whatever leaves carries ``.run_id`` and ``.saga``.
+            Exception: The first failure. Whatever leaves carries ``.run_id``, ``.saga``, and ``.usage``: what was spent.
         """
         self.tools.check()
         given = self._given(agent_or_flow, task, dict(inputs or {}))
@@ -328,6 +328,10 @@ class Orchestrator:
                         if deadline.cancelled_caught:
                             assert timeout is not None
                             raise RunTimeoutError(timeout)
+                except Exception as error:
+                    with suppress(AttributeError):  # one with slots carries no more than it was made for
+                        error.usage = scope.executor.ledger.total()  # type: ignore[attr-defined]
+                    raise
                 finally:
                     scope.describe(span)
             assert scope.result is not None

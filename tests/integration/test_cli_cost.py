@@ -138,7 +138,7 @@ def undone(done: Outcome, cli: Cli) -> bool:
 
 def test_over_budget_is_one_line_the_effects_are_undone_and_the_cost_is_told(cli: Cli, server: OpenAIServer) -> None:
     done = cli("run", "x", "--app", "app.py", "-a", "planner,teller", "--max-calls", "1", code=1)
-    assert "error: budget of run is 1 calls; 1 spent" in done.stderr
+    assert "error: budget of run is 1 call; 1 spent" in done.stderr
     assert undone(done, cli)
     assert server.asked == 1
     assert "cost $" in done.lines[-1]

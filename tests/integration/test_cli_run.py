@@ -128,6 +128,14 @@ def test_a_failed_run_is_a_json_document_too(cli: Cli) -> None:
     assert document["status"] == "rolled_back"
     assert document["error"]["type"] == "RuntimeError"
     assert document["run_id"]
+    assert (document["cost_usd"], document["priced_usd"]) == (0, 0)
+    assert (document["usage"]["calls"], document["usage"]["tool_calls"]) == (1, 2)  # with its undo
+
+
+def test_a_run_that_never_began_has_spent_nothing(cli: Cli) -> None:
+    done = cli("run", "x", "--app", "app.py", "-a", "planner,planner", "--json", code=2)
+    document = json.loads(done.stdout)
+    assert (document["run_id"], document["cost_usd"], document["usage"]) == (None, 0, None)
 
 
 def test_what_could_not_be_undone_ends_with_3(cli: Cli) -> None:
@@ -169,7 +177,7 @@ def test_approvals_can_be_refused_beforehand(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--max-calls", "1"), "budget of run is 1 calls"),
+        (("--max-calls", "1"), "budget of run is 1 call; 1 spent"),
         (("--max-tokens-total", "10"), "budget of run is 10 tokens"),
     ],
 )

@@ -283,6 +283,22 @@ class TestModels:
         assert (caught.value.scope, len(lm.requests)) == ("run", 2)
         assert world.log == ["book room", "cancel room"]
 
+    async def test_the_error_of_a_failed_run_says_what_was_spent(self, world: World) -> None:
+        class Nests(Agent):
+            async def aforward(self, context: Any, task: str) -> None:
+                await self.ause("book", name="a")
+                await orchestrator.run(Pipeline([Answers(), Fails()]), task)
+
+        lm = ScriptedLM([{"answer": "a"}] * 3, input_tokens=7, output_tokens=3)
+        async with Orchestrator(lm=lm, tools=world.tools) as orchestrator:
+            with pytest.raises(RuntimeError, match="no x") as inner:
+                await orchestrator.run(Pipeline([Answers(), Fails()]), "x")
+            with pytest.raises(RuntimeError, match="no x") as outer:
+                await orchestrator.run(Pipeline([Answers(), Nests()]), "x")
+        used = [error.value.usage for error in (inner, outer)]  # type: ignore[attr-defined]
+        assert [(usage.calls, usage.tokens, usage.tool_calls) for usage in used] == [(1, 10, 0), (2, 20, 2)]
+        assert used[1].cost_usd == 0
+
     async def test_an_agents_own_budget_ends_the_run_too(self) -> None:
         lm = ScriptedLM([{"answer": "a"}] * 5)
         flow = Pipeline([Answers(name="one"), Answers(name="two")])
@@ -330,7 +346,7 @@ class TestNestedRuns:
 
         lm = ScriptedLM([{"answer": "a"}] * 5)
         async with Orchestrator(lm=lm) as orchestrator:
-            with pytest.raises(BudgetExceededError, match="of run is 1 calls"):
+            with pytest.raises(BudgetExceededError, match="of run is 1 call;"):
                 await orchestrator.run(Nests(), "x", budget=Budget(calls=1))
         assert len(lm.requests) == 1
 

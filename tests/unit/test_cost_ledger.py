@@ -369,3 +369,22 @@ def test_many_threads_never_overshoot_one_budget(threads: int) -> None:
 def test_a_budget_refuses_negative_limits(field: str) -> None:
     with pytest.raises(ValueError, match=field):
         Budget(**{field: -1})
+
+
+@pytest.mark.parametrize(
+    ("resource", "limit", "spent", "requested", "words"),
+    [
+        ("calls", 1, 1, 1, "1 call; 1 spent and 0 reserved, so a call that may take 1 was not made"),
+        ("calls", 2, 2, 1, "2 calls; 2 spent and 0 reserved, so a call that may take 1 was not made"),
+        ("calls", 0, 0, 1, "0 calls; 0 spent and 0 reserved, so a call that may take 1 was not made"),
+        ("tool_calls", 1, 1, 1, "1 tool call; 1 spent and 0 reserved, so a call that may take 1 was not made"),
+        ("tokens", 1_234_567, 1_000_000, 300_000, "1234567 tokens; 1000000 spent and 0 reserved, so a call that may take 300000 was not made"),
+        ("usd", 0.003, 0.0023, 0.002, "0.003 usd; 0.0023 spent and 0 reserved, so a call that may take 0.002 was not made"),
+        ("usd", 1.0, 1.25, 0, "1 usd; 1.25 spent and 0 reserved, so the next call was not made"),
+        ("seconds", 1, 1.5, 0, "1 second; 1.5 have passed, so the next call was not made"),
+        ("seconds", 60, 61.25, 0, "60 seconds; 61.25 have passed, so the next call was not made"),
+    ],
+)  # fmt: skip
+def test_a_refusal_can_be_read_aloud(resource: str, limit: float, spent: float, requested: float, words: str) -> None:
+    error = BudgetExceededError(scope="run", resource=resource, limit=limit, spent=spent, requested=requested)
+    assert str(error) == f"budget of run is {words}"
