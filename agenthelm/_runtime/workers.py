@@ -18,7 +18,7 @@ import anyio.lowlevel
 import anyio.to_process
 import anyio.to_thread
 from anyio import CapacityLimiter
-from anyio.lowlevel import RunVar
+from anyio.lowlevel import EventLoopToken, RunVar
 
 from agenthelm._runtime.context import current_run, entered
 from agenthelm._runtime.groups import in_child, wait_through
@@ -50,7 +50,7 @@ class _Thread(Generic[T]):
         self._function = function
         self._gate = threading.Lock()
         self._state: Literal["waiting", "running", "ended", "disowned"] = "waiting"
-        self._token = anyio.lowlevel.current_token()
+        self._token: EventLoopToken | None = None
         self._ended: anyio.Event | None = None
         self.value: T | None = None
         self.error: BaseException | None = None
@@ -67,7 +67,7 @@ class _Thread(Generic[T]):
             self.error = error
         with self._gate:
             self._state = "ended"
-            if self._ended is not None:
+            if self._ended is not None and self._token is not None:
                 wake(self._token, self._ended.set)
 
     def disown_or_wait(self) -> anyio.Event | None:
@@ -76,6 +76,7 @@ class _Thread(Generic[T]):
             if self._state == "waiting":
                 self._state = "disowned"
                 return None
+            self._token = anyio.lowlevel.current_token()
             self._ended = anyio.Event()
             if self._state == "ended":
                 self._ended.set()

@@ -23,6 +23,7 @@ __all__ = ["KEY_PARAMETER", "Binding", "Parameter", "call_by_name", "missing_par
 KEY_PARAMETER = "idempotency_key"
 _EMPTY = inspect.Parameter.empty
 _SCALARS = (str, int, float, bool, bytes, type(None))
+_IMMUTABLE = frozenset(_SCALARS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +335,7 @@ def call_by_name(function: Callable[..., Any], available: Mapping[str, Any]) -> 
 
 def own_copy(bound: dict[str, Any]) -> dict[str, Any]:
     """Bound arguments that nobody else can change: what was approved and journaled is what every attempt gets."""
-    if all(isinstance(value, _SCALARS) for value in bound.values()):
+    if _IMMUTABLE.issuperset(map(type, bound.values())):
         return bound
     try:
         return copy.deepcopy(bound)
