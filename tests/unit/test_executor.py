@@ -747,7 +747,7 @@ class TestBudgets:
 
         await door.call("look")
         await door.call("look")
-        with pytest.raises(BudgetExceededError, match="2 tool_calls"):
+        with pytest.raises(BudgetExceededError, match="2 tool calls"):
             await door.call("look")
 
     async def test_an_agent_has_one_budget_however_often_it_is_asked(self, door: Door) -> None:
