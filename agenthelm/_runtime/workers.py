@@ -171,10 +171,9 @@ class Workers:
             try:
                 return function(*args)
             finally:
-                try:
-                    anyio.from_thread.run_sync(limiter.release_on_behalf_of, borrower, token=token)
-                except anyio.RunFinishedError:
-                    pass  # the loop, and the limiter with it, are gone
+                # Not waited for: a loop that is just ending never answers, and the thread, and so the process, would
+                # never end.
+                wake(token, limiter.release_on_behalf_of, borrower)
 
         try:
             # `borrower` holds the place; this second limiter only keeps anyio from counting it again.

@@ -129,6 +129,28 @@ class TestThreads:
         with anyio.fail_after(10):
             assert await workers.run_abandonable(gates[2]) == "value"
 
+    def test_a_thread_that_was_let_go_ends_although_its_loop_never_runs_again(self) -> None:
+        workers, gate, threads = Workers(), Gate(), list[threading.Thread]()
+
+        def work() -> None:
+            threads.append(threading.current_thread())
+            gate()
+
+        async def let_go() -> None:
+            async with anyio.create_task_group() as group:
+                group.start_soon(workers.run_abandonable, work)
+                await gate.wait_entered()
+                group.cancel_scope.cancel()
+
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(let_go())
+            gate.go.set()
+            threads[0].join(10)
+            assert not threads[0].is_alive()  # it would keep the process from ending
+        finally:
+            loop.close()
+
     async def test_a_process_is_killed_when_its_caller_is_cancelled(self) -> None:
         import time
 
