@@ -102,16 +102,17 @@ class ToolLoop(dspy.Module):
             if choice.next_tool_name == FINISH:
                 break
             arguments = choice.next_tool_args or {}
-            observation = self._observe(choice.next_tool_name, arguments)
-            turns.append(_Turn(str(choice.next_thought), choice.next_tool_name, _shown(arguments), observation))
+            thought = str(choice.next_thought or "")
+            observation = self._observe(choice.next_tool_name, arguments, thought)
+            turns.append(_Turn(thought, choice.next_tool_name, _shown(arguments), observation))
         raise_if_stopped()
         answer = _ask(self.answer, turns, inputs)
         return dspy.Prediction(**{name: answer[name] for name in self.signature.output_fields})
 
-    def _observe(self, name: str, arguments: Mapping[str, Any]) -> str:
+    def _observe(self, name: str, arguments: Mapping[str, Any], thought: str) -> str:
         """One tool call, and what the LM is told of it."""
         try:
-            return _shown(await_from_sync(self.tools.call, name, arguments))
+            return _shown(await_from_sync(self.tools.call, name, arguments, thought))
         except _STOPS:
             raise
         except ApprovalDeniedError as denied:

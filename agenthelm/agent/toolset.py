@@ -32,8 +32,8 @@ class Toolset(Mapping[str, Tool]):
             chosen.register(TOOL_REGISTRY.resolve(item) if isinstance(item, str) else item)
         return cls(chosen)
 
-    async def call(self, name: str, arguments: Mapping[str, Any]) -> Any:
-        """Call one of them through the executor in force.
+    async def call(self, name: str, arguments: Mapping[str, Any], reasoning: str = "") -> Any:
+        """Call one of them through the executor in force; ``reasoning`` goes on record with the call.
 
         Raises:
             UnknownToolError: It is none of these, whatever else the orchestrator has.
@@ -41,11 +41,11 @@ class Toolset(Mapping[str, Tool]):
         """
         executor = current_executor() or detached()
         if name not in self._tools:  # refused there, and on record
-            return await executor.call(name, arguments, allowed=self._tools)
+            return await executor.call(name, arguments, allowed=self._tools, reasoning=reasoning)
         mine, known = self._tools[name], executor.tools.get(name)
         # The registry's own entry is preferred, so that undoing finds the same one; never a stranger of that name.
         target = known if known is not None and known.function is mine.function else mine
-        return await executor.call(target, arguments)
+        return await executor.call(target, arguments, reasoning=reasoning)
 
     def __getitem__(self, name: str) -> Tool:
         return self._tools[name]

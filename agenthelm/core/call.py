@@ -24,7 +24,9 @@ from agenthelm.exceptions import (
     ToolInputError,
     ToolTimeoutError,
     UnknownToolError,
+    conceal,
     describe,
+    message_of,
 )
 from agenthelm.tracing.calls import describe as describe_span
 
@@ -33,6 +35,9 @@ __all__ = ["Call"]
 _LONGEST_NAME = 200
 """Characters of a tool's name that nobody registered; it is some caller's text."""
 
+_LONGEST_REASONING = 2_000
+"""Characters of what an LM said that are kept."""
+
 
 class Call:
     """One call on its way through the door. Belongs to one task; nobody else sees it."""
@@ -40,7 +45,7 @@ class Call:
     __slots__ = (
         "approval_reason", "approver", "arguments", "attempts", "bound", "cancellation", "clock", "compensates", "compensating_tool",
         "context", "cost_usd", "digest", "effect", "effect_id", "error_state", "error_type", "guarded", "id", "is_effect",
-        "key", "late", "name", "outcome", "result", "span", "started", "stopped", "tool", "wall",
+        "key", "late", "name", "outcome", "raised", "reasoning", "result", "span", "started", "stopped", "tool", "wall",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +57,7 @@ class Call:
         *,
         key: str | None = None,
         compensates: str | None = None,
+        reasoning: str = "",
     ) -> None:
         self.id: str = new_call_id()
         self.name: str = name
@@ -63,6 +69,7 @@ class Call:
         self.guarded: frozenset[str] = frozenset()
         self.key = key
         self.compensates: str | None = compensates
+        self.reasoning: str = reasoning
         self.compensating_tool: str | None = None
         self.digest: str = ""
         self.effect: Effect | None = None
@@ -79,6 +86,7 @@ class Call:
         self.result: Any = None
         self.error_state: str | None = None
         self.error_type: str | None = None
+        self.raised: BaseException | None = None
         self.cost_usd: float | None = 0.0
         self.cancellation: BaseException | None = None
         self.span: Any = None
@@ -135,7 +143,7 @@ class Call:
         """The tool ran to its end; ``invalid`` is why its result is refused all the same."""
         self.result = value
         self.outcome = "success" if invalid is None else "invalid"
-        self.error_state = self.error_type = None
+        self.error_state = self.error_type = self.raised = None
         if invalid is not None:
             self._name(invalid)
 
@@ -194,6 +202,10 @@ class Call:
         }
         if self.guarded:
             self._veil(event, shown, sensitive)
+        self.raised = None  # its traceback holds this call
+        if self.reasoning:
+            said = masked({"reasoning": self.reasoning}, hook=redact, cap=_LONGEST_REASONING)
+            event["llm_reasoning_trace"] = said["reasoning"]
         if span is not None:
             describe_span(span, event)
         return event
@@ -205,6 +217,7 @@ class Call:
         return round((self.clock.monotonic() if self.stopped is None else self.stopped) - self.started, 9)
 
     def _name(self, error: BaseException) -> None:
+        self.raised = error
         self.error_type = type(error).__name__
         self.error_state = masked(describe(error))
 
@@ -223,5 +236,12 @@ class Call:
         """Take what the secret arguments say out of everything else: results, errors, other arguments."""
         secrets = secret_texts([shown[name] for name in sensitive if name in shown], whole=True)
         secrets += secret_texts([shown[name] for name in self.guarded if name in shown], whole=False)
-        for part in ("inputs", "outputs", "error_state"):
+        for part in ("inputs", "outputs"):
             event[part] = veiled(event[part], secrets)
+        self.reasoning = veiled(self.reasoning, secrets)
+        said = None if self.raised is None else message_of(self.raised)
+        if self.raised is not None and said != (words := veiled(said, secrets)):
+            # From here on it is told in these words, wherever it gets: spans, outer calls, the journal, what an LM sees.
+            conceal(self.raised, words)
+            self._name(self.raised)
+            event["error_state"] = self.error_state

@@ -97,6 +97,7 @@ class ToolExecutor:
         compensating_tool: str | None = None,
         compensates: str | None = None,
         links: tuple[Any, ...] = (),
+        reasoning: str = "",
     ) -> Any:
         """Call one tool under its whole contract.
 
@@ -108,6 +109,7 @@ class ToolExecutor:
             compensating_tool: Undoes this call, in place of the contract's.
             compensates: The effect this call undoes.
             links: Span contexts this call's span is linked to.
+            reasoning: What the LM that chose the call said it is for; masked and capped, it is on record with the call.
 
         Returns:
             The validated result.
@@ -123,7 +125,7 @@ class ToolExecutor:
             Exception: Whatever the tool raised in its last attempt.
         """
         name = tool if isinstance(tool, str) else getattr(tool, "name", getattr(tool, "__name__", repr(tool)))
-        call = Call(name, arguments, current_run(), self.clock, key=key, compensates=compensates)
+        call = Call(name, arguments, current_run(), self.clock, key=key, compensates=compensates, reasoning=reasoning)
         with spans.tool(name, call_id=call.id, links=links) as span:
             call.span = span
             try:

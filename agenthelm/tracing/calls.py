@@ -26,15 +26,12 @@ _IF_ANY: Final = {
 
 
 def describe(span: SpanHandle, event: Mapping[str, Any]) -> None:
-    """Set on the span of a call what its event says; content only where it is opted in, and of an error what was masked.
+    """Set on the span of a call what its event says; content only where it is opted in.
 
     Args:
         span: The span, still open.
         event: The event, of `ExecutionEvent`'s shape, masked.
     """
-    if error := event.get("error_state"):
-        kind = str(event.get("error_type"))
-        span.reword(kind, error.removeprefix(f"{kind}: "))
     if not span.listening:
         return
     for key, name in _ALWAYS.items():

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeAlias
 
-from agenthelm.exceptions import BudgetExceededError, conceal, message_of
+from agenthelm.exceptions import BudgetExceededError, message_of
 from agenthelm.tracing import names
 from agenthelm.tracing.scrub import scrub
 
@@ -61,17 +61,6 @@ class SpanHandle(Protocol):
         """Mark the span as failed; an exception that leaves the ``with`` block does so by itself."""
         ...
 
-    def reword(self, kind: str, text: str) -> None:
-        """Say how an exception of this type that leaves the ``with`` block may be told, here and in outer spans.
-
-        For messages that hold what is known to be secret but does not look like it.
-
-        Args:
-            kind: The name of the exception's type.
-            text: Its message, masked.
-        """
-        ...
-
     def __enter__(self) -> Self: ...
 
     def __exit__(
@@ -109,9 +98,6 @@ class _Nothing:
     def fail(self, error: BaseException | str) -> None:
         """Nothing."""
 
-    def reword(self, kind: str, text: str) -> None:
-        """Nothing."""
-
     def __enter__(self) -> Self:
         return self
 
@@ -136,8 +122,7 @@ class Site:
     """One span while it is open."""
 
     __slots__ = (
-        "_began", "_client", "_error", "_later", "_links", "_meter", "_name", "_reworded", "_span", "_token", "_tracer",
-        "_values",
+        "_began", "_client", "_error", "_later", "_links", "_meter", "_name", "_span", "_token", "_tracer", "_values",
     )  # fmt: skip
 
     def __init__(
@@ -160,7 +145,6 @@ class Site:
         self._token: Token[Context] | None = None
         self._error: str | None = None
         self._later: Mapping[str, object] = {}
-        self._reworded: tuple[str, str] | None = None
         self._began = 0.0
 
     def __enter__(self) -> Self:
@@ -185,8 +169,6 @@ class Site:
     ) -> None:
         elapsed = time.perf_counter() - self._began
         if error is not None:
-            if self._reworded is not None and self._reworded[0] == type(error).__name__:
-                _reword(error, self._reworded[1])
             self.fail(error)
         if self._span is not None and self._token is not None:
             from opentelemetry import context
@@ -257,9 +239,6 @@ class Site:
             # No stack trace: its source lines and chained messages may hold what was masked everywhere else.
             self._span.add_event("exception", {names.EXCEPTION_TYPE: self._error, names.EXCEPTION_MESSAGE: text})
 
-    def reword(self, kind: str, text: str) -> None:
-        self._reworded = kind, text
-
 
 def _content(value: object) -> str:
     from agenthelm.tracing.redaction import masked
@@ -291,13 +270,6 @@ def _error_type(error: BaseException) -> str:
         return "cancelled"  # asyncio's and trio's cancellation have different names
     module, name = type(error).__module__, type(error).__qualname__
     return name if module == "builtins" else f"{module}.{name}"
-
-
-def _reword(error: BaseException, text: str) -> None:
-    """Conceal an exception's own words where others were given for them; not for what is taken out of any text."""
-    own = message_of(error)
-    if own and text != scrub(own).strip().replace("\n", " "):
-        conceal(error, text)
 
 
 def _links(links: Iterable[SpanLink]) -> list[Link]:

@@ -265,6 +265,7 @@ CHROMA_CHILD = """
 
 def test_two_processes_on_one_folder_of_chroma_keep_what_both_wrote_but_search_what_each_knew(tmp_path: Path) -> None:
     """Chroma's limit, not ours: see docs/concepts/memory.md. If this fails, Chroma has learned to share a folder."""
+
     def tell(process: subprocess.Popen[str], line: str) -> str:
         assert process.stdin is not None
         assert process.stdout is not None

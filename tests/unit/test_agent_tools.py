@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import anyio
 import dspy
 import pytest
+from pydantic import SecretStr
 
 from agenthelm._runtime.context import RunContext, StopMark, entered
 from agenthelm.agent import Agent, ToolAgent
 from agenthelm.agent.offline import request_text
 from agenthelm.agent.toolset import Toolset
+from agenthelm.core.event import ExecutionEvent
 from agenthelm.core.executor import ToolExecutor, detached, using
+from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import TOOL_REGISTRY, ToolRegistry, tool
 from agenthelm.exceptions import (
     AgentError,
@@ -91,6 +95,59 @@ async def test_the_lm_calls_tools_until_it_can_answer(executor: ToolExecutor) ->
     assert "I need weather" in prompts(lm)[-1]
     events = await executor.storage.read("events")
     assert [(event.data["tool_name"], event.data["agent_name"]) for event in events] == [("weather", "worker")] * 2
+
+
+async def test_what_the_lm_wanted_is_on_record_with_each_call(executor: ToolExecutor) -> None:
+    wants = [choose("weather", city="Lisbon"), choose("broken", reason="x"), choose("launch"), choose("secret"), FINISH]
+    lm = ScriptedLM(
+        [*({**turn, "next_thought": f"{turn['next_thought']}, password=hunter22"} for turn in wants), ANSWER]
+    )
+    with using(executor):
+        await agent(lm, weather, broken, launch).run(question="where to?")
+        await executor.call("secret", {})
+    events = [ExecutionEvent.model_validate(record.data) for record in await executor.storage.read("events")]
+    assert [(event.tool_name, event.outcome, event.llm_reasoning_trace) for event in events] == [
+        ("weather", "success", "I need weather, password=***"),
+        ("broken", "failed", "I need broken, password=***"),
+        ("launch", "denied", "I need launch, password=***"),
+        ("secret", "success", ""),
+    ]
+
+
+async def test_what_the_lm_wanted_is_capped_and_holds_no_secret_of_the_call() -> None:
+    tools = ToolRegistry()
+
+    @tool(registry=tools)
+    async def log_in(pin: SecretStr) -> None:
+        """Log in."""
+
+    @tool(registry=tools)
+    async def look(city: str) -> None:
+        """Look."""
+
+    secret = "blaue Katze 4711"
+    lm = ScriptedLM(
+        [
+            {**choose("log_in", pin=secret), "next_thought": f"{'x' * 1990} {secret} opens it"},
+            {**choose("look", city="Lisbon"), "next_thought": "y" * 5000},
+            {**choose("look", city="Porto"), "next_thought": ""},
+            FINISH,
+            ANSWER,
+        ]
+    )
+    executor = replace(detached(tools), redact=lambda name, value: "Z" if name == "city" else value)
+    with using(executor):
+        await ToolAgent("worker", signature="question -> answer", tools=tools, lm=lm).run(question="?")
+    kept = [record.data.get("llm_reasoning_trace", "") for record in await executor.storage.read("events")]
+    assert kept[0].startswith(f"{'x' * 1990} ***")
+    assert [secret[:length] in kept[0] for length in (4, len(secret))] == [False, False]
+    assert kept[1] == f"{'y' * 2000}… <2000 of 5000 characters>"
+    assert kept[2] == ""
+    hidden = replace(executor, storage=InMemoryStorage(), redact=lambda name, value: "-")
+    with using(hidden):
+        await hidden.call("look", {"city": "x"}, reasoning="because")
+    (record,) = await hidden.storage.read("events")
+    assert record.data["llm_reasoning_trace"] == "-"
 
 
 async def test_the_lm_sees_descriptions_and_the_schema_of_the_arguments(executor: ToolExecutor) -> None:

@@ -18,13 +18,16 @@ from agenthelm import (
     Pipeline,
     Redacted,
     Step,
+    ToolAgent,
     ToolRegistry,
     saga,
     tool,
 )
+from agenthelm._runtime.progress import Progress
 from agenthelm.core.storage.base import EVENTS
 from agenthelm.exceptions import conceal, describe, message_of
-from agenthelm.tracing import names, spans
+from agenthelm.testing import ScriptedLM
+from agenthelm.tracing import names
 from agenthelm.tracing.console import TreeProcessor
 from tests.support.telemetry import Recorded, recorded
 
@@ -141,13 +144,17 @@ async def test_a_secret_argument_in_a_tool_s_error_is_in_no_span(
     screen = io.StringIO()
     telemetry.tracer_provider.add_span_processor(TreeProcessor(Console(file=screen, width=400, color_system=None)))
     storage = InMemoryStorage()
-    async with Orchestrator(tools=tools, storage=storage) as orchestrator:
+    heard: list[Progress] = []
+    async with Orchestrator(tools=tools, storage=storage, observer=heard.append) as orchestrator:
         for agent in (Payer("one"), SyncPayer("two"), Pipeline([Payer("three")]), Parallel([Quoting("four")])):
             with pytest.raises(type(RAISED[how]("")) if not isinstance(agent, Parallel) else RuntimeError):
                 await orchestrator.run(agent, inputs={"tool": name, "how": how})
     _no_secret(telemetry, failed=12)
     assert SECRET not in screen.getvalue()
-    assert SECRET not in str([record.data for record in await storage.read(EVENTS)])
+    for stream in [EVENTS, *(info.name for info in await storage.streams())]:
+        assert SECRET not in str([record.data for record in await storage.read(stream)]), stream
+    assert heard
+    assert SECRET not in str(heard)
     if how == "in a sentence":
         (spoken,) = {span.status.description for span in telemetry.spans if span.name == f"execute_tool {name}"}
         assert spoken == "the peer refused '***' for ann"
@@ -183,27 +190,37 @@ async def test_a_secret_argument_in_the_error_of_a_tool_s_tool_is_in_no_span(tel
         """Call a tool with a secret."""
         await Agent("caller", signature="a -> b").ause("inner", pin=SECRET)
 
-    async with saga(tools=tools) as scope:
+    storage = InMemoryStorage()
+    async with saga(tools=tools, storage=storage) as scope:
         with pytest.raises(ValueError, match="refused"):
             await scope.use("outer")
+    assert [record.data["error_state"] for record in await storage.read(EVENTS)] == ["ValueError: refused ***"] * 2
     _no_secret(telemetry, failed=2)
     assert telemetry.span("execute_tool outer").status.description == "refused ***"
 
 
-def test_only_the_exception_that_was_told_of_is_reworded(telemetry: Recorded) -> None:
-    with pytest.raises(OSError), spans.tool("t") as span:
-        span.reword("ValueError", "in other words")
-        raise OSError("a full disk")
-    assert telemetry.span("execute_tool t").status.description == "a full disk"
+async def test_a_language_model_sees_of_an_error_what_is_on_record(telemetry: Recorded, tools: ToolRegistry) -> None:
+    turn = {"next_thought": "pay", "next_tool_name": "pay", "next_tool_args": {"pin": SECRET, "how": "alone"}}
+    lm = ScriptedLM([turn, {"next_tool_name": "finish"}, {"answer": "no"}])
+    async with Orchestrator(tools=tools, lm=lm) as orchestrator:
+        await orchestrator.run(ToolAgent("payer", signature="task -> answer", tools=tools), "pay")
+    assert "observation: error: ValueError: ***" in lm.prompts[-1]
 
 
-def test_an_error_is_left_alone_where_nothing_was_taken_out_of_it(telemetry: Recorded) -> None:
+async def test_an_error_is_left_alone_where_nothing_was_taken_out_of_it(telemetry: Recorded) -> None:
+    tools = ToolRegistry()
     error = ValueError("password=hunter22 over\ntwo lines")
-    with pytest.raises(ValueError, match="two lines"), spans.tool("t") as span:
-        span.reword("ValueError", "password=*** over two lines")
+
+    @tool(registry=tools)
+    async def fail(pin: SecretStr) -> None:
+        """Fail."""
         raise error
+
+    async with saga(tools=tools) as scope:
+        with pytest.raises(ValueError, match="two lines"):
+            await scope.use("fail", pin=SECRET)
     assert vars(error) == {}
-    assert telemetry.span("execute_tool t").status.description == "password=*** over\ntwo lines"
+    assert telemetry.span("execute_tool fail").status.description == "password=*** over\ntwo lines"
 
 
 def test_a_concealed_message_stays_concealed_in_whatever_quotes_it() -> None:
