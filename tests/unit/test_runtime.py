@@ -410,7 +410,7 @@ class TestBackoff:
 
 
 SIGINT_PROGRAM = """
-    import anyio, sys, time, threading
+    import anyio, signal, sys, time, threading
     from agenthelm._runtime.groups import in_child, shielded
     from agenthelm._runtime.workers import Workers
 
@@ -433,6 +433,7 @@ SIGINT_PROGRAM = """
     async def main():
         await in_child(body)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
     try:
         anyio.run(main, backend=sys.argv[1])
     except KeyboardInterrupt:
@@ -442,12 +443,15 @@ SIGINT_PROGRAM = """
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_ctrl_c_waits_for_the_thread_and_the_undo(backend: str) -> None:
-    program = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(SIGINT_PROGRAM), backend],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert program.stdout is not None
-    assert program.stdout.readline() == "ready\n"
-    program.send_signal(signal.SIGINT)
-    rest, _ = program.communicate("go\n", timeout=30)
+    ) as program:  # fmt: skip
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+        program.send_signal(signal.SIGINT)
+        try:
+            rest, _ = program.communicate("go\n", timeout=30)
+        finally:
+            program.kill()
     assert rest.splitlines() == ["effect", "undone", "interrupted"]
