@@ -142,7 +142,15 @@ class ToolInputError(ToolError, ValueError):
 
 
 class ToolOutputError(ToolError, ValueError):
-    """The tool ran and returned something its contract does not allow."""
+    """The tool ran and returned something its contract does not allow.
+
+    Attributes:
+        ran: Whether it ran to its end; not if what it returned is a coroutine that nobody awaits.
+    """
+
+    def __init__(self, message: str, *, tool_name: str, ran: bool = True) -> None:
+        super().__init__(message, tool_name=tool_name)
+        self.ran = ran
 
 
 class ToolTimeoutError(ToolError, TimeoutError):

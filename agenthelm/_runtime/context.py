@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ __all__ = [
     "raise_if_stopped",
     "report",
 ]
+
+_log = logging.getLogger(__name__)
 
 _PROCESS_PREFIX = secrets.token_hex(4)
 _CALLS = itertools.count(1)
@@ -143,7 +146,10 @@ def raise_if_stopped() -> None:
 
 
 def report(progress: Progress) -> None:
-    """Tell the run's observer, if it has one."""
+    """Tell the run's observer, if it has one; what that raises is nobody's failure and stops no undo."""
     context = _current.get()
     if context is not None and context.observer is not None:
-        context.observer(progress)
+        try:
+            context.observer(progress)
+        except Exception as error:  # noqa: BLE001 - see above
+            _log.debug("the observer raised %s: %s", type(error).__name__, error)

@@ -30,12 +30,16 @@ async def in_child(function: Callable[..., Awaitable[T]], *args: Any) -> T:
     """
     value: list[T] = []
     error: list[Exception] = []
+    cancelled: list[BaseException] = []
 
     async def body() -> None:
         try:
             value.append(await function(*args))
         except Exception as exc:  # noqa: BLE001 - raised bare below, outside of the task group
             error.append(exc)
+        except anyio.get_cancelled_exc_class() as exc:
+            cancelled.append(exc)
+            raise
 
     try:
         async with anyio.create_task_group() as group:
@@ -48,6 +52,11 @@ async def in_child(function: Callable[..., Awaitable[T]], *args: Any) -> T:
             raise error[0]
         finally:
             error.clear()  # the frame must not keep its own exception alive
+    if not value:  # cancelled by nobody who was waited for: by a future, say, that somebody else had cancelled
+        try:
+            raise cancelled[0]
+        finally:
+            cancelled.clear()
     return value[0]
 
 

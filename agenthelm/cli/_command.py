@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
@@ -65,9 +66,10 @@ class _Log(logging.Handler):
 
         place = f"{record.name}: " if _options.verbose else ""
         text = escape_controls(" ".join(scrub(record.getMessage()).split()))
-        sys.stderr.write(f"{record.levelname.lower()}: {place}{text}\n")
-        if record.exc_info and _options.debug:
-            traceback.print_exception(record.exc_info[1], file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError):  # a reader that has gone must not stop what is being logged
+            sys.stderr.write(f"{record.levelname.lower()}: {place}{text}\n")
+            if record.exc_info and _options.debug:
+                traceback.print_exception(record.exc_info[1], file=sys.stderr)
 
 
 def command(

@@ -71,13 +71,22 @@ def _step(path: Path, number: str, entry: Any) -> Step:
     arguments = entry.get("arguments") or {}
     if not isinstance(arguments, Mapping):
         raise refuse("arguments must be names and values")
-    after = entry.get("depends_on") or ()
+    name, undo, after = entry.get("id"), entry.get("compensate_with"), entry.get("depends_on") or []
+    after = list(after) if isinstance(after, list | Mapping) else [after]
+    if not all(isinstance(step, str | int) for step in ([] if name is None else [name]) + after):
+        raise refuse("id and depends_on must be names of steps")
+    if undo is not None and not isinstance(undo, str):
+        raise refuse("compensate_with must be the name of a tool")
+    try:
+        given = {str(name): from_data(value) for name, value in arguments.items()}
+    except RecursionError:
+        raise refuse("the arguments contain themselves") from None
     return Step(
         entry["tool"],
-        {str(name): from_data(value) for name, value in arguments.items()},
-        id=entry.get("id"),
-        depends_on=(after,) if isinstance(after, str) else tuple(after),
-        compensate_with=entry.get("compensate_with"),
+        given,
+        id=None if name is None else str(name),
+        depends_on=tuple(map(str, after)),
+        compensate_with=undo,
     )
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from agenthelm.cli._command import Failure, exit_code, report, summary
-from agenthelm.exceptions import RunNotFoundError
+from agenthelm.exceptions import CorruptRecordError, RunNotFoundError
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -64,12 +64,17 @@ async def read(storage: BaseStorage, run: str) -> RunState:
 
 
 async def runs(storage: BaseStorage, *, state: str | None, limit: int) -> AsyncIterator[RunState]:
-    """The runs with a journal, newest first."""
+    """The runs with a journal, newest first; of one that can't be read there is only that."""
     from agenthelm.orchestration.journal import run_of, stream_of
+    from agenthelm.orchestration.state import RunState
 
     found = await storage.streams(prefix=stream_of(""), limit=limit, where={"state": state} if state else None)
     for stream in found:
-        yield await read(storage, run_of(stream.name))
+        try:
+            run = await read(storage, run_of(stream.name))
+        except CorruptRecordError as error:
+            run = RunState(run_of(stream.name), opened_at=stream.created_at, status="unreadable", reason=str(error))
+        yield run
 
 
 async def prune(storage: BaseStorage, *, before: float, dry_run: bool) -> list[str]:
@@ -248,7 +253,7 @@ async def perform(
 async def _tools(storage: BaseStorage, run: str) -> dict[str, str]:
     try:
         return effect_names(await read(storage, run))
-    except RunNotFoundError:  # refused before it had a journal, or without any effect
+    except (RunNotFoundError, CorruptRecordError):  # refused before it had a journal, or its journal can't be read
         return {}
 
 

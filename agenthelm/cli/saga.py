@@ -183,7 +183,8 @@ async def recover(
         return
 
     async def work(orchestrator: Any) -> list[SagaResult]:
-        results: list[SagaResult] = await orchestrator.recover(run, resume=resume)
+        one = None if run is None else await _saga.run_id(orchestrator.storage, run)
+        results: list[SagaResult] = await orchestrator.recover(one, resume=resume)
         if not results:
             _console.note("nothing to recover")
         return results

@@ -26,6 +26,13 @@ _NEVER_RETRIED = (ApprovalDeniedError, BudgetExceededError, LeaseLostError, Tool
 _OWN_STOPS = (ApprovalDeniedError, BudgetExceededError, LeaseLostError)
 
 
+def _is_one_of(error: BaseException, kinds: tuple[type[Exception], ...]) -> bool:
+    """Whether an exception is of these kinds, or a group in which one is."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(_is_one_of(inner, kinds) for inner in error.exceptions)
+    return isinstance(error, kinds)
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What ``verify`` said.
@@ -56,9 +63,10 @@ class Attempts:
             only a success or a verdict ends it.
     """
 
-    def __init__(self, call: Call, workers: Workers) -> None:
+    def __init__(self, call: Call, workers: Workers, *, late: anyio.Event | None = None) -> None:
         self._call = call
         self._workers = workers
+        self._late = late
         self.doubt: bool = False
         self._entered = False
 
@@ -76,7 +84,10 @@ class Attempts:
             call.attempts += 1
             self._entered = False
             try:
-                value = await self._attempt()
+                try:
+                    value = await self._attempt()
+                except SystemExit as ended:  # asyncio would drop everything, undoing included
+                    raise RuntimeError(f"tool {call.name!r} called sys.exit({ended.code!r})") from ended
             except BaseException as error:
                 self._learn(error)
                 if not isinstance(error, Exception) or not self._may_retry(error):
@@ -88,6 +99,8 @@ class Attempts:
             try:
                 await call.clock.sleep(contract.backoff.delay(call.attempts, error=failure, now=call.clock.wall()))
                 raise_if_stopped()
+                if self._late is not None and self._late.is_set():
+                    raise failure
             finally:
                 del failure
 
@@ -98,7 +111,7 @@ class Attempts:
         if not call.is_effect and call.compensates is None:
             return  # it changes nothing, so there is nothing to doubt
         if isinstance(error, Exception):
-            if call.tool.contract.in_doubt_after(error) or isinstance(error, _OWN_STOPS):
+            if call.tool.contract.in_doubt_after(error) or _is_one_of(error, _OWN_STOPS):
                 self.doubt = True
         else:
             # Cancelled, or the process is being torn down: it never returned, if it was entered at all.
@@ -108,7 +121,7 @@ class Attempts:
         call = self._call
         assert call.tool is not None
         contract = call.tool.contract
-        if call.attempts > contract.retries or isinstance(error, _NEVER_RETRIED) or call.cancellation is not None:
+        if call.attempts > contract.retries or _is_one_of(error, _NEVER_RETRIED) or call.cancellation is not None:
             return False
         if self.doubt and not contract.idempotent:
             return False

@@ -15,7 +15,7 @@ import typing_extensions
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
-from agenthelm.core.sensitive import holds_secrets, is_sensitive
+from agenthelm.core.sensitive import holds_secrets, is_sensitive, secret_fields
 from agenthelm.exceptions import ToolContractError, ToolInputError, ToolOutputError, nearest
 
 __all__ = ["KEY_PARAMETER", "Binding", "Parameter", "call_by_name", "missing_parameters", "own_copy"]
@@ -110,6 +110,12 @@ class Binding:
         self.defaults: dict[str, Any] = {p.name: p.default for p in self.parameters.values() if not p.required}
         self.result_type: Any = hints.get("return", Any)
         self.result_fields = fields
+        self.secret_fields: frozenset[str] = (
+            frozenset(name for name, kind in fields.items() if holds_secrets(kind))
+            if fields
+            else secret_fields(self.result_type)
+        )
+        self.secret_result: bool = not self.secret_fields and not fields and holds_secrets(self.result_type)
         self._arguments = self._arguments_adapter()
         self._result = self._result_adapter()
 
@@ -153,6 +159,7 @@ class Binding:
             raise ToolOutputError(
                 f"tool {self.name!r} returned a coroutine that nobody awaits; define it with 'async def'",
                 tool_name=self.name,
+                ran=False,
             )
         if self._result is None:
             return value

@@ -128,7 +128,9 @@ class Call:
             agent=context.agent if context else None,
             digest=self.digest,
             compensating_tool=self.compensating_tool,
-            sensitive=self.tool.binding.sensitive,
+            sensitive=self.tool.binding.guarded,
+            secret_fields=self.tool.binding.secret_fields,
+            secret_result=self.tool.binding.secret_result,
             trace_id=self.span.trace_id if self.span is not None else None,
             span_id=self.span.span_id if self.span is not None else None,
         )

@@ -75,7 +75,9 @@ class ToolContract:
         return self.changes_something and self.compensating_tool is None
 
     def in_doubt_after(self, error: BaseException) -> bool:
-        """Whether an effect that ended with this exception may have happened all the same."""
+        """Whether an effect that ended with this exception, or a group with it, may have happened all the same."""
+        if isinstance(error, BaseExceptionGroup):
+            return any(self.in_doubt_after(inner) for inner in error.exceptions)
         return isinstance(error, (OutcomeUnknown, TimeoutError, ConnectionError, *self.unknown_on))
 
 

@@ -25,6 +25,8 @@ class Effect(NamedTuple):
         digest: Digest of tool and arguments, as approved.
         compensating_tool: What undoes it: the contract's, or the step's own.
         sensitive: Names of arguments whose values must never be stored.
+        secret_fields: Fields of the result whose values must never be stored.
+        secret_result: Whether nothing of the result may be.
         trace_id: The trace of the call, 32 hex digits.
         span_id: Its span, 16 hex digits; what undoes it links to that.
     """
@@ -39,6 +41,8 @@ class Effect(NamedTuple):
     digest: str = ""
     compensating_tool: str | None = None
     sensitive: frozenset[str] = frozenset()
+    secret_fields: frozenset[str] = frozenset()
+    secret_result: bool = False
     trace_id: str | None = None
     span_id: str | None = None
 

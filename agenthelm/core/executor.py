@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal
 
+import anyio
 import anyio.lowlevel
 
 from agenthelm._runtime.context import (
@@ -58,6 +59,7 @@ class ToolExecutor:
         on_denial: ``"stop"`` makes a denial end the run; ``"observe"`` leaves it to the agent.
         approval_timeout: How long an approval may take and counts, in seconds; None for no limit.
         passes_doors: Whether stop marks and approvals don't apply: compensations and ``verify``.
+        late: Set when nobody waits for further attempts any more.
         budgets: Budgets per agent, by its name.
         agent_ledgers: The books of those budgets, shared by all copies of this executor.
     """
@@ -73,6 +75,7 @@ class ToolExecutor:
     on_denial: Literal["observe", "stop"] = "observe"
     approval_timeout: float | None = None
     passes_doors: bool = False
+    late: anyio.Event | None = None
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     agent_ledgers: dict[tuple[int, str], Ledger] = field(default_factory=dict, compare=False, repr=False)
 
@@ -167,6 +170,12 @@ class ToolExecutor:
                 raise
             # The log is broken already, and that is why the call was refused.
 
+    def inside(self, running: ToolExecutor | None) -> ToolExecutor:
+        """This executor for a run of its own that what is running begins; one of a compensator passes every door, too."""
+        if running is None or not running.passes_doors:
+            return self
+        return replace(self, passes_doors=True, ledger=running.ledger)
+
     def _with_ledger(self, ledger: Ledger) -> ToolExecutor:
         """As ``dataclasses.replace``, at a tenth of its price."""
         copy = object.__new__(ToolExecutor)
@@ -177,10 +186,10 @@ class ToolExecutor:
         """Ask a contract's ``verify`` whether an effect happened.
 
         Returns:
-            Its verdict, or None when there is no ``verify`` or it raised: the doubt stays.
+            Its verdict, or None when there is no ``verify`` (here) or it raised: the doubt stays.
         """
         rule = tool.contract.verify
-        if rule is None:
+        if rule is None or (isinstance(rule, str) and rule not in self.tools):
             return None
         if isinstance(rule, str):
             asked = self.tools.resolve(rule)
@@ -211,7 +220,7 @@ class ToolExecutor:
         books = (hold, ledger)
         effects = self.effects if call.is_effect else None
         context = call.context
-        attempts = Attempts(call, self.workers)
+        attempts = Attempts(call, self.workers, late=self.late)
         try:
             inside: Any = nullcontext()
             if effects is not None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, SecretBytes, SecretStr
 
 from agenthelm.core.redaction import MASK, Redacted
 
-__all__ = ["holds_secrets", "is_sensitive", "secret_texts", "veiled"]
+__all__ = ["carries_secret", "holds_secrets", "is_sensitive", "secret_texts", "veiled"]
 
 _SHORTEST: Final = 4
 """Shorter texts turn up by chance; masking them everywhere would tell more than it hides."""
@@ -30,6 +30,30 @@ def is_sensitive(annotation: Any) -> bool:
 def holds_secrets(annotation: Any) -> bool:
     """Whether a value of this type that was not validated yet may hold a secret at any depth."""
     return _found(annotation, _secret, set())
+
+
+def carries_secret(value: Any) -> bool:
+    """Whether a secret is somewhere in a value, which JSON would carry as a mask."""
+    if isinstance(value, (str, int, float, type(None))):
+        return False
+    if isinstance(value, (SecretStr, SecretBytes)):
+        return True
+    if isinstance(value, Mapping):
+        return any(map(carries_secret, value.values()))
+    if isinstance(value, BaseModel):
+        return any(map(carries_secret, dict(value).values()))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return any(map(carries_secret, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return any(carries_secret(getattr(value, field.name)) for field in dataclasses.fields(value))
+    return False
+
+
+def secret_fields(annotation: Any) -> frozenset[str]:
+    """The fields of a declared result whose values must never be stored."""
+    if not isinstance(annotation, type) or typing.get_args(annotation):
+        return frozenset()
+    return frozenset(name for name, kind in _named_fields(annotation).items() if _found(kind, _secret, set()))
 
 
 def secret_texts(values: Iterable[Any], *, whole: bool) -> list[str]:
@@ -100,19 +124,19 @@ def _found(annotation: Any, wanted: Callable[[Any], bool], seen: set[type]) -> b
         if annotation in seen:
             return False
         seen.add(annotation)
-        return any(_found(field, wanted, seen) for field in _fields(annotation))
+        return any(_found(field, wanted, seen) for field in _named_fields(annotation).values())
     return any(_found(part, wanted, seen) for part in _parts(annotation))
 
 
-def _fields(kind: type) -> list[Any]:
+def _named_fields(kind: type) -> dict[str, Any]:
     if issubclass(kind, BaseModel):
-        return [
-            typing.Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-            for field in kind.model_fields.values()
-        ]
+        return {
+            name: typing.Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+            for name, field in kind.model_fields.items()
+        }
     if not (dataclasses.is_dataclass(kind) or typing_extensions.is_typeddict(kind) or hasattr(kind, "_fields")):
-        return []
+        return {}
     try:
-        return list(typing.get_type_hints(kind, include_extras=True).values())
+        return typing.get_type_hints(kind, include_extras=True)
     except (NameError, TypeError):  # pydantic has refused what it could not resolve either
-        return []
+        return {}

@@ -129,7 +129,11 @@ def compensation_problem(forward: Tool, compensator: Tool) -> str | None:
             continue
         from_result = fields is None or parameter.name in fields
         forwarded = forward.parameters.get(parameter.name)
-        if forwarded is not None and forwarded.sensitive and not (fields and parameter.name in fields):
+        declared = fields is not None and parameter.name in fields
+        secret_argument = forwarded is not None and parameter.name in forward.binding.guarded
+        if (secret_argument and not declared) or (
+            forwarded is None and parameter.name in forward.binding.secret_fields
+        ):
             return (
                 f"needs {parameter.name!r}, a secret that no journal may hold; let it take the idempotency key or a "
                 f"field of the result instead"

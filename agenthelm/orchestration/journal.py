@@ -13,6 +13,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from agenthelm._runtime.retry import Clock
 from agenthelm.core.effects import Effect, Outcome
+from agenthelm.core.sensitive import carries_secret
 from agenthelm.core.storage.base import EVENTS, BaseStorage, Record
 from agenthelm.exceptions import LeaseLostError, StalePositionError, StorageError
 from agenthelm.orchestration.owner import Owner
@@ -144,13 +145,13 @@ class Journal:
             span_id=span_id,
         )
 
-    async def begin(self, effect: Effect, *, scope: str, contract: str) -> None:
+    async def begin(self, effect: Effect, *, scope: str, contract: str, repeatable: bool = True) -> None:
         """Announce an effect, in full but for what must never be stored."""
         arguments: dict[str, Any] = {}
         withheld = []
         for name, value in effect.arguments.items():
-            encoded, possible = encode(value)
-            if possible and name not in effect.sensitive:
+            encoded, possible = (None, False) if name in effect.sensitive else encode(value)
+            if possible and not carries_secret(value):
                 arguments[name] = encoded
             else:
                 withheld.append(name)
@@ -168,19 +169,49 @@ class Journal:
             compensating_tool=effect.compensating_tool,
             scope=scope,
             contract=contract,
+            repeatable=repeatable,
             trace_id=effect.trace_id,
             span_id=effect.span_id,
         )
+
+    async def closed(self, status: str, error: str | None = None) -> None:
+        """End a run's journal."""
+        await self.append("closed", state=status, status=status, error=error)
 
     async def resolved(self, effect_id: str, outcome: Literal["done", "undone"], *, by: str) -> None:
         """Report that somebody knows better than the journal what became of an effect."""
         await self.append("resolved", effect=effect_id, by=by, **{"as": outcome})  # type: ignore[arg-type]
 
     async def finish(
-        self, effect_id: str, outcome: Outcome, *, value: Any, error: str | None, event: Mapping[str, Any] | None = None
+        self,
+        effect_id: str,
+        outcome: Outcome,
+        *,
+        value: Any,
+        error: str | None,
+        event: Mapping[str, Any] | None = None,
+        about: Effect | None = None,
     ) -> None:
-        """Report how an effect ended; its event goes into the same commit."""
-        result, possible = encode(value) if outcome == "ok" else (None, True)
+        """Report how an effect ended, without what must never be stored; its event goes into the same commit."""
+        result, possible, withheld = _result(value, about) if outcome == "ok" else (None, True, [])
         await self.append(
-            "finish", event=event, effect=effect_id, outcome=outcome, result=result, opaque=not possible, error=error
-        )
+            "finish", event=event, effect=effect_id, outcome=outcome, result=result, opaque=not possible,
+            withheld=withheld, error=error,
+        )  # fmt: skip
+
+
+def _result(value: Any, about: Effect | None) -> tuple[Any, bool, list[str]]:
+    """The journal form of a result, whether there is one, and the fields that are left out."""
+    if about is not None and about.secret_result:
+        return None, False, []
+    result, possible = encode(value)
+    if not possible:
+        return None, False, []
+    fields = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
+    secret = about.secret_fields if about is not None else frozenset()
+    if not secret and not carries_secret(value):
+        return result, True, []
+    if not isinstance(result, dict) or fields is None:
+        return None, False, []
+    withheld = [name for name in result if name in secret or name not in fields or carries_secret(fields[name])]
+    return {name: item for name, item in result.items() if name not in withheld}, True, withheld

@@ -11,9 +11,10 @@ import anyio
 from agenthelm._runtime.context import StopMark
 from agenthelm.core.effects import Effect, Outcome
 from agenthelm.core.tool import ToolRegistry
-from agenthelm.exceptions import SagaError, StorageError, describe
+from agenthelm.exceptions import PlanError, SagaError, StorageError, describe
 from agenthelm.orchestration.journal import Journal
 from agenthelm.orchestration.state import EffectState
+from agenthelm.orchestration.unwind import GRACE_SECONDS
 
 __all__ = ["LiveRun", "ScopeLog"]
 
@@ -24,6 +25,7 @@ class LiveRun:
 
     Attributes:
         journal: Where it is on record.
+        tools: The registry by which all of it is undone: that of the outermost run.
         states: The effects so far, by id, in order of beginning.
         scopes: How many scopes were opened inside each scope.
         resumable: Whether recovery may go on with it instead of undoing it.
@@ -31,6 +33,7 @@ class LiveRun:
     """
 
     journal: Journal
+    tools: ToolRegistry
     states: dict[str, EffectState] = field(default_factory=dict)
     scopes: dict[str, int] = field(default_factory=dict)
     resumable: bool = False
@@ -75,6 +78,7 @@ class ScopeLog:
         tools: Where compensators are looked up.
         stop: Marked when the journal can't be written: nothing further may happen then.
         closed: Whether the scope is over, so that nothing may begin in it.
+        grace: Seconds for one compensation, here and in the scopes inside that don't say.
     """
 
     run: LiveRun
@@ -82,6 +86,7 @@ class ScopeLog:
     tools: ToolRegistry
     stop: StopMark
     closed: bool = False
+    grace: float = GRACE_SECONDS
 
     def next_id(self) -> str:
         """A fresh effect id of this run."""
@@ -95,18 +100,35 @@ class ScopeLog:
                 f"tool {effect.tool!r} was called after its run {self.run.journal.run_id!r} had ended; "
                 f"don't let tasks outlive the run"
             )
+        self._refuse_unknown(effect.tool)
+        if effect.compensating_tool is not None:
+            self._refuse_unknown(effect.compensating_tool)
         tool = self.tools.get(effect.tool)
         contract = tool.fingerprint if tool is not None else ""
-        state = EffectState(effect, self.scope, order=len(self.run.states), contract=contract)
+        repeatable = tool is None or tool.contract.idempotent
+        state = EffectState(effect, self.scope, len(self.run.states), contract=contract, repeatable=repeatable)
         self.run.states[effect.id] = state
         self.run.flying.add(effect.id)
         try:
-            await self.run.journal.begin(effect, scope=self.scope, contract=contract)
+            await self.run.journal.begin(effect, scope=self.scope, contract=contract, repeatable=repeatable)
         except StorageError as error:
             self.stop.set(error)
             del self.run.states[effect.id]
             self.run.ended(state, "failed")
             raise
+
+    def _refuse_unknown(self, name: str) -> None:
+        """Refuse what the run could not undo.
+
+        Raises:
+            PlanError: The outermost run has no such tool, or another one of that name.
+        """
+        known, own = self.run.tools.get(name), self.tools.get(name)
+        if known is None or (own is not None and own.function is not known.function):
+            raise PlanError(
+                f"tool {name!r} is not the one by which run {self.run.journal.run_id!r} could undo what it does; "
+                f"give it to the outermost run: Orchestrator(tools=...)"
+            )
 
     async def finish(
         self,
@@ -125,7 +147,7 @@ class ScopeLog:
         # Known here before it is known to be on record: unwinding goes by what happened.
         self.run.ended(state, outcome)
         try:
-            await self.run.journal.finish(effect.id, outcome, value=value, error=state.error, event=event)
+            await self.run.journal.finish(effect.id, outcome, value=value, error=state.error, event=event, about=effect)
         except StorageError as broken:
             self.stop.set(broken)
             raise

@@ -325,7 +325,7 @@ class Orchestrator:
                     async with scope:
                         with anyio.move_on_after(timeout) as deadline:
                             state = await flow.run(memory, **given)
-                        if deadline.cancelled_caught:
+                        if deadline.cancel_called:  # also when somebody inside has swallowed the cancellation
                             assert timeout is not None
                             raise RunTimeoutError(timeout)
                 except Exception as error:
@@ -382,7 +382,7 @@ class Orchestrator:
             observer=self._observer,
             loop=anyio.lowlevel.current_token(),
         )
-        return self._executor(storage=self.storage), context
+        return self._executor(storage=self.storage).inside(running), context
 
     @asynccontextmanager
     async def _models(self, executor: ToolExecutor, context: RunContext) -> AsyncIterator[RunContext]:

@@ -246,16 +246,18 @@ def resolved(value: Any, results: Mapping[str, Any]) -> Any:
     if isinstance(value, Mapping):
         return {key: resolved(item, results) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(resolved(item, results) for item in value)
+        items = [resolved(item, results) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
 
 def to_data(value: Any) -> Any:
-    """A structure's journal form."""
+    """A structure's journal form; what only looks like a `Ref` is marked as ``$literal``."""
     if isinstance(value, Ref):
         return {"$ref": value.step, "path": value.path}
     if isinstance(value, Mapping):
-        return {key: to_data(item) for key, item in value.items()}
+        items = {key: to_data(item) for key, item in value.items()}
+        return {"$literal": items} if {"$ref", "$literal"} & set(value) else items
     if isinstance(value, (list, tuple)):
         return [to_data(item) for item in value]
     return value
@@ -269,6 +271,8 @@ def from_data(value: Any) -> Any:
         if set(value) == {"$ref"}:
             step, _, path = str(value["$ref"]).partition(".")
             return Ref(step, path)
+        if set(value) == {"$literal"} and isinstance(value["$literal"], Mapping):
+            value = value["$literal"]
         return {key: from_data(item) for key, item in value.items()}
     if isinstance(value, list):
         return [from_data(item) for item in value]

@@ -94,7 +94,7 @@ class Recovery:
                     results.append(unread)
         for state in states:
             if state.status is None and state.claimable(self.executor.clock.wall()):
-                journal = await self._claim(state)
+                journal = await self._claim(state, kept=state.kept)  # type: ignore[arg-type]
                 if journal is not None:
                     with entered(self._as(state)):
                         try:
@@ -113,9 +113,13 @@ class Recovery:
             RunNotFoundError: There is no such run.
         """
         state = await self.load(run_id)
-        if state.status != "failed":
-            return _as_found(state) if state.status else (await self.recover(run_id))[0]
-        journal = await self._claim(state)
+        if state.status is None:
+            if recovered := await self.recover(run_id):
+                return recovered[0]
+            raise RunBusyError(run_id, owner="another process, which claimed it just now")
+        if not any(s.reason is not None and not s.settled for s in state.effects.values()):
+            return _as_found(state)
+        journal = await self._claim(state, kept=_apart_from_stuck(state))
         if journal is None:
             raise RunBusyError(run_id, owner="another process, which claimed it just now")
         return await in_child(self._unwind, state, journal, "tried again on purpose")
@@ -125,7 +129,7 @@ class Recovery:
 
         Args:
             run_id: The run.
-            step: The effect's id, or its step's name.
+            step: The effect's id, its step's name, or its tool's if that has no other effect left.
             outcome: ``"done"``: it stands, and that is fine. ``"undone"``: somebody undid it by hand.
 
         Raises:
@@ -137,11 +141,16 @@ class Recovery:
             raise RunBusyError(run_id, owner=str(state.owner))
         open_ones = [s for s in state.effects.values() if not s.settled and (s.reason is not None or s.doubtful)]
         chosen = [s for s in open_ones if step in (s.effect.id, s.effect.step)]
+        if not chosen and len(of_tool := [s for s in open_ones if step == s.effect.tool]) == 1:
+            chosen = of_tool
         if not chosen:
             left = ", ".join(s.effect.id for s in open_ones) or "none"
             raise PlanError(f"run {run_id!r} has no effect or step {step!r} left to resolve; stuck or in doubt: {left}")
         # A run that got stuck ends anew; one that went well is not claimed, so that nobody ever takes it for a dead one.
-        journal = await self._claim(state) if state.status == "failed" else self._journal(state, epoch=state.epoch)
+        if state.status == "failed":
+            journal = await self._claim(state, kept=_apart_from_stuck(state))
+        else:
+            journal = self._journal(state, epoch=state.epoch)
         if journal is None:
             raise RunBusyError(run_id, owner="another process, which claimed it just now")
         for entry in chosen:
@@ -155,28 +164,36 @@ class Recovery:
         executor = self.executor
         return Journal(executor.storage, state.run_id, executor.clock, position=state.position, epoch=epoch)
 
-    async def _claim(self, state: RunState) -> Journal | None:
-        """Take a run over, or find that somebody else was first."""
+    async def _claim(self, state: RunState, *, kept: SagaStatus | None = None) -> Journal | None:
+        """Take a run over, or find that somebody else was first; ``kept``: its end, when only a part of it is undone."""
         journal = self._journal(state, epoch=state.epoch + 1)
         try:
-            await journal.append("claimed", owner=Owner.here().data(), state="open")
+            await journal.append("claimed", owner=Owner.here().data(), kept=kept, state="open")
         except (LeaseLostError, StalePositionError):
             return None
-        state.status = None
+        state.status, state.kept = None, kept
         return journal
 
     async def _finish(self, state: RunState, journal: Journal, *, resume: bool) -> SagaResult:
+        reason = "its process died"
+        if state.closed_at is not None:  # it had ended, and who undid it, or a part of it, died
+            return await in_child(self._unwind, state, journal, "undone on purpose")
         if resume and not state.decided and state.kind == "steps" and state.plan is not None:
             plan = Plan.from_data(state.plan["steps"])
-            if (results := await in_child(self._resumable, state, plan, journal)) is not None:
-                return await in_child(self._resume, state, plan, journal, results)
+            try:
+                plan.check_tools(self.executor.tools)
+            except PlanError as unfit:  # what it would do further could perhaps not be undone
+                reason = f"its process died, and it can't go on: {unfit}"
+            else:
+                if (results := await in_child(self._resumable, state, plan, journal)) is not None:
+                    return await in_child(self._resume, state, plan, journal, results)
         if not state.decided and not state.rollback:
             # What stands is left standing, but for nested runs that were being undone when the process died.
-            begun = [entry for scope in state.unwinding for entry in state.in_scope(scope)]
+            begun = state.begun()
             if any(not entry.settled for entry in begun):
                 await shielded(Unwinder(self.executor, journal, self.grace, recorded=True).unwind, begun)
             return await self._close(state, journal, status="stopped")
-        return await in_child(self._unwind, state, journal, "its process died")
+        return await in_child(self._unwind, state, journal, reason)
 
     async def _unwind(self, state: RunState, journal: Journal, reason: str) -> SagaResult:
         with entered(self._as(state)), spans.workflow(
@@ -186,12 +203,12 @@ class Recovery:
             unwinder = Unwinder(self.executor, journal, self.grace, recorded=True)
 
             async def undo() -> SagaResult:
-                if not state.decided:
+                if not state.decided and state.kept is None:
                     await journal.append("unwinding", scope="", reason=reason)
                     state.reason = reason
                 async with anyio.create_task_group() as group:
                     group.start_soon(_keep, journal, self.executor)
-                    await unwinder.unwind(list(state.effects.values()))
+                    await unwinder.unwind(state.begun() if state.kept else list(state.effects.values()))
                     group.cancel_scope.cancel()
                 return await self._close(state, journal, undone=tuple(unwinder.undone))
 
@@ -208,7 +225,7 @@ class Recovery:
         undone: tuple[str, ...] = (),
     ) -> SagaResult:
         stuck = [s for s in state.effects.values() if s.reason is not None and not s.settled]
-        status = status or ("failed" if stuck else "rolled_back")
+        status = status or ("failed" if stuck else state.kept or "rolled_back")  # type: ignore[assignment]
         await journal.append("closed", state=status, status=status, error=state.reason)
         state.status = status
         return _as_found(state, undone=undone)
@@ -220,6 +237,8 @@ class Recovery:
             step = entry.effect.step
             if entry.scope or step is None or step not in plan.steps:
                 return None  # a nested run of a step that is no effect itself: calling it again would repeat this one
+            if (entry.effect.tool, entry.effect.key) != (plan.steps[step].tool_name, f"{state.run_id}:{step}"):
+                return None  # likewise, through a tool; its result is not the step's
             tool = self.executor.tools.get(entry.effect.tool)
             if tool is None or entry.contract != tool.fingerprint:
                 return None
@@ -239,7 +258,7 @@ class Recovery:
             if entry.outcome != "ok" and not await self._undo_inner(state, entry, journal):
                 return None
             if entry.outcome == "ok":
-                if not entry.has_result:
+                if not entry.has_result or entry.partial:
                     return None
                 results[step] = entry.result
         return results
@@ -291,6 +310,13 @@ async def _keep(journal: Journal, executor: ToolExecutor) -> None:
             except Exception as error:  # noqa: BLE001 - the unwinder meets the same error and reports it
                 _log.warning("lease of run %s: %s", journal.run_id, error)
                 return
+
+
+def _apart_from_stuck(state: RunState) -> SagaStatus | None:
+    """How a run ended but for a nested one that could not be undone; None if all of it was to be undone."""
+    if state.decided:
+        return None
+    return "success" if state.status == "failed" else state.status  # type: ignore[return-value]
 
 
 def _as_found(state: RunState, *, undone: tuple[str, ...] = ()) -> SagaResult:

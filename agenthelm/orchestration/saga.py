@@ -14,6 +14,7 @@ from agenthelm._runtime.groups import in_child, named
 from agenthelm.core.cost import Budget
 from agenthelm.core.executor import ToolExecutor, current_executor
 from agenthelm.core.handlers import ApprovalHandler, AutoDeny
+from agenthelm.core.sensitive import carries_secret
 from agenthelm.core.storage.base import BaseStorage
 from agenthelm.core.storage.memory_storage import InMemoryStorage
 from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
@@ -71,9 +72,11 @@ def saga(
     """
     executor, context = current_executor(), current_run()
     if executor is None or context is None or executor.effects is None:
+        if executor is not None and executor.passes_doors:  # a compensator has the tools and the storage of its run
+            tools, storage = executor.tools, executor.storage
         registry = ToolRegistry.of(tools)
         registry.check()
-        executor = ToolExecutor(registry, storage or InMemoryStorage(), approval_handler or AutoDeny())
+        executor = ToolExecutor(registry, storage or InMemoryStorage(), approval_handler or AutoDeny()).inside(executor)
         context = RunContext(
             run_id=new_run_id(), session_id=session_id, namespace=namespace, loop=anyio.lowlevel.current_token()
         )
@@ -131,13 +134,14 @@ class SagaOrchestrator:
             LeaseLostError: Another process claimed the run.
         """
         plan = Plan.of(steps)
-        plan.check_tools(self.tools)
         base = self.tracer.executor
         executor = ToolExecutor(self.tools, base.storage, base.approval_handler, workers=base.workers)
         context = RunContext(run_id=new_run_id(), session_id="default", namespace="default")
         running, ambient = current_executor(), current_run()
         if running is not None and ambient is not None and running.effects is not None:
             executor, context = running, ambient
+        executor = executor.inside(running)
+        plan.check_tools(executor.tools)
         return await in_child(
             functools.partial(
                 run_plan, plan, executor, context,
@@ -186,7 +190,7 @@ async def run_plan(
             async with scope:
                 with anyio.move_on_after(timeout) as deadline:
                     await _Progression(plan, scope, on_error, dict(results or {})).run()
-                if deadline.cancelled_caught:
+                if deadline.cancel_called:
                     assert timeout is not None
                     raise RunTimeoutError(timeout)
         except LeaseLostError:
@@ -204,7 +208,9 @@ def _stored(plan: Plan, executor: ToolExecutor, on_error: OnError) -> Any:
     """The plan as the journal holds it, or None when it holds what no journal may: then it can't be resumed."""
     for step in plan.steps.values():
         entry = executor.tools.get(step.tool_name)
-        if entry is not None and entry.binding.sensitive & set(step.arguments):
+        if entry is not None and entry.binding.guarded & set(step.arguments):
+            return None
+        if carries_secret(step.arguments):
             return None
     data, possible = encode({"steps": plan.data(), "on_error": on_error})
     return data if possible else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
@@ -22,6 +22,7 @@ from agenthelm.core.executor import ToolExecutor, current_executor, using
 from agenthelm.exceptions import LeaseLostError, StorageError, describe
 from agenthelm.orchestration.journal import RENEW_SECONDS, Journal
 from agenthelm.orchestration.live import LiveRun, ScopeLog
+from agenthelm.orchestration.owner import Owner
 from agenthelm.orchestration.results import SagaResult, SagaStatus, StepRecord
 from agenthelm.orchestration.state import EffectState, settle_repeated
 from agenthelm.orchestration.unwind import GRACE_SECONDS, Unwinder
@@ -98,8 +99,9 @@ class SagaScope:
             run, path = outer.run, outer.run.inner_scope(outer.scope)
         else:
             run, path = await self._open(), ""
-        self._log = ScopeLog(run, path, self.executor.tools, self.stop)
-        ledger = self.executor.ledger.child("run", self.budget, stop=self.stop)
+        self._log = ScopeLog(run, path, self.executor.tools, self.stop, grace=self.grace)
+        budget = None if self.executor.passes_doors else self.budget
+        ledger = self.executor.ledger.child("run", budget, stop=self.stop)
         self.executor = replace(self.executor, effects=self._log, ledger=ledger)
         self.context = self.context.evolve(run_id=run.journal.run_id, stops=(self.stop, *self.context.stops))
         self._stack.enter_context(entered(self.context))
@@ -123,11 +125,14 @@ class SagaScope:
                 if self.protected:
                     with CancelScope(shield=True):
                         final = await self._finish(final)
+                    if final is None and self._outer is None:
+                        await anyio.lowlevel.checkpoint_if_cancelled()
                 else:
                     final = await shielded(self._finish, final)
         except anyio.get_cancelled_exc_class() as cancelled:
             error = cancelled
             if self._run.journal.lost is None:
+                await self._take_back(cancelled)
                 raise
         finally:
             await self._close_group(error)
@@ -204,10 +209,11 @@ class SagaScope:
         done = sum(1 for state in self.states.values() if state.outcome is not None)
         return LiveRun(
             journal,
+            self.executor.tools,
             self.states,
             scopes=_numbered(self.states),
             resumable=self.opening.plan is not None,
-            numbered=len(self.states),
+            numbered=max((int(known[1:]) for known in self.states), default=0),
             completions=done,
         )
 
@@ -255,11 +261,15 @@ class SagaScope:
                 return None
             except StorageError as broken:
                 error = broken  # what is not on record as done, whoever recovers it would undo
+        await self._end(effects, error)
+        return error
+
+    async def _end(self, effects: list[EffectState], error: BaseException) -> None:
+        """Undo what a block that did not complete has done, or let it stand."""
         if self.rollback:
             await self._unwind(effects, error)
         else:
             await self._close("stopped", effects, error)
-        return error
 
     async def _unwind(self, effects: list[EffectState], error: BaseException) -> None:
         journal = self._run.journal
@@ -281,6 +291,24 @@ class SagaScope:
                         state.reason = "the decision to undo could not be recorded, so it is left for recovery"
         stuck = any(state.reason is not None and not state.settled for state in effects)
         await self._close("failed" if stuck else "rolled_back", effects, error, undone=tuple(unwinder.undone))
+
+    async def _take_back(self, cancelled: BaseException) -> None:
+        """End a run anew that was cancelled while its success was being written: nobody will hear of that."""
+        if self._outer is not None or self.result is None or self.result.exception is not None:
+            return
+        effects = list(self._run.states.values())
+
+        async def undo() -> None:
+            try:
+                await self._run.journal.append("claimed", owner=Owner.here().data(), state="open")
+            except (LeaseLostError, StorageError) as broken:
+                _log.error("run %s stands, and its caller was cancelled: %s", self.run_id, broken)
+            else:
+                await self._end(effects, cancelled)
+
+        if any(not state.settled for state in effects):
+            with suppress(anyio.get_cancelled_exc_class()):  # the caller raises the one it has
+                await shielded(undo)
 
     async def _close(
         self,
@@ -308,7 +336,7 @@ class SagaScope:
         if self._outer is None:
             _log.info("run %s ended: %s", self.run_id, status)
             try:
-                await self._run.journal.append("closed", state=status, status=status, error=self.result.error)
+                await self._run.journal.closed(status, self.result.error)
             except StorageError as broken:
                 if error is None:
                     raise
@@ -366,7 +394,7 @@ class branch_scope:  # noqa: N801 - used like a function: `async with branch_sco
     async def __aenter__(self) -> None:
         executor, context = current_executor(), current_run()
         if executor is not None and context is not None and isinstance(executor.effects, ScopeLog):
-            self._scope = SagaScope(executor, context, Opening(self._name))
+            self._scope = SagaScope(executor, context, Opening(self._name), grace=executor.effects.grace)
             await self._scope.__aenter__()
 
     async def __aexit__(

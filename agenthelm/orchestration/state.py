@@ -30,7 +30,9 @@ class EffectState:
         completed: Its place in the order of completions.
         result: What it returned.
         has_result: Whether ``result`` is known.
-        withheld: Arguments the journal does not hold.
+        withheld: Arguments, and fields of the result, that the journal does not hold.
+        partial: Whether ``result`` lacks some of its fields.
+        repeatable: Whether its call, made again under its key, is still one effect.
         contract: Fingerprint of the tool's contract when it was called.
         undoing: Undos begun without a known end.
         undone: Whether it does not stand any more: undone, or found never to have happened.
@@ -47,6 +49,8 @@ class EffectState:
     result: Any = None
     has_result: bool = False
     withheld: frozenset[str] = frozenset()
+    partial: bool = False
+    repeatable: bool = True
     contract: str = ""
     error: str | None = None
     undoing: bool = False
@@ -87,7 +91,12 @@ class EffectState:
 
 @dataclass(slots=True)
 class RunState:
-    """A run, as its journal tells it."""
+    """A run, as its journal tells it.
+
+    Attributes:
+        closed_at: When it ended last, also if it was claimed after that.
+        kept: How it will end again when whoever claimed it after its end is done; None if it is to be undone.
+    """
 
     run_id: str
     position: int = 0
@@ -105,6 +114,7 @@ class RunState:
     last_at: float = 0.0
     status: str | None = None
     closed_at: float | None = None
+    kept: str | None = None
     unwinding: list[str] = field(default_factory=list)
     reason: str | None = None
     effects: dict[str, EffectState] = field(default_factory=dict)
@@ -114,6 +124,11 @@ class RunState:
     def decided(self) -> bool:
         """Whether it was decided to undo the whole run; then it is only ever undone."""
         return "" in self.unwinding
+
+    def begun(self) -> list[EffectState]:
+        """The effects of the nested scopes that were decided to be undone, by beginning."""
+        inside = {id(state) for scope in self.unwinding for state in self.in_scope(scope)}
+        return [state for state in self.effects.values() if id(state) in inside]
 
     def in_scope(self, scope: str) -> list[EffectState]:
         """The effects of a scope and of all inside it, by beginning."""
@@ -159,7 +174,7 @@ def settle_repeated(effects: Iterable[EffectState]) -> None:
     doubtful: dict[tuple[str, str], list[EffectState]] = {}
     for state in effects:
         called = (state.effect.tool, state.effect.key)
-        if state.doubtful and not state.settled:
+        if state.doubtful and not state.settled and state.repeatable:
             doubtful.setdefault(called, []).append(state)
         elif state.outcome == "ok" and called in doubtful:
             for earlier in doubtful.pop(called):
@@ -172,7 +187,7 @@ def _apply(state: RunState, data: Mapping[str, Any]) -> None:
     state.epoch = int(data["epoch"])
     if kind in ("opened", "claimed"):
         state.owner = Owner.from_data(data["owner"])
-        state.status = None
+        state.status, state.kept = None, data.get("kept")
         if kind == "opened":
             state.opened_at = state.last_at
             for name in ("name", "kind", "rollback", "session_id", "namespace", "plan", "trace_id", "span_id"):
@@ -209,6 +224,7 @@ def _begin(state: RunState, data: Mapping[str, Any]) -> None:
         order=len(state.effects),
         withheld=frozenset(data["withheld"]),
         contract=data["contract"],
+        repeatable=data.get("repeatable", True),
     )
 
 
@@ -217,6 +233,9 @@ def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping
         state.complete(effect, data["outcome"])
         effect.has_result = data["outcome"] == "ok" and not data["opaque"]
         effect.result = data["result"]
+        if left_out := data.get("withheld"):
+            effect.partial = True
+            effect.withheld |= {"result", *left_out}
         effect.error = data["error"]
     elif kind == "undoing":
         effect.undoing = True

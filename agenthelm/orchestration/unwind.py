@@ -15,7 +15,7 @@ from agenthelm._runtime.progress import Progress
 from agenthelm.core.attempts import Verdict
 from agenthelm.core.executor import ToolExecutor, using
 from agenthelm.core.tool import Tool, needs_result
-from agenthelm.exceptions import LeaseLostError, StorageError, describe
+from agenthelm.exceptions import LeaseLostError, StorageError, ToolOutputError, describe
 from agenthelm.orchestration.journal import Journal
 from agenthelm.orchestration.state import EffectState
 
@@ -122,7 +122,8 @@ class Unwinder:
             return
         if not await self._resolve_doubt(executor, state, tool, compensator):
             return
-        done = anyio.Event()
+        done, late = anyio.Event(), anyio.Event()
+        executor = replace(executor, late=late)
         scope = CancelScope()
         report(Progress("unwinding", compensator.name, run_id=self.journal.run_id))
         group.start_soon(self._compensate, executor, state, compensator, scope, done)
@@ -132,6 +133,7 @@ class Unwinder:
             return
         if not state.undone:
             state.reason = state.reason or f"{compensator.name} did not finish within {self.grace:g} s"
+        late.set()
         if compensator.is_async:
             scope.cancel()
 
@@ -147,6 +149,8 @@ class Unwinder:
         if wanted is None:
             if state.outcome == "failed":
                 return ""
+            if state.doubtful and self._asks_nobody(tool):
+                return f"its verify tool {tool.contract.verify!r} is not registered here; load the app that defines it"
             return None if state.doubtful and tool.contract.verify is not None else "no tool undoes it"
         compensator = self.executor.tools.get(wanted)
         if compensator is None:
@@ -158,7 +162,14 @@ class Unwinder:
             return f"{wanted} needs {missing[0]!r}, which the journal must not hold"
         if state.outcome == "ok" and wants_result and not state.has_result:
             return f"{wanted} needs the result, which could not be stored"
+        certain = compensator.contract.idempotent and (not wants_result or not state.doubtful)
+        if (state.doubtful or state.undoing) and not certain and self._asks_nobody(tool):
+            return f"its verify tool {tool.contract.verify!r} is not registered here; load the app that defines it"
         return None
+
+    def _asks_nobody(self, tool: Tool) -> bool:
+        """Whether who could say what happened is not here."""
+        return isinstance(tool.contract.verify, str) and tool.contract.verify not in self.executor.tools
 
     async def _resolve_doubt(self, executor: ToolExecutor, state: EffectState, tool: Tool, compensator: Tool) -> bool:
         """Whether to go on and compensate, once it is known, or does not matter, what happened."""
@@ -186,11 +197,20 @@ class Unwinder:
     async def _ask(self, executor: ToolExecutor, state: EffectState, tool: Tool) -> Verdict | None:
         """What ``verify`` says about a doubtful effect; it is asked once."""
         if state.effect.id not in self._verdicts:
-            verdict = await executor.verify(tool, state.effect.arguments, state.effect.key)
+            verdict = await self._verdict(executor, state, tool)
             self._verdicts[state.effect.id] = verdict
             if verdict is not None and verdict.known:
                 state.result, state.has_result = verdict.value, True
         return self._verdicts[state.effect.id]
+
+    async def _verdict(self, executor: ToolExecutor, state: EffectState, tool: Tool) -> Verdict | None:
+        try:
+            return await executor.verify(tool, state.effect.arguments, state.effect.key)
+        except (StorageError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001 - nothing cancels unwinding: it is a cancellation that leaked
+            _log.warning("verify of %s did not end: %s", tool.name, describe(error))
+            return None
 
     async def _only_verify(self, executor: ToolExecutor, state: EffectState, tool: Tool) -> None:
         """Nothing undoes this effect, but it may not have happened."""
@@ -202,7 +222,7 @@ class Unwinder:
 
     async def _resume_undo(self, executor: ToolExecutor, state: EffectState, tool: Tool) -> bool:
         """An undo was begun and its end is unknown: repeat it only if the effect still stands."""
-        verdict = await executor.verify(tool, state.effect.arguments, state.effect.key)
+        verdict = await self._verdict(executor, state, tool)
         if verdict is None:
             await self._stuck(state, f"an undo of {state.effect.tool} was interrupted; nobody knows whether it worked")
             return False
@@ -236,8 +256,16 @@ class Unwinder:
                         links=((effect.trace_id, effect.span_id, "undoes"),),
                     )
             except Exception as error:  # noqa: BLE001 - one failed compensation never stops the others
+                if isinstance(error, ToolOutputError) and error.ran and error.tool_name == compensator.name:
+                    _log.warning("%s; what it undid is undone", error)
+                    await self._mark_undone(state)
+                    return
                 doubt = compensator.contract.in_doubt_after(error)
                 await self._stuck(state, f"{compensator.name} failed: {describe(error)}", doubt=doubt)
+            except BaseException as error:  # a cancellation that is none of ours, which the scope keeps
+                await self._stuck(state, f"{compensator.name} did not end: {describe(error)}", doubt=True)
+                if isinstance(error, KeyboardInterrupt):
+                    raise
             else:
                 if scope.cancelled_caught:
                     await self._stuck(state, f"{compensator.name} did not finish within {self.grace:g} s", doubt=True)

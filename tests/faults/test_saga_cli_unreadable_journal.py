@@ -1,0 +1,47 @@
+"""One journal that can't be read keeps the command line from telling of no other."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.support.apps import WORLD
+from tests.support.cli import Cli
+
+DIES = """
+
+@tool(side_effects=["booking:write"], compensating_tool="cancel")
+def book_and_die(what: str, idempotency_key: str) -> dict:
+    import os, signal
+    put(idempotency_key, what)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    cli = Cli(tmp_path)
+    cli.write("agenthelm.toml", 'app = "world.py"\n')
+    cli.write("world.py", WORLD + DIES)
+    cli.write(
+        "plan.yaml", "- {tool: book, arguments: {what: flight}}\n- {tool: book_and_die, arguments: {what: hotel}}\n"
+    )
+    return cli
+
+
+def test_the_others_are_listed_recovered_and_told_of(cli: Cli) -> None:
+    for _ in range(2):
+        cli.process("saga", "run", "plan.yaml", code=-9)
+    good, bad = (run["run_id"] for run in json.loads(cli("saga", "list", "--json").stdout))
+    with closing(sqlite3.connect(cli.folder / ".agenthelm" / "agenthelm.db", isolation_level=None)) as database:
+        damaged = json.dumps({"type": "of a later version", "at": 1, "epoch": 0})
+        database.execute("UPDATE records SET data = ? WHERE stream = ? AND position = 1", (damaged, f"run:{bad}"))
+    listed = {run["run_id"]: run["status"] for run in json.loads(cli("saga", "list", "--json").stdout)}
+    assert listed == {good: "interrupted: its process is gone", bad: "unreadable"}
+    assert "unreadable" in cli("saga", "list").stdout
+    documents = json.loads(cli("saga", "recover", "--json", code=3).stdout)
+    assert {document["run_id"]: document["status"] for document in documents} == {good: "rolled_back", bad: "failed"}

@@ -1,0 +1,123 @@
+"""What ends a compensator or a ``verify`` is never taken for an undo, and never keeps the others from theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import pytest
+
+from agenthelm.core.storage import InMemoryStorage
+from agenthelm.core.tool import ToolRegistry, tool
+from agenthelm.orchestration.orchestrator import Orchestrator
+from agenthelm.orchestration.saga import Step
+from agenthelm.orchestration.state import fold
+
+
+async def cancelled() -> None:
+    inner = asyncio.ensure_future(asyncio.sleep(10))
+    inner.cancel()
+    await inner
+
+
+def cancelled_in_a_thread() -> None:
+    asyncio.run(cancelled())
+
+
+def exits() -> None:
+    sys.exit(1)
+
+
+async def exits_too() -> None:
+    sys.exit(1)
+
+
+async def group() -> None:
+    raise BaseExceptionGroup("several", [GeneratorExit()])
+
+
+WAYS = [cancelled, cancelled_in_a_thread, exits, exits_too, group]
+
+
+@pytest.fixture
+def world() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def tools(world: list[str]) -> ToolRegistry:
+    registry = ToolRegistry()
+
+    @tool(registry=registry, compensating_tool="unmake")
+    async def make(name: str) -> dict[str, str]:
+        world.append(name)
+        return {"thing": name}
+
+    @tool(registry=registry)
+    async def unmake(thing: str) -> None:
+        world.remove(thing)
+
+    @tool(registry=registry)
+    async def fail() -> None:
+        raise ValueError
+
+    return registry
+
+
+async def ended(tools: ToolRegistry, *steps: Step) -> tuple[str, list[str], list[str]]:
+    storage = InMemoryStorage()
+    around = [Step("make", {"name": "before"}, id="before"), *steps, Step("make", {"name": "after"}, id="after")]
+    result = await Orchestrator(tools=tools, storage=storage).run_saga([*around, Step("fail")])
+    state = fold("r", await storage.read(f"run:{result.run_id}"))
+    assert state.status == result.status
+    return result.status, [str(stuck.step) for stuck in result.stuck], [e.status for e in state.effects.values()]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("ends", WAYS, ids=lambda ends: ends.__name__)
+async def test_a_compensator(ends: Any, tools: ToolRegistry, world: list[str]) -> None:
+    tool(registry=tools, name="odd", compensating_tool="unodd")(lambda: None)
+    tool(registry=tools, name="unodd")(ends)
+    assert await ended(tools, Step("odd")) == ("failed", ["odd"], ["undone", "stuck", "undone"])
+    assert world == []
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("ends", WAYS, ids=lambda ends: ends.__name__)
+async def test_verify(ends: Any, tools: ToolRegistry, world: list[str]) -> None:
+    times = []
+
+    async def verify() -> None:
+        times.append(1)
+        if len(times) == 1:
+            raise ValueError("not now")  # the tool has failed, and its run goes on
+        result = ends()
+        if result is not None:
+            await result
+
+    @tool(registry=tools, side_effects=["x:write"], verify=verify)
+    async def odd() -> None:
+        raise ConnectionError
+
+    @tool(registry=tools)
+    async def around() -> None:
+        from agenthelm.core.executor import current_executor
+
+        executor = current_executor()
+        assert executor is not None
+        with pytest.raises(ConnectionError):
+            await executor.call("odd", {})
+
+    if ends is not cancelled_in_a_thread:
+        assert await ended(tools, Step("around")) == ("failed", ["around"], ["undone", "stuck", "undone"])
+        assert world == []
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("exits", [exits, exits_too], ids=["sync", "async"])
+async def test_a_tool_that_leaves_the_interpreter_has_failed(exits: Any, tools: ToolRegistry, world: list[str]) -> None:
+    tool(registry=tools, name="odd")(exits)
+    result = await Orchestrator(tools=tools).run_saga([Step("make", {"name": "a"}), Step("odd")])
+    assert (result.status, world) == ("rolled_back", [])
+    assert result.error == "RuntimeError: tool 'odd' called sys.exit(1)"

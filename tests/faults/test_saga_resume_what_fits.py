@@ -1,0 +1,115 @@
+"""A plan goes on only where that is safe: with results that are its steps' own, and with tools that could undo the rest."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from agenthelm._runtime.retry import SystemClock
+from agenthelm.core.executor import current_executor
+from agenthelm.core.storage import InMemoryStorage
+from agenthelm.core.tool import ToolRegistry, tool
+from agenthelm.exceptions import SagaError, StorageError
+from agenthelm.orchestration.orchestrator import Orchestrator
+from agenthelm.orchestration.results import SagaResult
+from agenthelm.orchestration.saga import Ref, Step, saga
+
+
+class Later(SystemClock):
+    def wall(self) -> float:
+        return time.time() + 31.0
+
+
+class Dying(InMemoryStorage):
+    """Takes so many records of a run, and no more until it is revived."""
+
+    def __init__(self, records: int) -> None:
+        super().__init__()
+        self.left = records
+
+    async def append(self, records: Any, expected: Any = None) -> dict[str, int]:
+        if self.left <= 0:
+            raise StorageError("dead")
+        self.left -= any(record.stream.startswith("run:") for record in records)
+        return await super().append(records, expected)
+
+
+@pytest.fixture
+def world() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def tools(world: list[str]) -> ToolRegistry:
+    registry = ToolRegistry()
+
+    @tool(registry=registry, compensating_tool="unmake")
+    async def make(name: str) -> dict[str, str]:
+        world.append(name)
+        return {"thing": name}
+
+    @tool(registry=registry)
+    async def unmake(thing: str) -> None:
+        world.remove(thing)
+
+    @tool(registry=registry)
+    async def unmake_otherwise(thing: str) -> None:
+        world.remove(thing)
+
+    @tool(registry=registry)
+    async def planned() -> dict[str, str]:
+        executor = current_executor()
+        assert executor is not None
+        await executor.call("make", {"name": "inner"})
+        return {"thing": "42"}
+
+    @tool(registry=registry, compensating_tool="unmake")
+    async def wrap(name: str) -> dict[str, str]:
+        async with saga("inner") as scope:
+            await scope.use("make", name="inner")
+        with pytest.raises(SagaError):
+            await scope.use("make", name="late")  # it is over
+        return {"thing": (await make(name))["thing"]}
+
+    return registry
+
+
+async def resumed(
+    tools: ToolRegistry, steps: list[Step], world: list[str], *, after: int, has: list[str]
+) -> SagaResult:
+    """Run a plan whose process dies after so many records, and go on with it."""
+    storage = Dying(after)
+    await Orchestrator(tools=tools, storage=storage).run_saga(steps)
+    world[:] = has
+    storage.left = 1000
+    (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)
+    if result.ok:
+        assert (await Orchestrator(tools=tools, storage=storage).undo(result.run_id)).status == "rolled_back"
+    return result
+
+
+async def test_what_a_step_did_through_another_tool_is_not_its_result(tools: ToolRegistry, world: list[str]) -> None:
+    steps = [Step("planned"), Step("make", {"name": Ref("planned", "thing")})]
+    result = await resumed(tools, steps, world, after=3, has=["inner"])
+    assert (result.status, result.error, world) == ("rolled_back", "its process died", [])
+
+
+async def test_a_plan_whose_next_steps_could_not_be_undone_is_undone(tools: ToolRegistry, world: list[str]) -> None:
+    steps = [Step("make", {"name": "a"}), Step("make", {"name": "b"}, id="b", compensate_with="unmake_otherwise")]
+    storage = Dying(3)
+    await Orchestrator(tools=tools, storage=storage).run_saga([*steps, Step("planned")])
+    storage.left = 1000
+    world[:] = ["a"]
+    other = ToolRegistry(entry for name, entry in tools.items() if name != "unmake_otherwise")
+    (result,) = await Orchestrator(tools=other, storage=storage, clock=Later()).recover(resume=True)
+    assert (result.status, world) == ("rolled_back", [])
+    assert "no such tool" in str(result.error) or "no tool named 'unmake_otherwise'" in str(result.error)
+
+
+async def test_no_effect_takes_anothers_place_in_the_journal(tools: ToolRegistry, world: list[str]) -> None:
+    steps = [Step("wrap", {"name": "w"}), *(Step("make", {"name": name}, id=name) for name in "bc")]
+    result = await resumed(tools, steps, world, after=7, has=["inner", "w", "b"])
+    assert result.status == "success"
+    assert world == ["inner"]  # which is what undoing `wrap` covers

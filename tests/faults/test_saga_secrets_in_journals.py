@@ -1,0 +1,142 @@
+"""No journal holds a secret, and nobody is ever given the mask in its place."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import pytest
+from pydantic import BaseModel, SecretStr
+
+from agenthelm.core.redaction import Redacted
+from agenthelm.core.storage import InMemoryStorage
+from agenthelm.core.tool import ToolRegistry, tool
+from agenthelm.exceptions import PlanError, ToolContractError
+from agenthelm.orchestration.orchestrator import Orchestrator
+from agenthelm.orchestration.results import SagaResult
+from agenthelm.orchestration.saga import Step
+
+SECRET = "hunter22-abc"
+MASK = str(SecretStr(SECRET))
+
+
+class Card(BaseModel):
+    number: SecretStr
+    holder: str = "ada"
+
+
+class Booking(BaseModel):
+    id: str
+    pin: Annotated[str, Redacted]
+    token: SecretStr
+
+
+@pytest.fixture
+def tools() -> ToolRegistry:
+    registry = ToolRegistry()
+
+    @tool(registry=registry)
+    async def fail() -> None:
+        raise ValueError("no")
+
+    return registry
+
+
+async def run(tools: ToolRegistry, *steps: Step) -> tuple[SagaResult, SagaResult, str]:
+    """How it ended, how it was undone from its journal, and the journal."""
+    storage = InMemoryStorage()
+    orchestrator = Orchestrator(tools=tools, storage=storage)
+    result = await orchestrator.run_saga(steps)
+    undone = await orchestrator.undo(result.run_id)
+    return result, undone, json.dumps([record.data for record in await storage.read(f"run:{result.run_id}")])
+
+
+async def test_secret_fields_of_a_result_are_left_out_and_the_others_undo(tools: ToolRegistry) -> None:
+    cancelled: list[str] = []
+
+    @tool(registry=tools, compensating_tool="cancel")
+    async def book() -> Booking:
+        return Booking(id="b1", pin=SECRET, token=SecretStr(SECRET))
+
+    @tool(registry=tools)
+    async def cancel(id: str) -> None:  # noqa: A002 - the name of the field of the result
+        cancelled.append(id)
+
+    _, undone, journal = await run(tools, Step("book"))
+    assert (undone.status, cancelled) == ("rolled_back", ["b1"])
+    assert SECRET not in journal
+
+
+async def test_a_secret_in_a_result_of_no_declared_type_is_never_handed_on_masked(tools: ToolRegistry) -> None:
+    given: list[Any] = []
+
+    @tool(registry=tools, compensating_tool="cancel")
+    async def book() -> dict[str, Any]:
+        return {"id": "b1", "token": SecretStr(SECRET)}
+
+    @tool(registry=tools)
+    async def cancel(token: Any) -> None:
+        given.append(token.get_secret_value())
+
+    _, undone, journal = await run(tools, Step("book"))
+    assert (undone.status, given) == ("failed", [])
+    assert "needs 'token', which the journal must not hold" in undone.stuck[0].reason
+    assert MASK not in journal
+    live = await Orchestrator(tools=tools).run_saga([Step("book"), Step("fail")])
+    assert (live.status, given) == ("rolled_back", [SECRET])
+
+
+@pytest.mark.parametrize("needed", ["pin", "token", "card"])
+async def test_a_compensator_that_needs_one_is_refused(tools: ToolRegistry, needed: str) -> None:
+    kinds: dict[str, Any] = {"pin": str, "token": SecretStr, "card": Card}
+
+    async def cancel(**_: Any) -> None: ...
+
+    namespace: dict[str, Any] = {"kind": kinds[needed]}
+    exec(f"async def cancel({needed}: kind) -> None: ...", namespace)
+
+    @tool(registry=tools, compensating_tool="cancel")
+    async def book(card: Card) -> Booking:
+        raise NotImplementedError
+
+    with pytest.raises((ToolContractError, PlanError), match=f"needs '{needed}', a secret"):
+        tools.register(namespace["cancel"])
+
+
+@pytest.mark.parametrize("card", [{"number": SECRET}, Card(number=SecretStr(SECRET))], ids=["dict", "model"])
+async def test_secrets_inside_of_arguments_are_neither_in_the_plan_nor_in_the_effect(
+    tools: ToolRegistry, card: Any
+) -> None:
+    @tool(registry=tools, compensating_tool="cancel")
+    async def pay(card: Card, idempotency_key: str) -> None:
+        assert card.number.get_secret_value() == SECRET
+
+    @tool(registry=tools)
+    async def cancel(idempotency_key: str) -> None: ...
+
+    result, undone, journal = await run(tools, Step("pay", {"card": card}))
+    assert (result.status, undone.status) == ("success", "rolled_back")
+    assert SECRET not in journal
+    assert MASK not in journal
+
+
+@pytest.mark.parametrize("effect", [True, False])
+async def test_what_a_tool_says_of_its_secret_when_it_fails(tools: ToolRegistry, effect: bool) -> None:
+    @tool(registry=tools, side_effects=["x:write"] if effect else [])
+    async def pay(token: SecretStr) -> None:
+        raise ValueError(f"bad token {token.get_secret_value()}")
+
+    @tool(registry=tools, compensating_tool="cancel")
+    async def book(token: SecretStr) -> None: ...
+
+    @tool(registry=tools)
+    async def cancel(token: SecretStr = SecretStr("")) -> None:  # noqa: B008
+        raise ValueError(f"bad token {token.get_secret_value()}")
+
+    storage = InMemoryStorage()
+    steps = [Step("book", {"token": SECRET}), Step("pay", {"token": SECRET})]
+    result = await Orchestrator(tools=tools, storage=storage).run_saga(steps)
+    journal = json.dumps([record.data for record in await storage.read(f"run:{result.run_id}")])
+    assert SECRET not in journal
+    assert SECRET not in str(result.stuck) + str(result.error)
+    assert "ValueError: bad token" in journal
