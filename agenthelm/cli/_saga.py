@@ -17,7 +17,19 @@ if TYPE_CHECKING:
     from agenthelm.orchestration.results import SagaResult
     from agenthelm.orchestration.state import EffectState, RunState
 
-__all__ = ["effect_names", "facts", "perform", "prune", "read", "row", "run_id", "runs", "tree", "undo_preview"]
+__all__ = [
+    "effect_names",
+    "facts",
+    "nothing_to_undo",
+    "perform",
+    "prune",
+    "read",
+    "row",
+    "run_id",
+    "runs",
+    "tree",
+    "undo_preview",
+]
 
 _OPEN = "open"
 _STYLES = {
@@ -195,7 +207,9 @@ def _line(effect: EffectState) -> Any:
 
 
 def undo_preview(run: RunState) -> list[str]:
-    """What undoing a run would do, in the order in which it would; empty when nothing is left."""
+    """What undoing a run would do, in the order in which it would; empty when it would do nothing."""
+    if run.status == "failed":
+        return []
     names = effect_names(run)
     open_effects = [e for e in run.effects.values() if not e.settled and e.outcome != "failed"]
     doubtful = sorted((e for e in open_effects if e.doubtful), key=lambda e: -e.order)
@@ -206,6 +220,16 @@ def undo_preview(run: RunState) -> list[str]:
         what = names[effect.effect.id] + (", in doubt," if effect.doubtful else "")
         lines.append(f"undo {what} by {by}" if by else f"CAN'T undo {what}: nothing undoes it")
     return lines
+
+
+def nothing_to_undo(run: RunState) -> str:
+    """Why undoing a run would do nothing."""
+    if run.status != "failed":
+        return "nothing to undo"
+    return (
+        f"nothing to undo: what is left of run {run.run_id} is stuck; try it again with 'agenthelm saga retry {run.run_id}', "
+        f"or say what became of it with 'agenthelm saga resolve {run.run_id} STEP --as done|undone'"
+    )
 
 
 async def perform(

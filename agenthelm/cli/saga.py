@@ -129,7 +129,7 @@ def undo(
     state = _loop.run(look)
     lines = _saga.undo_preview(state)
     if dry_run or not json:
-        for line in lines or ["nothing to undo"]:
+        for line in lines or [_saga.nothing_to_undo(state)]:
             _console.say(line)
     if dry_run:
         return

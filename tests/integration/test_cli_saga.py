@@ -166,6 +166,7 @@ def test_what_is_stuck_can_be_tried_again(cli: Cli) -> None:
     assert "could not be undone: book_badly" in done.stderr
     assert "the desk is closed" in cli("saga", "show", "last").stdout
     cli("saga", "retry", "last", code=3)
+    assert "agenthelm saga retry" in cli("saga", "undo", "last", code=3).stderr  # it asks nothing, and does nothing
     cli.write("desk-open", "")
     assert "rolled_back" in cli("saga", "retry", "last").stderr
     assert "1 undone" in cli("saga", "list").stdout
