@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -45,7 +45,7 @@ class Owner:
 
     def data(self) -> dict[str, Any]:
         """Its journal form."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.__slots__}
 
     def fate(self) -> Literal["alive", "dead", "unknown"]:
         """Whether the process still runs, as far as this host can tell."""

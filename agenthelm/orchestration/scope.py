@@ -90,7 +90,7 @@ class SagaScope:
     _outer: ScopeLog | None = field(init=False, default=None)
     _stack: ExitStack = field(init=False, default_factory=ExitStack)
     _group: TaskGroup | None = field(init=False, default=None)
-    _beat: CancelScope = field(init=False)
+    _over: anyio.Event = field(init=False)
 
     async def __aenter__(self) -> Self:
         outer = self.executor.effects
@@ -204,7 +204,7 @@ class SagaScope:
             journal.on_lost = self._on_lost
         self._group = anyio.create_task_group()
         await self._group.__aenter__()
-        self._beat = CancelScope(shield=True)
+        self._over = anyio.Event()
         self._group.start_soon(self._heartbeat, journal, name="agenthelm lease")
         done = sum(1 for state in self.states.values() if state.outcome is not None)
         return LiveRun(
@@ -220,9 +220,11 @@ class SagaScope:
     async def _heartbeat(self, journal: Journal) -> None:
         """Renew the lease when nothing else was written; shielded, because unwinding needs the lease as well."""
         clock = self.executor.clock
-        with self._beat:
+        with CancelScope(shield=True):
             while True:
-                await anyio.sleep(max(0.05, RENEW_SECONDS - (clock.monotonic() - journal.last_append)))
+                with anyio.move_on_after(max(0.05, RENEW_SECONDS - (clock.monotonic() - journal.last_append))):
+                    await self._over.wait()
+                    return
                 if clock.monotonic() - journal.last_append >= RENEW_SECONDS:
                     try:
                         await journal.append("renewed")
@@ -361,7 +363,7 @@ class SagaScope:
     async def _close_group(self, error: BaseException | None) -> None:
         if self._group is None:
             return
-        self._beat.cancel()
+        self._over.set()
         if self._run.journal.lost is not None and error is not None and not isinstance(error, Exception):
             # Our own cancellation of the block ends here.
             await self._group.__aexit__(type(error), error, error.__traceback__)
