@@ -49,7 +49,7 @@ class Ledger:
     """
 
     __slots__ = (
-        "_books", "_chain", "_charged", "_clock", "_drawn", "_enforced", "_holds", "_limited", "_limits", "_lock", "_reserved",
+        "_above", "_books", "_charged", "_clock", "_drawn", "_enforced", "_holding", "_limited", "_limits", "_lock", "_reserved",
         "_seconds", "_spent", "_started", "_tool", "budget", "parent", "scope", "stop",
     )  # fmt: skip
 
@@ -81,16 +81,14 @@ class Ledger:
         self._enforced: bool = enforced and (parent is None or parent._enforced)
         # Without a limit of its own there is nothing to draw on: money then reserves in the parents as usual.
         self._drawn = drawn_from if self.budget.usd is not None else None
-        # Each ledger from here to the root, with whether money is booked there at once; and those of them with limits,
-        # because reservations only matter where something is compared with them.
-        above, holds = ([], []) if parent is None else (parent._chain, parent._holds)
+        # The ledgers above this one, with whether money is booked there at once; and those of them with limits, because
+        # reservations only matter where something is compared with them. It is in neither itself: that would be a cycle.
+        self._above: list[tuple[Ledger, bool]] = [] if parent is None else parent._chain()
+        self._holding: list[tuple[Ledger, bool]] = [] if parent is None else parent._holds()
         if self._drawn is not None:
             self._drawn._drawer = self
-            above = [(ledger, False) for ledger, _ in above]
-            holds = [(ledger, False) for ledger, _ in holds]
-        own = (self, True)
-        self._chain: list[tuple[Ledger, bool]] = [own, *above]
-        self._holds: list[tuple[Ledger, bool]] = [own, *holds] if self._limits else holds
+            self._above = [(ledger, False) for ledger, _ in self._above]
+            self._holding = [(ledger, False) for ledger, _ in self._holding]
         limited = bool(self._limits) or self._seconds is not None or (parent is not None and parent._limited)
         self._limited: bool = self._enforced and limited
 
@@ -127,7 +125,7 @@ class Ledger:
         with self._lock:
             if self._limited:
                 self._check(want)
-            for ledger, money in self._holds:
+            for ledger, money in self._holds():
                 held = ledger._reserved
                 if money:
                     held[0] += pico
@@ -152,7 +150,7 @@ class Ledger:
         with self._lock:
             self._charged += pico
             self._spend((pico, 0, 0, 0))
-            for ledger, _ in self._chain:
+            for ledger, _ in self._chain():
                 ledger._book((agent, None, self._tool))[_PICO] += pico
 
     def total(self) -> Totals:
@@ -190,7 +188,7 @@ class Ledger:
     @property
     def root(self) -> Ledger:
         """The run's ledger, at the top of the tree."""
-        return self._chain[-1][0]
+        return self._above[-1][0] if self._above else self
 
     @property
     def tool(self) -> str | None:
@@ -212,10 +210,18 @@ class Ledger:
         usd = left.pop("usd", None)
         return Budget(usd=None if usd is None else to_usd(usd), seconds=seconds, **left)
 
+    def _chain(self) -> list[tuple[Ledger, bool]]:
+        """Each ledger from here to the root, with whether money is booked there at once."""
+        return [(self, True), *self._above]
+
+    def _holds(self) -> list[tuple[Ledger, bool]]:
+        """Those of them that reservations count in."""
+        return [(self, True), *self._holding] if self._limits else self._holding
+
     def _check(self, want: tuple[int, int, int, int]) -> None:
         """Refuse on behalf of the ledger in which the smallest share of the request would fit."""
         worst: tuple[float, Ledger, int, int] | None = None
-        for ledger, money in self._chain:
+        for ledger, money in self._chain():
             if ledger._seconds is not None:
                 elapsed = ledger._clock.monotonic() - ledger._started
                 if elapsed >= ledger._seconds:
@@ -250,7 +256,7 @@ class Ledger:
 
     def _spend(self, amount: tuple[int, int, int, int]) -> None:
         pico, tokens, calls, tool_calls = amount
-        for ledger, money in self._chain:
+        for ledger, money in self._chain():
             spent = ledger._spent
             spent[1] += tokens
             spent[2] += calls
@@ -261,7 +267,7 @@ class Ledger:
                     ledger._drawn._cover(spent[0])
 
     def _unreserve(self, amount: tuple[int, int, int, int]) -> None:
-        for ledger, money in self._holds:
+        for ledger, money in self._holds():
             held = ledger._reserved
             if money:
                 held[0] -= amount[0]
@@ -378,7 +384,7 @@ class Reservation:
         pico, tokens, calls, tools = amount
         ledger = self._ledger
         key = (agent, usage.model if usage else model, ledger._tool)
-        for entry, _ in ledger._chain:
+        for entry, _ in ledger._chain():
             counts = entry._book(key)
             counts[_TOOLS] += tools
             counts[_PICO] += pico
@@ -408,7 +414,7 @@ class Reservation:
         more = (pico - self._covered, 0, 0, 0)
         self._covered = pico
         if self._open:
-            for ledger, money in self._ledger._holds:
+            for ledger, money in self._ledger._holds():
                 if money:
                     ledger._reserved[0] += more[0]
         else:

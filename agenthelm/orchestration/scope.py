@@ -364,6 +364,7 @@ class SagaScope:
         if self._group is None:
             return
         self._over.set()
+        self._run.journal.on_lost = None  # it refers back to this scope, and nobody is left to stop
         if self._run.journal.lost is not None and error is not None and not isinstance(error, Exception):
             # Our own cancellation of the block ends here.
             await self._group.__aexit__(type(error), error, error.__traceback__)
