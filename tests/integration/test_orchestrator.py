@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from typing import Any
 
@@ -490,3 +491,44 @@ async def test_nothing_is_left_behind(world: World) -> None:
             await orchestrator.run_pipeline([Books()], "x")
     assert current_run() is None
     assert threading.active_count() <= before + 1
+
+
+async def test_runs_leave_nothing_to_the_garbage_collector() -> None:
+    """A service that makes many runs gets their memory back at once, and not in pauses of the collector."""
+    tools = ToolRegistry()
+
+    @tool(registry=tools, compensating_tool="unmake")
+    async def make(name: str) -> dict[str, str]:
+        return {"thing": name}
+
+    @tool(registry=tools)
+    def unmake(thing: str) -> None: ...
+
+    @tool(registry=tools)
+    def look(name: str) -> str:
+        return name
+
+    class Making(Agent):
+        async def aforward(self, context: Any, task: str) -> dict[str, Any]:
+            await self.ause("make", name=task)
+            return {"seen": await self.ause("look", name=task)}
+
+    orchestrator = Orchestrator(tools=tools)
+
+    async def some() -> None:
+        await orchestrator.run(Parallel([Making(name="a"), Making(name="b")]), "x")
+        await orchestrator.run_saga([Step("make", {"name": "c"}), Step("look", {"name": "c"})])
+
+    await some()
+    gc.collect()
+    gc.disable()
+    try:
+        await some()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = [type(thing).__qualname__ for thing in gc.garbage if type(thing).__module__.startswith("agenthelm.")]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert left == []
