@@ -18,6 +18,7 @@ from agenthelm.exceptions import (
     RunBusyError,
     RunNotFoundError,
     StalePositionError,
+    StorageError,
     describe,
 )
 from agenthelm.orchestration.journal import RENEW_SECONDS, Journal, run_of, stream_of
@@ -206,10 +207,16 @@ class Recovery:
                 if not state.decided and state.kept is None:
                     await journal.append("unwinding", scope="", reason=reason)
                     state.reason = reason
+                failure: Exception | None = None
                 async with anyio.create_task_group() as group:
                     group.start_soon(_keep, journal, self.executor)
-                    await unwinder.unwind(state.begun() if state.kept else list(state.effects.values()))
+                    try:
+                        await unwinder.unwind(state.begun() if state.kept else list(state.effects.values()))
+                    except (LeaseLostError, StorageError) as error:  # raised bare, behind the group
+                        failure = error
                     group.cancel_scope.cancel()
+                if failure is not None:
+                    raise failure
                 return await self._close(state, journal, undone=tuple(unwinder.undone))
 
             result = await shielded(undo)

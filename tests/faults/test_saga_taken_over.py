@@ -31,22 +31,20 @@ class Later(SystemClock):
 
 
 class InStep(InMemoryStorage):
-    """From when it is told to, gives a run's journal to two readers at the same moment only."""
+    """Takes the first two claims on a run at the same moment, when both claimers have read its journal."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.in_step = False
-        self.waiting: anyio.Event | None = None
+        self.claims = 0
+        self.both = anyio.Event()
 
-    async def read(self, stream: str, **options: Any) -> Any:
-        if self.in_step and stream.startswith("run:"):
-            if self.waiting is None:
-                self.waiting = anyio.Event()
-                await self.waiting.wait()
-            else:
-                self.waiting.set()
-                self.waiting = None
-        return await super().read(stream, **options)
+    async def append(self, records: Any, expected: Any = None) -> dict[str, int]:
+        if any(record.data.get("type") == "claimed" for record in records):
+            self.claims += 1
+            if self.claims == 2:
+                self.both.set()
+            await self.both.wait()
+        return await super().append(records, expected)
 
 
 class World:
@@ -131,7 +129,6 @@ async def test_of_two_that_end_a_run_at_once_one_does_and_the_other_hears_of_it(
 ) -> None:
     storage = InStep()
     run_id = await getattr(world, make)(storage)
-    storage.in_step = True
     ended: list[Any] = []
 
     async def attempt() -> None:
