@@ -1,0 +1,347 @@
+"""Effects that can't be undone, or need not be: each is named with its reason, and the rest is undone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import anyio
+import pytest
+from pydantic import SecretStr
+
+from agenthelm._runtime.retry import SystemClock
+from agenthelm.core.storage import InMemoryStorage
+from agenthelm.core.tool import ToolRegistry, tool
+from agenthelm.exceptions import StorageError
+from agenthelm.orchestration import scope as scopes
+from agenthelm.orchestration.journal import Journal, stream_of
+from agenthelm.orchestration.orchestrator import Orchestrator
+from agenthelm.orchestration.saga import Step, saga
+from agenthelm.orchestration.state import fold
+from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
+
+
+class Later(SystemClock):
+    def wall(self) -> float:
+        return time.time() + 31.0
+
+
+class World:
+    def __init__(self) -> None:
+        self.things: list[str] = []
+        self.says: Any = None
+        self.tools = ToolRegistry()
+
+        @tool(registry=self.tools, compensating_tool="unmake")
+        async def make(name: str) -> dict[str, str]:
+            self.things.append(name)
+            return {"thing": name}
+
+        @tool(registry=self.tools)
+        async def unmake(thing: str) -> None:
+            self.things.remove(thing)
+
+        @tool(registry=self.tools)
+        async def fail() -> None:
+            raise ValueError("no")
+
+    def look(self) -> Any:
+        if isinstance(self.says, Exception):
+            raise self.says
+        return self.says
+
+    async def undone_by(self, tools: ToolRegistry, run_id: str, storage: Any) -> Any:
+        return await Orchestrator(tools=tools, storage=storage, clock=Later()).undo(run_id)
+
+    def without(self, *names: str) -> ToolRegistry:
+        return ToolRegistry(entry for name, entry in self.tools.items() if name not in names)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+# -- an app that is not the one that ran -------------------------------------------------------------------------------
+
+
+async def test_an_app_without_the_compensator_names_it(world: World) -> None:
+    storage = InMemoryStorage()
+    async with saga(tools=world.tools, storage=storage) as scope:
+        await scope.use("make", name="a")
+    result = await world.undone_by(world.without("unmake"), scope.run_id, storage)
+    assert (result.status, world.things) == ("failed", ["a"])
+    assert "compensating tool 'unmake' is not registered here" in result.stuck[0].reason
+
+
+async def test_a_contract_that_changed_since_the_call_is_not_relied_on(world: World) -> None:
+    storage = InMemoryStorage()
+    async with saga(tools=world.tools, storage=storage) as scope:
+        await scope.use("make", name="a")
+    changed = world.without("make")
+
+    @tool(registry=changed, compensating_tool="unmake", idempotent=True)
+    async def make(name: str) -> dict[str, str]:
+        return {"thing": name}
+
+    result = await world.undone_by(changed, scope.run_id, storage)
+    assert (result.status, world.things) == ("failed", ["a"])
+    assert "changed its contract" in result.stuck[0].reason
+    retried = await Orchestrator(tools=world.tools, storage=storage).retry(scope.run_id)  # the old app can
+    assert (retried.status, world.things) == ("rolled_back", [])
+
+
+async def test_a_result_that_could_not_be_stored_undoes_a_live_run_but_not_a_recorded_one(world: World) -> None:
+    class Handle:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+    @tool(registry=world.tools, compensating_tool="close")
+    async def open_(name: str) -> Any:
+        world.things.append(name)
+        return Handle(name)
+
+    @tool(registry=world.tools)
+    async def close(result: Any) -> None:
+        world.things.remove(result.name)
+
+    storage = InMemoryStorage()
+    with pytest.raises(ValueError, match="no"):
+        async with saga(tools=world.tools, storage=storage) as live:
+            await live.use("open_", name="live")
+            raise ValueError("no")
+    assert world.things == []
+    async with saga(tools=world.tools, storage=storage) as kept:
+        await kept.use("open_", name="kept")
+    result = await world.undone_by(world.tools, kept.run_id, storage)
+    assert (result.stuck[0].reason, world.things) == ("close needs the result, which could not be stored", ["kept"])
+
+
+async def test_a_secret_that_no_journal_holds_is_named_when_it_is_needed_after_the_fact(world: World) -> None:
+    @tool(registry=world.tools, compensating_tool="log_out")
+    async def log_in(account: Any) -> None:
+        world.things.append("session")
+
+    @tool(registry=world.tools)
+    async def log_out(account: Any) -> None:
+        world.things.remove("session")
+
+    storage = InMemoryStorage()
+    async with saga(tools=world.tools, storage=storage) as scope:
+        await scope.use("log_in", account={"password": SecretStr("hunter2")})
+    result = await world.undone_by(world.tools, scope.run_id, storage)
+    assert result.stuck[0].reason == "log_out needs 'account', which the journal must not hold"
+    assert world.things == ["session"]
+
+
+async def test_what_happened_inside_a_doubtful_call_of_a_missing_tool_is_undone_all_the_same(world: World) -> None:
+    @tool(registry=world.tools, compensating_tool="unmake")
+    async def wrap(name: str) -> dict[str, str]:
+        async with saga("inside") as inside:
+            await inside.use("make", name="inner")
+        raise TimeoutError
+
+    storage = InMemoryStorage()
+    async with saga(tools=world.tools, storage=storage) as scope:
+        with pytest.raises(TimeoutError):
+            await scope.use("wrap", name="outer")
+    result = await world.undone_by(world.without("wrap"), scope.run_id, storage)
+    assert world.things == []
+    assert [stuck.tool for stuck in result.stuck] == ["wrap"]
+    assert "'wrap' is not registered here" in result.stuck[0].reason
+
+
+# -- what nothing undoes, but somebody can look at ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("says", "status"), [(False, "rolled_back"), (True, "failed"), (OSError("down"), "failed")])
+async def test_an_irreversible_call_in_doubt_is_stuck_unless_it_is_seen_not_to_have_happened(
+    world: World, says: Any, status: str
+) -> None:
+    @tool(registry=world.tools, side_effects=["mail:send"], verify=world.look)
+    async def send() -> None: ...
+
+    storage = InMemoryStorage()
+    dying = FaultyStorage(storage, matching=lambda record: record.data.get("type") == "finish", do="crash")
+    with pytest.raises(SimulatedCrash):
+        async with saga(tools=world.tools, storage=dying) as scope:
+            await scope.use("send")
+    world.says = says
+    (result,) = await Orchestrator(tools=world.tools, storage=storage, clock=Later()).recover()
+    assert result.status == status
+    assert [stuck.reason for stuck in result.stuck] == ([] if status == "rolled_back" else ["no tool undoes it"])
+
+
+# -- an undo that was interrupted --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("says", "status", "left"),
+    [
+        (False, "rolled_back", ["a"]),  # seen to be undone: it is not repeated
+        (True, "rolled_back", []),
+        ({"thing": "a"}, "rolled_back", []),
+        (OSError("down"), "failed", ["a"]),
+    ],
+)
+async def test_an_interrupted_undo_is_repeated_only_if_the_effect_is_seen_to_stand(
+    world: World, says: Any, status: str, left: list[str]
+) -> None:
+    @tool(registry=world.tools, compensating_tool="unmake", verify=world.look)
+    async def book(name: str) -> dict[str, str]:
+        world.things.append(name)
+        return {"thing": name}
+
+    storage = InMemoryStorage()
+    async with saga(tools=world.tools, storage=storage) as scope:
+        await scope.use("book", name="a")
+    dying = FaultyStorage(
+        storage, matching=lambda record: record.data.get("type") == "undoing", do="crash", moment="after"
+    )
+    with pytest.raises(BaseException) as died:
+        await Orchestrator(tools=world.tools, storage=dying).undo(scope.run_id)
+    assert died.group_contains(SimulatedCrash) or isinstance(died.value, SimulatedCrash)
+    state = fold(scope.run_id, await storage.read(stream_of(scope.run_id)))
+    assert state.effects["e1"].status == "undoing"
+    world.says = says
+    (result,) = await Orchestrator(tools=world.tools, storage=storage, clock=Later()).recover()
+    assert (result.status, world.things) == (status, left)
+    if result.stuck:
+        assert "interrupted; nobody knows whether it worked" in result.stuck[0].reason
+
+
+# -- a plan that is to go on -------------------------------------------------------------------------------------------
+
+
+async def test_a_plan_does_not_go_on_without_a_result_that_is_lost(world: World) -> None:
+    """``verify`` only says that it happened; what it returned, later steps would need."""
+
+    @tool(registry=world.tools, compensating_tool="drop", verify=lambda: True)
+    async def hire() -> dict[str, str]:
+        world.things.append("hired")
+        return {"thing": "hired"}
+
+    @tool(registry=world.tools)
+    async def drop() -> None:
+        world.things.remove("hired")
+
+    storage = InMemoryStorage()
+    dying = FaultyStorage(storage, matching=lambda record: record.data.get("type") == "finish", do="crash")
+    with pytest.raises(SimulatedCrash):
+        await Orchestrator(tools=world.tools, storage=dying).run_saga([Step("hire"), Step("make", {"name": "a"})])
+    assert world.things == ["hired"]
+    (result,) = await Orchestrator(tools=world.tools, storage=storage, clock=Later()).recover(resume=True)
+    assert (result.status, world.things) == ("rolled_back", [])
+
+
+async def test_a_plan_does_not_go_on_from_a_result_that_could_not_be_stored(world: World) -> None:
+    @tool(registry=world.tools, compensating_tool="drop")
+    async def hire() -> Any:
+        world.things.append("hired")
+        return threading.Lock()
+
+    @tool(registry=world.tools)
+    async def drop() -> None:
+        world.things.remove("hired")
+
+    storage = InMemoryStorage()
+    dying = FaultyStorage(storage, at=2, matching=lambda record: record.data.get("type") == "begin", do="crash")
+    with pytest.raises(SimulatedCrash):
+        await Orchestrator(tools=world.tools, storage=dying).run_saga([Step("hire"), Step("make", {"name": "a"})])
+    (result,) = await Orchestrator(tools=world.tools, storage=storage, clock=Later()).recover(resume=True)
+    assert (result.status, world.things) == ("rolled_back", [])
+
+
+async def test_a_plan_does_not_go_on_with_a_tool_whose_contract_has_changed(world: World) -> None:
+    storage = InMemoryStorage()
+    dying = FaultyStorage(storage, at=2, matching=lambda record: record.data.get("type") == "begin", do="crash")
+    steps = [Step("make", {"name": name}, id=name) for name in "ab"]
+    with pytest.raises(SimulatedCrash):
+        await Orchestrator(tools=world.tools, storage=dying).run_saga(steps)
+    changed = world.without("make")
+
+    @tool(registry=changed, compensating_tool="unmake", idempotent=True)
+    async def make(name: str) -> dict[str, str]:
+        raise AssertionError("never called")
+
+    (result,) = await Orchestrator(tools=changed, storage=storage, clock=Later()).recover(resume=True)
+    assert (result.status, world.things) == ("failed", ["a"])
+    assert "changed its contract" in result.stuck[0].reason
+
+
+# -- a run that is not what it seems -----------------------------------------------------------------------------------
+
+
+async def test_a_nested_saga_that_left_something_standing_fails_the_run_that_went_on(world: World) -> None:
+    @tool(registry=world.tools, side_effects=["mail:send"])
+    async def send() -> None: ...
+
+    async with saga(tools=world.tools, storage=InMemoryStorage()) as scope:
+        await scope.use("make", name="a")
+        with pytest.raises(ValueError, match="no"):
+            async with saga("inside") as inside:
+                await inside.use("send")
+                raise ValueError("no")
+    assert scope.result is not None
+    assert (scope.result.status, [stuck.tool for stuck in scope.result.stuck]) == ("failed", ["send"])
+    assert world.things == ["a"]
+
+
+async def test_a_run_whose_lease_can_not_be_renewed_makes_no_further_call(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scopes, "RENEW_SECONDS", 0.05)
+    tried = anyio.Event()
+
+    def renewing(record: Any) -> bool:
+        if record.data.get("type") == "renewed":
+            tried.set()
+            return True
+        return False
+
+    storage = FaultyStorage(InMemoryStorage(), matching=renewing)
+    with anyio.fail_after(10), pytest.raises(StorageError, match="told to fail"):
+        async with saga(tools=world.tools, storage=storage) as scope:
+            await tried.wait()
+            await scope.use("make", name="a")
+    assert world.things == []
+
+
+class Queue(InMemoryStorage):
+    """Takes one append after the other, as a disk does; the first of a run is slow, and fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = anyio.Lock()
+        self.go_on = anyio.Event()
+        self.full = True
+
+    async def append(self, records: Any, expected: Any = None) -> dict[str, int]:
+        async with self.turn:
+            if self.full:
+                self.full = False
+                await self.go_on.wait()
+                raise StorageError("the disk is full")
+            return await super().append(records, expected)
+
+
+async def test_a_record_behind_one_that_failed_tells_of_that_and_not_of_another_process() -> None:
+    storage = Queue()
+    journal = Journal(storage, "r", SystemClock())
+    told: list[str] = []
+
+    async def append() -> None:
+        try:
+            await journal.append("renewed")
+        except StorageError as error:
+            told.append(str(error))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(append)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(append)
+        await anyio.wait_all_tasks_blocked()
+        storage.go_on.set()
+    assert told == ["the disk is full"] * 2
+    assert journal.lost is None
