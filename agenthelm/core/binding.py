@@ -126,11 +126,17 @@ class Binding:
 
         Raises:
             ToolInputError: Naming each argument that does not fit.
+            ToolContractError: A type inside a parameter's type is not defined.
         """
         try:
             bound: dict[str, Any] = self._arguments.validate_python(dict(arguments))
         except ValidationError as exc:
             raise ToolInputError(f"tool {self.name!r}: {self._explain(exc)}", tool_name=self.name) from None
+        except PydanticUserError as exc:  # a type inside a type, which pydantic had hoped to find until now
+            raise ToolContractError(
+                f"tool {self.name!r}: a parameter has a type that can't be validated: {str(exc).splitlines()[0]}",
+                tool_name=self.name,
+            ) from exc
         if self.defaults:
             for key, value in self.defaults.items():
                 if key not in bound:
@@ -178,6 +184,13 @@ class Binding:
                 f"{first['msg']}",
                 tool_name=self.name,
             ) from None
+        except Exception as exc:
+            # An undefined type inside a type, or a validator that fails as none should: the tool has run all the same.
+            raise ToolOutputError(
+                f"tool {self.name!r} returned something that can't be validated: "
+                f"{type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}",
+                tool_name=self.name,
+            ) from exc
 
     def fields_of(self, value: Any) -> dict[str, Any]:
         """The fields of a result by name, as compensators receive them."""
