@@ -185,12 +185,7 @@ def chosen_inputs(
         WiringError: A required input turned out to be missing.
     """
     chosen = select(signature, supply, is_flow=isinstance(component, Checked))
-    given = {name: state[source] for name, source in chosen.items() if source in state}
-    if not isinstance(component, Checked):
-        for name, spec in signature.inputs.items():
-            if spec.required and name not in given:
-                raise missing_input(signature.name, name, supply)
-    return given
+    return {name: state[source] for name, source in chosen.items() if source in state}
 
 
 def _fields(declared: Any) -> dict[str, FieldSpec] | None:

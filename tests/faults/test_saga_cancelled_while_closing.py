@@ -16,6 +16,7 @@ from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step, saga
 from agenthelm.orchestration.state import fold
+from agenthelm.testing.storage import FaultyStorage
 
 
 class Cancelling(InMemoryStorage):
@@ -107,3 +108,22 @@ async def test_a_cancelled_task(way: Any, kind: str, times: int) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     await check(storage, world)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("way", [plan, agents, by_hand], ids=lambda way: way.__name__)
+async def test_a_run_that_can_not_be_opened_again_to_be_undone_stands_and_says_so(
+    way: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    world: list[str] = []
+    inner = Cancelling("closed")
+    storage = FaultyStorage(inner, matching=lambda record: record.data.get("type") == "claimed")
+    task = asyncio.ensure_future(way(tools_over(world), storage))
+    inner.cancel = task.cancel
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (info,) = await inner.streams(prefix="run:")
+    assert (world, info.state) == (["a"], "success")
+    assert f"run {info.name.removeprefix('run:')} stands, and its caller was cancelled" in caplog.text
+    result = await Orchestrator(tools=tools_over(world), storage=inner).undo(info.name.removeprefix("run:"))
+    assert (world, result.status) == ([], "rolled_back")

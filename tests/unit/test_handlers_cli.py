@@ -10,12 +10,14 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import IO
 
 import anyio
 import pytest
+from rich.console import Console as RichConsole
 
+from agenthelm.core import prompt
 from agenthelm.core.handlers import CliHandler, Decision
 from agenthelm.testing.approvals import approval_request
 
@@ -233,3 +235,26 @@ async def test_no_terminal_is_a_denial_with_the_reason(
 async def test_no_standard_streams_are_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     assert not (await CliHandler().request_approval(approval_request())).approved
+
+
+@pytest.mark.parametrize("with_termios", [True, False])
+@pytest.mark.parametrize(("typed", "approved"), [("y\n", True), ("\nno\n", False), ("", False)])
+async def test_on_a_console_that_can_not_be_polled_the_answer_is_read_as_a_line(
+    monkeypatch: pytest.MonkeyPatch, with_termios: bool, typed: str, approved: bool
+) -> None:
+    """As on Windows, where neither ``select`` nor ``termios`` know consoles."""
+
+    class Console(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Console()
+    monkeypatch.setattr(prompt, "sys", SimpleNamespace(platform="win32", stdin=Console(typed), stderr=screen))
+    if not with_termios:
+        monkeypatch.setitem(sys.modules, "termios", None)
+    decision = await CliHandler(console=RichConsole(file=screen)).request_approval(approval_request())
+    assert decision.approved is approved
+    assert decision.reason == {
+        "y\n": "approved at the terminal", "\nno\n": "denied at the terminal", "": "the terminal was closed"
+    }[typed]  # fmt: skip
+    assert screen.getvalue().count(QUESTION) == 1 + (typed == "\nno\n")

@@ -135,6 +135,11 @@ async def test_a_field_that_turns_out_to_be_missing_downstream_is_named() -> Non
         await Pipeline([Undeclared("u"), agent("b", "n: int -> x")]).run(task="t")
 
 
+async def test_a_field_that_was_returned_without_being_declared_is_said_to_be_so() -> None:
+    with pytest.raises(WiringError, match="'note' was returned without being declared as an output, so it fills only"):
+        await Pipeline([Undeclared("u"), agent("a", "task -> x", note=3), agent("b", "note: int -> y")]).run(task="t")
+
+
 async def test_a_custom_flow_takes_an_agents_place() -> None:
     result = await Pipeline([agent("a", "task -> x"), Custom(), agent("b", "made -> y")]).run(task="t")
     assert result["got"]["task"] == "t"

@@ -20,7 +20,7 @@ import pytest
 from agenthelm._runtime.context import RunContext, StopMark, current_run, entered, new_run_id, raise_if_stopped
 from agenthelm._runtime.groups import in_child, named, shielded, wait_through
 from agenthelm._runtime.retry import Backoff, asked_delay
-from agenthelm._runtime.workers import Workers, hop_back
+from agenthelm._runtime.workers import Workers, _Thread, hop_back
 
 CONTEXT = RunContext(run_id="r", session_id="s", namespace="n")
 
@@ -128,6 +128,31 @@ class TestThreads:
             gate.go.set()
         with anyio.fail_after(10):
             assert await workers.run_abandonable(gates[2]) == "value"
+
+    async def test_a_function_that_is_cancelled_before_it_began_never_begins_and_gives_its_place_back(self) -> None:
+        workers, gate = Workers(1), Gate()
+        async with anyio.create_task_group() as group:
+            group.start_soon(workers.run_abandonable, gate)
+            await anyio.lowlevel.checkpoint()  # it has its place, and no thread yet
+            group.cancel_scope.cancel()
+        assert not gate.entered.is_set()
+        gate.go.set()
+        with anyio.fail_after(10):
+            assert await workers.run_abandonable(gate) == "value"
+
+    async def test_a_thread_whose_caller_went_before_it_began_does_nothing(self) -> None:
+        gate = Gate()
+        thread = _Thread(gate)
+        assert thread.disown_or_wait() is None
+        await anyio.to_thread.run_sync(thread.run)
+        assert not gate.entered.is_set()
+
+    async def test_a_thread_that_ended_before_it_is_waited_for_is_not_waited_for(self) -> None:
+        thread = _Thread(lambda: "value")
+        await anyio.to_thread.run_sync(thread.run)
+        ended = thread.disown_or_wait()
+        assert ended is not None
+        assert (ended.is_set(), thread.value) == (True, "value")
 
     def test_a_thread_that_was_let_go_ends_although_its_loop_never_runs_again(self) -> None:
         workers, gate, threads = Workers(), Gate(), list[threading.Thread]()
@@ -360,6 +385,10 @@ class TestIdentity:
         mark.set(ValueError("second"))
         with entered(CONTEXT.evolve(stops=(StopMark(), mark))), pytest.raises(ValueError, match="first"):
             raise_if_stopped()
+
+    def test_an_identity_has_no_other_fields_than_its_own(self) -> None:
+        with pytest.raises(TypeError, match="a run context has no tenant"):
+            CONTEXT.evolve(tenant="t")
 
     def test_nothing_stops_outside_of_runs(self) -> None:
         raise_if_stopped()

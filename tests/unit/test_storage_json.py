@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -240,3 +241,23 @@ async def test_a_line_that_is_json_but_no_record_is_damage(path: Path, record: d
         assert len(await storage.read(EVENTS)) == 4
         assert [entry.data["n"] for entry in await storage.read("run:1")] == [1, 3]
         assert storage.skipped == 1
+
+
+async def test_a_log_that_may_only_be_read_can_be_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await fill(path)
+    really = os.open
+
+    def refuse_writing(name: str | Path, flags: int, *args: int, **options: int) -> int:
+        # As for another user than root, for whom the file's mode alone would do.
+        if Path(name) == path and flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return really(name, flags, *args, **options)
+
+    monkeypatch.setattr(os, "open", refuse_writing)
+    assert await read(path, "run:0") == [0, 2]
+    async with JsonStorage(path) as storage:
+        with pytest.raises(StorageError, match=r"can't write .*: Permission denied"):
+            await storage.append([Record("run:0", {"n": 9})])
+        assert len(await storage.read("run:0")) == 2
+    monkeypatch.undo()
+    assert await read(path, "run:0") == [0, 2]

@@ -255,3 +255,27 @@ async def test_unreadable_events_match_no_filter_on_other_fields(path: Path) -> 
         direct.commit()
         direct.close()
         assert [event.position for event in await storage.read(EVENTS, where={"extra": 1})] == [1]
+
+
+async def test_a_range_that_no_event_is_in_finds_nothing_whatever_else_is_asked(path: Path) -> None:
+    async with SqliteStorage(path) as storage:
+        await storage.append([Record(EVENTS, {"tool_name": "a", "execution_time": 1.0}) for _ in range(3)])
+        for where in ({}, {"tool_name": "a"}):
+            assert await storage.read(EVENTS, where={**where, "execution_time": Between(2.0, 3.0)}) == []
+            assert len(await storage.read(EVENTS, where={**where, "execution_time": Between(1.0, 1.0)})) == 3
+
+
+async def test_a_file_that_another_process_holds_while_it_is_made_is_named_after_the_time_allowed(path: Path) -> None:
+    path.parent.mkdir()
+    other = sqlite3.connect(path, isolation_level=None)
+    try:
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("CREATE TABLE theirs (x)")
+        async with SqliteStorage(path, busy_timeout=0.02) as storage:
+            with pytest.raises(StorageError, match="another process has locked it for too long"):
+                await storage.append([Record("a", {})])
+            other.execute("ROLLBACK")
+            await storage.append([Record("a", {})])  # and may be used once it is free
+            assert len(await storage.read("a")) == 1
+    finally:
+        other.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,15 +16,10 @@ __all__ = ["locked"]
 def locked(descriptor: int, path: Path, *, exclusive: bool, timeout: float) -> Iterator[None]:
     """Hold ``flock`` on an open file; the system releases it when the process dies.
 
-    On Windows, where there is no ``flock``, nothing is locked: one process at a time there.
-
     Raises:
         StorageError: Somebody else held it for longer than ``timeout`` seconds.
     """
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
+    import fcntl  # here, because Windows has none, and the other storages can be used there
 
     mode = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     deadline = time.monotonic() + timeout

@@ -1,0 +1,58 @@
+"""Who holds a run: what of another process can be known from here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agenthelm.orchestration import owner
+from agenthelm.orchestration.owner import Owner
+from agenthelm.orchestration.state import RunState
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    owner._here.cache_clear()
+    yield
+    owner._here.cache_clear()
+
+
+def test_a_process_is_told_from_another_that_got_its_pid_later() -> None:
+    here = Owner.here()
+    assert here.fate() == "alive"
+    assert replace(here, start_time="1").fate() == "dead"
+
+
+@pytest.mark.parametrize("changes", [{"boot_id": "another boot"}, {"pid_namespace": "pid:[1]"}, {"start_time": ""}])
+def test_of_a_process_elsewhere_nothing_is_known_so_only_its_silence_counts(changes: dict[str, str]) -> None:
+    elsewhere = replace(Owner.here(), **changes)
+    assert elsewhere.fate() == "unknown"
+    run = RunState("r", owner=elsewhere, last_at=1000.0)
+    assert (run.claimable(1030.0), run.claimable(1030.1)) == (False, True)
+
+
+def test_an_owner_that_can_not_be_read_is_nobody_known() -> None:
+    for data in (None, "garbled", {"host": "h", "pid": None}):
+        nobody = Owner.from_data(data)
+        assert (nobody.pid, nobody.fate()) == (0, "unknown")
+    assert str(Owner("", 7)) == "process 7 on an unknown host"
+
+
+@pytest.mark.usefixtures("fresh")
+def test_where_there_is_no_proc_nobody_is_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS."""
+
+    def missing(*_: Any, **__: Any) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.setattr(os, "readlink", missing)
+    here = Owner.here()
+    assert (here.pid, here.boot_id, here.pid_namespace, here.start_time) == (os.getpid(), "", "", "")
+    assert here.fate() == "unknown"
+    assert Owner.from_data(here.data()) == here
