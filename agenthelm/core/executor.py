@@ -206,8 +206,6 @@ class ToolExecutor:
         asking = replace(self, effects=None, passes_doors=True, ledger=self.ledger.child("run", enforced=False))
         try:
             return Verdict.of(await asking.call(asked, given))
-        except StorageError:
-            raise
         except Exception:  # noqa: BLE001 - whatever it raised is on record; the doubt stays
             return None
 

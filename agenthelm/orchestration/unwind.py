@@ -206,7 +206,7 @@ class Unwinder:
     async def _verdict(self, executor: ToolExecutor, state: EffectState, tool: Tool) -> Verdict | None:
         try:
             return await executor.verify(tool, state.effect.arguments, state.effect.key)
-        except (StorageError, KeyboardInterrupt):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - nothing cancels unwinding: it is a cancellation that leaked
             _log.warning("verify of %s did not end: %s", tool.name, describe(error))

@@ -13,11 +13,11 @@ from pydantic import SecretStr
 from agenthelm._runtime.retry import SystemClock
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
-from agenthelm.exceptions import StorageError
+from agenthelm.exceptions import LeaseLostError, StalePositionError, StorageError
 from agenthelm.orchestration import scope as scopes
 from agenthelm.orchestration.journal import Journal, stream_of
 from agenthelm.orchestration.orchestrator import Orchestrator
-from agenthelm.orchestration.saga import Step, saga
+from agenthelm.orchestration.saga import Ref, Step, saga
 from agenthelm.orchestration.state import fold
 from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
 
@@ -173,6 +173,23 @@ async def test_an_irreversible_call_in_doubt_is_stuck_unless_it_is_seen_not_to_h
     assert [stuck.reason for stuck in result.stuck] == ([] if status == "rolled_back" else ["no tool undoes it"])
 
 
+async def test_a_verify_whose_own_storage_fails_does_not_keep_the_rest_from_being_undone(world: World) -> None:
+    @tool(registry=world.tools, compensating_tool="unmake", verify=world.look)
+    async def unsure(name: str) -> dict[str, str]:
+        raise TimeoutError
+
+    world.says = StorageError("the ledger can't be read")
+    with pytest.raises(ValueError, match="no"):
+        async with saga(tools=world.tools, storage=InMemoryStorage()) as scope:
+            await scope.use("make", name="a")
+            with pytest.raises(TimeoutError):
+                await scope.use("unsure", name="b")
+            raise ValueError("no")
+    assert world.things == []
+    assert scope.result is not None
+    assert [stuck.tool for stuck in scope.result.stuck] == ["unsure"]
+
+
 # -- an undo that was interrupted --------------------------------------------------------------------------------------
 
 
@@ -231,6 +248,81 @@ async def test_a_plan_does_not_go_on_without_a_result_that_is_lost(world: World)
     with pytest.raises(SimulatedCrash):
         await Orchestrator(tools=world.tools, storage=dying).run_saga([Step("hire"), Step("make", {"name": "a"})])
     assert world.things == ["hired"]
+    (result,) = await Orchestrator(tools=world.tools, storage=storage, clock=Later()).recover(resume=True)
+    assert (result.status, world.things) == ("rolled_back", [])
+
+
+async def died_in_doubt(world: World, steps: list[Step], *, at: int = 1) -> InMemoryStorage:
+    """A plan whose process died before the end of a call was on record."""
+    storage = InMemoryStorage()
+    dying = FaultyStorage(storage, at=at, matching=lambda record: record.data.get("type") == "finish", do="crash")
+    with pytest.raises(SimulatedCrash):
+        await Orchestrator(tools=world.tools, storage=dying).run_saga(steps)
+    return storage
+
+
+@pytest.mark.parametrize(
+    ("says", "status", "calls", "left"),
+    [
+        ({"thing": "a"}, "success", ["a"], ["a", "a+"]),  # what it returned is known, and it is not called again
+        (False, "success", ["a", "a"], ["a", "a+"]),  # it did not happen, so it is called again
+        (OSError("down"), "failed", ["a"], ["a"]),  # nobody knows: neither repeated nor undone
+    ],
+)
+async def test_a_plan_goes_on_from_a_call_in_doubt_by_what_verify_says(
+    world: World, says: Any, status: str, calls: list[str], left: list[str]
+) -> None:
+    called: list[str] = []
+
+    @tool(registry=world.tools, compensating_tool="unmake", verify=world.look)
+    async def book(name: str) -> dict[str, str]:
+        called.append(name)
+        world.things.append(name)
+        return {"thing": name}
+
+    @tool(registry=world.tools)
+    async def extend(thing: str) -> None:
+        world.things.append(f"{thing}+")
+
+    storage = await died_in_doubt(world, [Step("book", {"name": "a"}), Step("extend", {"thing": Ref("book", "thing")})])
+    if says is False:
+        world.things.clear()  # as verify says
+    world.says = says
+    (result,) = await Orchestrator(tools=world.tools, storage=storage, clock=Later()).recover(resume=True)
+    assert (result.status, called, world.things) == (status, calls, left)
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+async def test_before_a_step_is_called_again_what_its_first_call_did_inside_is_taken_back(
+    world: World, reachable: bool
+) -> None:
+    @tool(registry=world.tools, compensating_tool="unwrap")
+    async def wrap(name: str, idempotency_key: str) -> dict[str, str]:
+        async with saga("inside") as inside:
+            return dict(await inside.use("make", name=name))
+
+    @tool(registry=world.tools)
+    async def unwrap(thing: str) -> None:
+        world.things.remove(thing)
+
+    storage = await died_in_doubt(world, [Step("wrap", {"name": "a"})], at=2)
+    assert world.things == ["a"]
+    if not reachable:
+        world.things.clear()  # somebody else took it: its undo fails
+    (result,) = await Orchestrator(tools=world.tools, storage=storage, clock=Later()).recover(resume=True)
+    assert (result.status, world.things) == (("success", ["a"]) if reachable else ("failed", []))
+
+
+async def test_a_plan_does_not_repeat_a_nested_run_of_a_step_that_is_no_effect_itself(world: World) -> None:
+    @tool(registry=world.tools)
+    async def outline() -> None:
+        async with saga("inside") as inside:
+            await inside.use("make", name="a")
+
+    storage = InMemoryStorage()
+    dying = FaultyStorage(storage, matching=lambda record: record.data.get("type") == "closed", do="crash")
+    with pytest.raises(SimulatedCrash):
+        await Orchestrator(tools=world.tools, storage=dying).run_saga([Step("outline")])
     (result,) = await Orchestrator(tools=world.tools, storage=storage, clock=Later()).recover(resume=True)
     assert (result.status, world.things) == ("rolled_back", [])
 
@@ -345,3 +437,40 @@ async def test_a_record_behind_one_that_failed_tells_of_that_and_not_of_another_
         storage.go_on.set()
     assert told == ["the disk is full"] * 2
     assert journal.lost is None
+
+
+async def test_a_journal_that_was_lost_is_never_written_again() -> None:
+    storage = InMemoryStorage()
+    ours, theirs = (Journal(storage, "r", SystemClock(), epoch=epoch) for epoch in (0, 1))
+    await theirs.append("renewed")
+    for _ in range(2):  # the second position would fit
+        with pytest.raises(LeaseLostError, match="'r' was claimed"):
+            await ours.append("renewed")
+    assert [record.data["epoch"] for record in await storage.read(stream_of("r"))] == [1]
+
+
+async def test_who_loses_a_run_just_before_an_undo_does_not_begin_it(world: World) -> None:
+    storage = InMemoryStorage()
+    async with saga(tools=world.tools, storage=storage) as scope:
+        await scope.use("make", name="a")
+    stale = StalePositionError(stream_of(scope.run_id), expected=5, actual=6)
+    losing = FaultyStorage(storage, matching=lambda record: record.data.get("type") == "undoing", error=stale)
+    with pytest.raises(LeaseLostError):
+        await Orchestrator(tools=world.tools, storage=losing).undo(scope.run_id)
+    assert world.things == ["a"]
+    (result,) = await Orchestrator(tools=world.tools, storage=storage, clock=Later()).recover()
+    assert (result.status, world.things) == ("rolled_back", [])
+
+
+async def test_an_error_that_has_a_run_id_of_its_own_keeps_it_and_still_brings_the_saga(world: World) -> None:
+    class TheirError(Exception):
+        @property
+        def run_id(self) -> str:
+            return "theirs"
+
+    with pytest.raises(TheirError) as caught:
+        async with saga(tools=world.tools, storage=InMemoryStorage()) as scope:
+            await scope.use("make", name="a")
+            raise TheirError
+    assert caught.value.run_id == "theirs"
+    assert caught.value.saga is scope.result  # type: ignore[attr-defined]

@@ -263,6 +263,7 @@ async def test_a_range_that_no_event_is_in_finds_nothing_whatever_else_is_asked(
         for where in ({}, {"tool_name": "a"}):
             assert await storage.read(EVENTS, where={**where, "execution_time": Between(2.0, 3.0)}) == []
             assert len(await storage.read(EVENTS, where={**where, "execution_time": Between(1.0, 1.0)})) == 3
+        assert await storage.read(EVENTS, where={"tool_name": "b", "execution_time": Between(2.0, 3.0)}) == []
 
 
 async def test_a_file_that_another_process_holds_while_it_is_made_is_named_after_the_time_allowed(path: Path) -> None:
