@@ -266,11 +266,14 @@ async def test_a_range_that_no_event_is_in_finds_nothing_whatever_else_is_asked(
         assert await storage.read(EVENTS, where={"tool_name": "b", "execution_time": Between(2.0, 3.0)}) == []
 
 
-async def test_a_file_that_another_process_holds_while_it_is_made_is_named_after_the_time_allowed(path: Path) -> None:
+@pytest.mark.parametrize("begin", ["BEGIN EXCLUSIVE", "BEGIN IMMEDIATE"])  # for the first SQLite itself waits
+async def test_a_file_that_another_process_holds_while_it_is_made_is_named_after_the_time_allowed(
+    path: Path, begin: str
+) -> None:
     path.parent.mkdir()
     other = sqlite3.connect(path, isolation_level=None)
     try:
-        other.execute("BEGIN EXCLUSIVE")
+        other.execute(begin)
         other.execute("CREATE TABLE theirs (x)")
         async with SqliteStorage(path, busy_timeout=0.02) as storage:
             with pytest.raises(StorageError, match="another process has locked it for too long"):
