@@ -135,6 +135,28 @@ async def test_a_secret_that_no_journal_holds_is_named_when_it_is_needed_after_t
     assert world.things == ["session"]
 
 
+@pytest.mark.parametrize("hinted", [True, False])
+async def test_a_result_that_is_a_secret_or_a_list_of_them_is_in_no_journal(world: World, hinted: bool) -> None:
+    @tool(registry=world.tools, compensating_tool="revoke")
+    async def issue() -> SecretStr:
+        return SecretStr("hunter22")
+
+    @tool(registry=world.tools, compensating_tool="revoke")
+    async def issue_some() -> Any:
+        return [SecretStr("hunter22")]
+
+    @tool(registry=world.tools)
+    async def revoke(idempotency_key: str) -> None:
+        world.things.append("revoked")
+
+    storage = InMemoryStorage()
+    async with saga(tools=world.tools, storage=storage) as scope:
+        await scope.use("issue" if hinted else "issue_some")
+    assert "hunter22" not in str(await storage.read(stream_of(scope.run_id)))
+    result = await world.undone_by(world.tools, scope.run_id, storage)  # by the key, which is no secret
+    assert (result.status, world.things) == ("rolled_back", ["revoked"])
+
+
 async def test_what_happened_inside_a_doubtful_call_of_a_missing_tool_is_undone_all_the_same(world: World) -> None:
     @tool(registry=world.tools, compensating_tool="unmake")
     async def wrap(name: str) -> dict[str, str]:
@@ -171,6 +193,23 @@ async def test_an_irreversible_call_in_doubt_is_stuck_unless_it_is_seen_not_to_h
     (result,) = await Orchestrator(tools=world.tools, storage=storage, clock=Later()).recover()
     assert result.status == status
     assert [stuck.reason for stuck in result.stuck] == ([] if status == "rolled_back" else ["no tool undoes it"])
+
+
+async def test_an_irreversible_call_in_doubt_names_the_verify_tool_that_is_missing(world: World) -> None:
+    @tool(registry=world.tools, side_effects=["mail:send"], verify="look_up")
+    async def send() -> None:
+        raise TimeoutError
+
+    @tool(registry=world.tools)
+    async def look_up() -> bool:
+        raise OSError("down")
+
+    storage = InMemoryStorage()
+    async with saga(tools=world.tools, storage=storage) as scope:
+        with pytest.raises(TimeoutError):
+            await scope.use("send")
+    result = await world.undone_by(world.without("look_up"), scope.run_id, storage)
+    assert result.stuck[0].reason == "its verify tool 'look_up' is not registered here; load the app that defines it"
 
 
 async def test_a_verify_whose_own_storage_fails_does_not_keep_the_rest_from_being_undone(world: World) -> None:
