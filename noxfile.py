@@ -109,6 +109,13 @@ def slow(session: nox.Session) -> None:
 
 
 @nox.session(python=DEFAULT)
+def fields(session: nox.Session) -> None:
+    """Name the test that fails when a field of a tool's contract does nothing."""
+    install(session, "test")
+    session.run("python", "-m", "tests.support.without_field", *session.posargs)
+
+
+@nox.session(python=DEFAULT)
 def telemetry(session: nox.Session) -> None:
     """Send the traces of real runs to Arize Phoenix, in an environment of its own, and ask it what arrived."""
     install(session, "test")
