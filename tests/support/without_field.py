@@ -15,10 +15,13 @@ from typing import Any
 
 import pytest
 
+from agenthelm.core import binding
 from agenthelm.core import tool as tools
 from agenthelm.core.contract import ToolContract
 
 ROOT = Path(__file__).parents[2]
+LIMIT = 120
+"""Seconds for one run of the suite; some tests wait for ever for what a field does."""
 SUITE = ("test_tool.py", "test_executor.py", "test_saga.py", "test_registry.py", "test_handlers.py")
 
 
@@ -27,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     field = os.environ["WITHOUT_FIELD"]
     bare = getattr(ToolContract(), field)
 
-    class Binding(tools.Binding):
+    class Binding(binding.Binding):
         def __init__(self, *args: Any, **options: Any) -> None:
             options.update({name: None for name in (field,) if name in ("inputs", "outputs")})
             super().__init__(*args, **options)
@@ -45,13 +48,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def first_failure(field: str) -> str:
-    """The first test of the suite that fails without a field; empty if none does."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "tests.support.without_field", "-n0", "-x", "-q", "--tb=no",
-         "-p", "no:cacheprovider", *(f"tests/unit/{name}" for name in SUITE)],
-        cwd=ROOT, env={**os.environ, "WITHOUT_FIELD": field}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    failed = [line.removeprefix("FAILED ") for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    """The first test of the suite that fails, or never ends, without a field; empty if none does."""
+    command = [sys.executable, "-m", "pytest", "-p", "tests.support.without_field", "-n0", "-x", "-v", "--tb=no"]
+    command += ["-p", "no:cacheprovider", *(f"tests/unit/{name}" for name in SUITE)]
+    with subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "WITHOUT_FIELD": field}, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said, _ = process.communicate()
+            return f"{said.splitlines()[-1].split()[0]} (never ends)"
+    failed = [line.split()[0] for line in said.splitlines() if line.startswith("tests/") and " FAILED" in line]
     return failed[0] if failed else ""
 
 
