@@ -345,16 +345,26 @@ def _redacted_fields(model: type[BaseModel]) -> frozenset[str]:
     )
 
 
+_EXACT_REPR: Final = frozenset({str, int, float, bool, type(None)})
+
+
 def digest(tool_name: str, arguments: Mapping[str, Any]) -> str:
     """SHA-256 over a tool's name and its exact arguments, secrets included, in hex.
 
     The same for equal arguments whatever their order; another one as soon as a value, or its kind, changes.
     """
-    call = [tool_name, dict(arguments)]
-    try:
-        text = _digested.encode(call)
-    except (TypeError, ValueError, RecursionError):  # keys of several kinds, cycles, numbers too long to print
-        text = repr(call)
+    text = ""
+    if _EXACT_REPR.issuperset(map(type, arguments.values())):
+        try:
+            text = repr((tool_name, sorted(arguments.items())))  # as exact as JSON for these, and quicker
+        except (TypeError, ValueError):  # keys of several kinds, numbers too long to print
+            pass
+    if not text:
+        call = [tool_name, dict(arguments)]
+        try:
+            text = _digested.encode(call)
+        except (TypeError, ValueError, RecursionError):  # and cycles
+            text = repr(call)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -1,6 +1,6 @@
 """What a tool call costs over the bare call: run it with ``python tests/benchmarks/bench_tool.py``.
 
-Bare and wrapped calls are interleaved in one process and medians compared, because the machine drifts between runs.
+Bare and wrapped calls take turns in one process and medians are compared, because the machine drifts between runs.
 """
 
 from __future__ import annotations
@@ -57,16 +57,18 @@ def compute(x: int) -> int:
     return sum(range(x))
 
 
-async def timed(call: Callable[[], Awaitable[object]], rounds: int) -> float:
-    """Seconds per call, over some rounds."""
-    began = time.perf_counter()
-    for _ in range(rounds):
-        await call()
-    return (time.perf_counter() - began) / rounds
+async def timed(call: Callable[[], Awaitable[object]]) -> tuple[float, float]:
+    """Seconds of one call, and how much of that is this thread's processor time."""
+    began, used = time.perf_counter(), time.thread_time()
+    await call()
+    return time.perf_counter() - began, time.thread_time() - used
 
 
-async def overhead(rounds: int, samples: int) -> dict[str, tuple[float, float, float]]:
-    """Bare and wrapped seconds per call, and what the wrapping takes of this thread's processor time, by kind."""
+async def overhead(rounds: int) -> dict[str, tuple[float, float, float]]:
+    """Bare and wrapped seconds per call, and what the wrapping takes of this thread's processor time, by kind.
+
+    One bare call and one wrapped by turns, as no program calls a tool in a tight loop.
+    """
     executor = ToolExecutor(REGISTRY, InMemoryStorage())
     context = RunContext(run_id="bench", session_id="s", namespace="n", stops=(StopMark(),))
     pairs = {
@@ -79,15 +81,12 @@ async def overhead(rounds: int, samples: int) -> dict[str, tuple[float, float, f
     found = {}
     with entered(context):
         for name, (bare, wrapped) in pairs.items():
-            times: tuple[list[float], list[float]] = ([], [])
-            used: list[float] = []
-            for _ in range(samples):
-                first = time.thread_time()
-                times[0].append(await timed(bare, rounds))
-                second = time.thread_time()
-                times[1].append(await timed(wrapped, rounds))
-                used.append((time.thread_time() - 2 * second + first) / rounds)
-            found[name] = (statistics.median(times[0]), statistics.median(times[1]), statistics.median(used))
+            calls: tuple[list[tuple[float, float]], list[tuple[float, float]]] = ([], [])
+            for _ in range(rounds):
+                calls[0].append(await timed(bare))
+                calls[1].append(await timed(wrapped))
+            (before, idle), (after, busy) = ([statistics.median(c) for c in zip(*side, strict=True)] for side in calls)
+            found[name] = (before, after, busy - idle)
     return found
 
 
@@ -171,8 +170,7 @@ def profile(rounds: int) -> None:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--samples", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=5000)
     parser.add_argument("--profile", action="store_true", help="only say where the time of an async no-op goes")
     options = parser.parse_args()
     if options.profile:
@@ -182,7 +180,7 @@ def main() -> None:
         f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"
     )
     for backend in ("asyncio", "trio"):
-        for name, (bare, wrapped, cpu) in anyio.run(overhead, options.rounds, options.samples, backend=backend).items():
+        for name, (bare, wrapped, cpu) in anyio.run(overhead, options.rounds, backend=backend).items():
             print(
                 f"{backend:8} {name:5} bare {bare * 1e6:7.1f} us   contract {wrapped * 1e6:7.1f} us   "
                 f"over {(wrapped - bare) * 1e6:6.1f} us   ({cpu * 1e6:.1f} us of the processor's time)"
