@@ -174,6 +174,10 @@ class Journal:
             span_id=effect.span_id,
         )
 
+    async def claimed(self, kept: str | None = None) -> None:
+        """Take a run over; ``kept``: how it ends again, when only a part of it is undone."""
+        await self.append("claimed", owner=Owner.here().data(), kept=kept, state="open")
+
     async def closed(self, status: str, error: str | None = None) -> None:
         """End a run's journal."""
         await self.append("closed", state=status, status=status, error=error)

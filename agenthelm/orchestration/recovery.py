@@ -22,7 +22,6 @@ from agenthelm.exceptions import (
     describe,
 )
 from agenthelm.orchestration.journal import RENEW_SECONDS, Journal, run_of, stream_of
-from agenthelm.orchestration.owner import Owner
 from agenthelm.orchestration.plan import Plan
 from agenthelm.orchestration.results import SagaResult, SagaStatus
 from agenthelm.orchestration.saga import run_plan
@@ -95,7 +94,7 @@ class Recovery:
                     results.append(unread)
         for state in states:
             if state.status is None and state.claimable(self.executor.clock.wall()):
-                journal = await self._claim(state, kept=state.kept)  # type: ignore[arg-type]
+                journal = await self._claim(state, kept=state.kept)
                 if journal is not None:
                     with entered(self._as(state)):
                         try:
@@ -169,7 +168,7 @@ class Recovery:
         """Take a run over, or find that somebody else was first; ``kept``: its end, when only a part of it is undone."""
         journal = self._journal(state, epoch=state.epoch + 1)
         try:
-            await journal.append("claimed", owner=Owner.here().data(), kept=kept, state="open")
+            await journal.claimed(kept)
         except (LeaseLostError, StalePositionError):
             return None
         state.status, state.kept = None, kept
@@ -232,8 +231,8 @@ class Recovery:
         undone: tuple[str, ...] = (),
     ) -> SagaResult:
         stuck = [s for s in state.effects.values() if s.reason is not None and not s.settled]
-        status = status or ("failed" if stuck else state.kept or "rolled_back")  # type: ignore[assignment]
-        await journal.append("closed", state=status, status=status, error=state.reason)
+        status = status or ("failed" if stuck else state.kept or "rolled_back")
+        await journal.closed(status, state.reason)
         state.status = status
         return _as_found(state, undone=undone)
 

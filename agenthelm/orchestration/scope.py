@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -22,7 +21,6 @@ from agenthelm.core.executor import ToolExecutor, current_executor, using
 from agenthelm.exceptions import LeaseLostError, StorageError, describe
 from agenthelm.orchestration.journal import RENEW_SECONDS, Journal
 from agenthelm.orchestration.live import LiveRun, ScopeLog
-from agenthelm.orchestration.owner import Owner
 from agenthelm.orchestration.results import SagaResult, SagaStatus, StepRecord
 from agenthelm.orchestration.state import EffectState, settle_repeated
 from agenthelm.orchestration.unwind import GRACE_SECONDS, Unwinder
@@ -196,7 +194,7 @@ class SagaScope:
                 )
             except anyio.get_cancelled_exc_class():
                 # The record was written all the same; nobody would close it.
-                await shielded(partial(journal.append, "closed", state="rolled_back", status="rolled_back", error=None))
+                await shielded(journal.closed, "rolled_back")
                 raise
             _log.info("run %s began: %s", journal.run_id, self.opening.name)
         else:
@@ -302,7 +300,7 @@ class SagaScope:
 
         async def undo() -> None:
             try:
-                await self._run.journal.append("claimed", owner=Owner.here().data(), state="open")
+                await self._run.journal.claimed()
             except (LeaseLostError, StorageError) as broken:
                 _log.error("run %s stands, and its caller was cancelled: %s", self.run_id, broken)
             else:

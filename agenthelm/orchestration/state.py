@@ -11,7 +11,7 @@ from agenthelm.core.storage.base import StoredRecord
 from agenthelm.exceptions import CorruptRecordError
 from agenthelm.orchestration.journal import LEASE_SECONDS
 from agenthelm.orchestration.owner import Owner
-from agenthelm.orchestration.results import StuckEffect
+from agenthelm.orchestration.results import SagaStatus, StuckEffect
 
 __all__ = ["EffectState", "RunState", "fold", "settle_repeated"]
 
@@ -114,7 +114,7 @@ class RunState:
     last_at: float = 0.0
     status: str | None = None
     closed_at: float | None = None
-    kept: str | None = None
+    kept: SagaStatus | None = None
     unwinding: list[str] = field(default_factory=list)
     reason: str | None = None
     effects: dict[str, EffectState] = field(default_factory=dict)

@@ -12,11 +12,12 @@ import pytest
 
 from agenthelm.agent.base import Agent
 from agenthelm.core.storage import InMemoryStorage
-from agenthelm.core.tool import ToolRegistry, tool
+from agenthelm.core.tool import ToolRegistry
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step, saga
 from agenthelm.orchestration.state import fold
 from agenthelm.testing.storage import FaultyStorage
+from tests.support.making import making
 
 
 class Cancelling(InMemoryStorage):
@@ -46,14 +47,7 @@ class Cancelling(InMemoryStorage):
 def tools_over(world: list[str]) -> ToolRegistry:
     tools = ToolRegistry()
 
-    @tool(registry=tools, compensating_tool="unmake")
-    async def make(name: str) -> dict[str, str]:
-        world.append(name)
-        return {"thing": name}
-
-    @tool(registry=tools)
-    async def unmake(thing: str) -> None:
-        world.remove(thing)
+    making(tools, world)
 
     return tools
 

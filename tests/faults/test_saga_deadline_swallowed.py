@@ -8,9 +8,10 @@ import anyio
 import pytest
 
 from agenthelm.agent.base import Agent
-from agenthelm.core.tool import ToolRegistry, tool
+from agenthelm.core.tool import ToolRegistry
 from agenthelm.exceptions import RunTimeoutError
 from agenthelm.orchestration.orchestrator import Orchestrator
+from tests.support.making import making
 
 
 class Swallowing(Agent):
@@ -26,14 +27,7 @@ class Swallowing(Agent):
 async def test_it_is_undone() -> None:
     tools, world = ToolRegistry(), []
 
-    @tool(registry=tools, compensating_tool="unmake")
-    async def make(name: str) -> dict[str, str]:
-        world.append(name)
-        return {"thing": name}
-
-    @tool(registry=tools)
-    async def unmake(thing: str) -> None:
-        world.remove(thing)
+    making(tools, world)
 
     with pytest.raises(RunTimeoutError):
         await Orchestrator(tools=tools).run(Swallowing(), "go", timeout=0.1)

@@ -15,20 +15,14 @@ from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step
 from tests.support.apps import WORLD
 from tests.support.cli import Cli, environment
+from tests.support.making import making
 
 
 @pytest.mark.parametrize("kind", ["tool_started", "tool_finished", "unwinding", "undone"])
 async def test_an_observer_that_raises_is_not_heard(kind: str) -> None:
     tools, world = ToolRegistry(), []
 
-    @tool(registry=tools, compensating_tool="unmake")
-    async def make(name: str) -> dict[str, str]:
-        world.append(name)
-        return {"thing": name}
-
-    @tool(registry=tools)
-    async def unmake(thing: str) -> None:
-        world.remove(thing)
+    making(tools, world)
 
     @tool(registry=tools)
     async def fail() -> None:

@@ -13,6 +13,7 @@ from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step
 from agenthelm.orchestration.state import fold
+from tests.support.making import making
 
 
 async def cancelled() -> None:
@@ -49,14 +50,7 @@ def world() -> list[str]:
 def tools(world: list[str]) -> ToolRegistry:
     registry = ToolRegistry()
 
-    @tool(registry=registry, compensating_tool="unmake")
-    async def make(name: str) -> dict[str, str]:
-        world.append(name)
-        return {"thing": name}
-
-    @tool(registry=registry)
-    async def unmake(thing: str) -> None:
-        world.remove(thing)
+    making(registry, world)
 
     @tool(registry=registry)
     async def fail() -> None:

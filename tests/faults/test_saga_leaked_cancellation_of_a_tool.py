@@ -11,6 +11,7 @@ from agenthelm.agent.base import Agent
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step
+from tests.support.making import making
 
 
 class Making(Agent):
@@ -25,14 +26,7 @@ class Making(Agent):
 async def test_a_run_ends_in_the_cancellation_its_tool_ended_in(plan: bool) -> None:
     tools, world = ToolRegistry(), []
 
-    @tool(registry=tools, compensating_tool="unmake")
-    async def make(name: str) -> dict[str, str]:
-        world.append(name)
-        return {"thing": name}
-
-    @tool(registry=tools)
-    async def unmake(thing: str) -> None:
-        world.remove(thing)
+    making(tools, world)
 
     @tool(registry=tools)
     async def odd() -> None:
