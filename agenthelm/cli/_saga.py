@@ -91,15 +91,16 @@ async def runs(storage: BaseStorage, *, state: str | None, limit: int) -> AsyncI
 
 async def prune(storage: BaseStorage, *, before: float, dry_run: bool) -> list[str]:
     """Drop the journals of runs that were closed before then; open runs and stuck ones stay."""
-    from agenthelm.orchestration.journal import run_of, stream_of
+    from agenthelm.orchestration.journal import claims_of, run_of, stream_of
 
     def old(stream: StreamInfo) -> bool:
         return stream.updated_at < before and stream.state not in (_OPEN, "failed", None)
 
-    found = [stream.name for stream in await storage.streams(prefix=stream_of("")) if old(stream)]
-    for name in [] if dry_run else found:
-        await storage.drop(name)
-    return [run_of(name) for name in found]
+    found = [run_of(stream.name) for stream in await storage.streams(prefix=stream_of("")) if old(stream)]
+    for run_id in [] if dry_run else found:
+        await storage.drop(stream_of(run_id))
+        await storage.drop(claims_of(run_id))
+    return found
 
 
 def status(run: RunState) -> str:

@@ -26,6 +26,7 @@ RENEW_SECONDS = 10.0
 """How long an owner stays silent at most."""
 
 _PREFIX = "run:"
+_CLAIMS = "claims:"
 
 
 def stream_of(run_id: str) -> str:
@@ -36,6 +37,11 @@ def stream_of(run_id: str) -> str:
 def run_of(stream: str) -> str:
     """The run of a journal's stream."""
     return stream.removeprefix(_PREFIX)
+
+
+def claims_of(run_id: str) -> str:
+    """The stream that counts the claims on a run, a record each: its length is the epoch of whoever holds the run."""
+    return f"{_CLAIMS}{run_id}"
 
 
 def encode(value: Any) -> tuple[Any, bool]:
@@ -55,12 +61,16 @@ class Journal:
     Positions are handed out in the order of submission. One failed append fails all later ones, because a gap would
     make what follows it unreadable; and a stale position means that another process has claimed the run.
 
+    Concurrent branches have several appends under way at once. A claim that keeps the first of them out also fills its
+    place, and the second would find the log just as long as it expects it. So whatever is submitted behind another
+    append also expects that nobody has claimed the run since.
+
     Args:
         storage: Where the log is.
         run_id: The run.
         clock: Time of the records.
         position: The number of records that are there already.
-        epoch: Which claim on the run this is; 0 for its first owner.
+        epoch: How many claims there were on the run; 0 for its first owner.
         on_lost: Called once when the run turns out to be somebody else's.
     """
 
@@ -83,12 +93,13 @@ class Journal:
         self.last_append: float = clock.monotonic()
         self._clock = clock
         self._position = position
+        self._under_way = 0
         self.on_lost = on_lost
 
     async def append(
-        self, kind: str, /, *, event: Mapping[str, Any] | None = None, state: str | None = None, **data: Any
+        self, kind: str, /, *, beside: Record | None = None, state: str | None = None, **data: Any
     ) -> None:
-        """Append one record, and its event in the same commit.
+        """Append one record, and what goes ``beside`` it to another stream, in one commit.
 
         Raises:
             LeaseLostError: Another process holds the run now.
@@ -99,13 +110,19 @@ class Journal:
         if self.broken is not None:
             raise self.broken
         records = [Record(self.stream, {"type": kind, "at": self._clock.wall(), "epoch": self.epoch, **data}, state)]
-        if event is not None:
-            records.append(Record(EVENTS, event))
-        position = self._position
+        if beside is not None:
+            records.append(beside)
+        expected = {self.stream: self._position}
+        if self._under_way:
+            expected = {claims_of(self.run_id): self.epoch, **expected}
         self._position += 1
+        self._under_way += 1
         try:
-            await self.storage.append(records, {self.stream: position})
+            await self.storage.append(records, expected)
         except StalePositionError as stale:
+            if stale.stream == self.stream and stale.actual < stale.expected:
+                # No claim makes a log shorter: one of ours is missing, and its failure may be told after this one.
+                self.broken = self.broken or StorageError(f"an earlier record of run {self.run_id!r} was not written")
             if self.broken is not None:
                 raise self.broken from stale
             self.lost = self.lost or LeaseLostError(self.run_id)
@@ -116,6 +133,8 @@ class Journal:
         except StorageError as error:
             self.broken = self.broken or error
             raise
+        finally:
+            self._under_way -= 1
         self.last_append = self._clock.monotonic()
 
     async def opened(
@@ -176,7 +195,9 @@ class Journal:
 
     async def claimed(self, kept: str | None = None) -> None:
         """Take a run over; ``kept``: how it ends again, when only a part of it is undone."""
-        await self.append("claimed", owner=Owner.here().data(), kept=kept, state="open")
+        self.epoch += 1
+        claim = Record(claims_of(self.run_id), {"epoch": self.epoch}, "claimed")
+        await self.append("claimed", beside=claim, owner=Owner.here().data(), kept=kept, state="open")
 
     async def closed(self, status: str, error: str | None = None) -> None:
         """End a run's journal."""
@@ -198,8 +219,9 @@ class Journal:
     ) -> None:
         """Report how an effect ended, without what must never be stored; its event goes into the same commit."""
         result, possible, withheld = _result(value, about) if outcome == "ok" else (None, True, [])
+        beside = None if event is None else Record(EVENTS, event)
         await self.append(
-            "finish", event=event, effect=effect_id, outcome=outcome, result=result, opaque=not possible,
+            "finish", beside=beside, effect=effect_id, outcome=outcome, result=result, opaque=not possible,
             withheld=withheld, error=error,
         )  # fmt: skip
 

@@ -150,7 +150,7 @@ class Recovery:
         if state.status == "failed":
             journal = await self._claim(state, kept=_apart_from_stuck(state))
         else:
-            journal = self._journal(state, epoch=state.epoch)
+            journal = self._journal(state)
         if journal is None:
             raise RunBusyError(run_id, owner="another process, which claimed it just now")
         for entry in chosen:
@@ -160,13 +160,13 @@ class Recovery:
 
     # -- how ----------------------------------------------------------------------------------------------------------
 
-    def _journal(self, state: RunState, *, epoch: int) -> Journal:
+    def _journal(self, state: RunState) -> Journal:
         executor = self.executor
-        return Journal(executor.storage, state.run_id, executor.clock, position=state.position, epoch=epoch)
+        return Journal(executor.storage, state.run_id, executor.clock, position=state.position, epoch=state.epoch)
 
     async def _claim(self, state: RunState, *, kept: SagaStatus | None = None) -> Journal | None:
         """Take a run over, or find that somebody else was first; ``kept``: its end, when only a part of it is undone."""
-        journal = self._journal(state, epoch=state.epoch + 1)
+        journal = self._journal(state)
         try:
             await journal.claimed(kept)
         except (LeaseLostError, StalePositionError):

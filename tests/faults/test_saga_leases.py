@@ -13,10 +13,13 @@ import pytest
 
 from agenthelm._runtime.retry import SystemClock
 from agenthelm.agent.base import Agent
+from agenthelm.cli._saga import prune
 from agenthelm.core.storage import InMemoryStorage, JsonStorage, SqliteStorage
+from agenthelm.core.storage.base import EVENTS
 from agenthelm.core.tool import ToolRegistry, tool
-from agenthelm.exceptions import CorruptRecordError, LeaseLostError, StorageError
+from agenthelm.exceptions import CorruptRecordError, LeaseLostError, StalePositionError, StorageError
 from agenthelm.orchestration import scope as scopes
+from agenthelm.orchestration.journal import Journal
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step, saga
 from agenthelm.orchestration.state import RunState, fold
@@ -376,3 +379,88 @@ async def test_a_journal_damaged_in_the_middle_is_left_alone_and_named_while_oth
             with pytest.raises(CorruptRecordError, match=damaged):
                 await refused
         assert len(world.names()) == 3
+
+
+# -- several records under way at once ---------------------------------------------------------------------------------
+
+
+def file_storage(kind: str, folder: Path) -> Any:
+    return SqliteStorage(folder / "journal.db") if kind == "sqlite" else JsonStorage(folder / "journal.jsonl")
+
+
+async def opened(storage: Any) -> Journal:
+    journal = Journal(storage, "r", SystemClock())
+    await journal.opened(name="n", kind="agents", rollback=True, session_id="s", namespace="n")
+    return journal
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "json"])
+async def test_nothing_of_a_late_owner_gets_in_behind_the_claim(kind: str, tmp_path: Path) -> None:
+    """The second of two records would find the log just as long as it expects it, thanks to the claim."""
+    async with file_storage(kind, tmp_path) as storage:
+        owner = await opened(storage)
+        claimer = Journal(storage, "r", SystemClock(), position=1)
+        await claimer.claimed()
+        raised: list[type[BaseException]] = []
+
+        async def renew() -> None:
+            try:
+                await owner.append("renewed")
+            except (LeaseLostError, StorageError) as error:
+                raised.append(type(error))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(renew)
+        assert raised == [LeaseLostError] * 3
+        await claimer.append("unwinding", scope="", reason="its process died")
+        kinds = [record.data["type"] for record in await storage.read("run:r")]
+    assert kinds == ["opened", "claimed", "unwinding"]
+
+
+class Reversed(InMemoryStorage):
+    """Refuses the second record, as it stands behind one that failed, before it tells of that failure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+        self.told = anyio.Event()
+
+    async def append(self, records: Any, expected: Any = None) -> dict[str, int]:
+        self.asked += 1
+        if self.asked == 1:
+            await self.told.wait()
+            raise StorageError("the disk is full")
+        self.told.set()
+        raise StalePositionError("run:r", expected=1, actual=0)
+
+
+async def test_a_record_that_is_missing_before_another_is_not_taken_for_a_claim() -> None:
+    journal = Journal(Reversed(), "r", SystemClock())
+    told: list[str] = []
+
+    async def renew() -> None:
+        try:
+            await journal.append("renewed")
+        except StorageError as error:
+            told.append(str(error))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(renew)
+        group.start_soon(renew)
+    assert sorted(told) == ["an earlier record of run 'r' was not written", "the disk is full"]
+    assert journal.lost is None
+
+
+def test_pruning_a_run_forgets_the_claims_on_it(tmp_path: Path) -> None:
+    leave_open(tmp_path, 1)
+    world = World(tmp_path / "world.db")
+
+    async def recover_and_prune() -> list[str]:
+        async with SqliteStorage(tmp_path / "journal.db") as storage:
+            (result,) = await Orchestrator(storage=storage, tools=tools_of(world)).recover()
+            assert [info.position for info in await storage.streams(prefix="claims:")] == [1]
+            assert await prune(storage, before=time.time() + 1, dry_run=False) == [result.run_id]
+            return [info.name for info in await storage.streams()]
+
+    assert anyio.run(recover_and_prune) == [EVENTS]
