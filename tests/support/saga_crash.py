@@ -266,7 +266,9 @@ def journals(folder: Path) -> dict[str, list[StoredRecord]]:
     with closing(sqlite3.connect(path)) as connection:
         if not connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'records'").fetchone():
             return found
-        for stream, position, data in connection.execute("SELECT * FROM records ORDER BY stream, position"):
+        for stream, position, data in connection.execute(
+            "SELECT * FROM records WHERE stream LIKE 'run:%' ORDER BY stream, position"
+        ):
             found.setdefault(stream, []).append(StoredRecord(stream, position, json.loads(data)))
     return found
 

@@ -50,7 +50,8 @@ class JsonStorage(BaseStorage):
 
     async def append(self, records: Sequence[Record], expected: Mapping[str, int] | None = None) -> dict[str, int]:
         """Append records as one line, sharing the flush with whoever else appends; see `BaseStorage.append`."""
-        return await self._writer.append(Append(entries(records), expected or {}))
+        positions: dict[str, int] = await self._writer.submit(Append(entries(records), expected or {}))
+        return positions
 
     async def read(
         self,
@@ -85,7 +86,7 @@ class JsonStorage(BaseStorage):
     async def drop(self, stream: str) -> None:
         """Forget a stream with all its records; the file shrinks once dropped records outnumber the others."""
         self._check_open()
-        await self._writer.call(lambda: self._log.drop(stream))
+        await self._writer.submit(lambda: self._log.drop(stream))
 
     async def aclose(self) -> None:
         """Write what was submitted, close the file, end the thread."""

@@ -65,7 +65,8 @@ class SqliteStorage(BaseStorage):
 
     async def append(self, records: Sequence[Record], expected: Mapping[str, int] | None = None) -> dict[str, int]:
         """Append records in one commit, shared with whoever else appends; see `BaseStorage.append`."""
-        return await self._writer.append(Append(entries(records), expected or {}))
+        positions: dict[str, int] = await self._writer.submit(Append(entries(records), expected or {}))
+        return positions
 
     async def read(
         self,
@@ -107,7 +108,7 @@ class SqliteStorage(BaseStorage):
     async def drop(self, stream: str) -> None:
         """Forget a stream with all its records; SQLite uses their room again."""
         if await self._prepare():
-            await self._writer.call(lambda: self._log.drop(stream))
+            await self._writer.submit(lambda: self._log.drop(stream))
 
     async def aclose(self) -> None:
         """Write what was submitted, close the file, end the thread."""
@@ -128,7 +129,7 @@ class SqliteStorage(BaseStorage):
         if self._writer.closed:
             raise StorageClosedError(f"{self._path} was closed")
         if not self._prepared:
-            self._prepared = await self._writer.call(self._log.prepare)
+            self._prepared = await self._writer.submit(self._log.prepare)
         return self._prepared
 
     async def _query(self, question: Callable[[sqlite3.Connection], T], nothing: T) -> T:

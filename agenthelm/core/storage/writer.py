@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from agenthelm._runtime.wake import wake
 from agenthelm.core.storage.codec import Entry
 from agenthelm.exceptions import StalePositionError, StorageClosedError, StorageError, describe
 
-__all__ = ["Append", "Log", "Outcome", "UnavailableError", "Writer", "place"]
+__all__ = ["Append", "Log", "Outcome", "Ticket", "UnavailableError", "Writer", "place"]
 
 Outcome = dict[str, int] | StorageError
 """What became of one append: the new positions of the streams it touched, or why nothing of it was written."""
@@ -70,24 +70,49 @@ def place(append: Append, positions: dict[str, int]) -> dict[str, int]:
     return touched
 
 
-@dataclass(slots=True, eq=False)
-class _Ticket:
-    """A piece of work, and the task that waits for it."""
+class Ticket:
+    """A piece of work that was submitted; awaiting it waits for its end, through any cancellation. Await it once."""
 
-    work: Append | Callable[[], Any]
-    token: EventLoopToken = field(default_factory=current_token)
-    done: anyio.Event = field(default_factory=anyio.Event)
-    value: Any = None
-    error: Exception | None = None
+    __slots__ = ("_done", "error", "value", "work")
 
-    async def result(self) -> Any:
-        await wait_through(self.done)
+    def __init__(self, work: Append | Callable[[], Any], done: anyio.Event) -> None:
+        self.work = work
+        self.value: Any = None
+        self.error: Exception | None = None
+        self._done = done
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        if not self._done.is_set():
+            yield from wait_through(self._done).__await__()
         if self.error is None:
             return self.value
         try:
             raise self.error
         finally:
             self.error = None  # the frame must not keep its own exception alive
+
+
+class _Batch:
+    """What has gathered while the writer was busy. The tasks of one event loop wait for it together."""
+
+    __slots__ = ("_loops", "tickets")
+
+    def __init__(self) -> None:
+        self.tickets: list[Ticket] = []
+        self._loops: dict[int, tuple[EventLoopToken, anyio.Event]] = {}
+
+    def add(self, work: Append | Callable[[], Any]) -> Ticket:
+        token = current_token()
+        loop = self._loops.get(id(token.native_token))
+        if loop is None:
+            loop = self._loops[id(token.native_token)] = (token, anyio.Event())
+        ticket = Ticket(work, loop[1])
+        self.tickets.append(ticket)
+        return ticket
+
+    def wake(self) -> None:
+        for token, done in self._loops.values():
+            wake(token, done.set)
 
 
 class Writer:
@@ -103,19 +128,29 @@ class Writer:
     def __init__(self, log: Log, *, name: str) -> None:
         self._log = log
         self._name = name
-        self._queue: SimpleQueue[_Ticket | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Batch | None] = SimpleQueue()
+        self._gathering: _Batch | None = None
         self._guard = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    async def append(self, append: Append) -> dict[str, int]:
-        """Submit an append before the first suspension, and wait for it through any cancellation."""
-        positions: dict[str, int] = await self._submit(append).result()
-        return positions
+    def submit(self, work: Append | Callable[[], Any]) -> Ticket:
+        """Take an append, or a function to run on the thread between two commits.
 
-    async def call(self, function: Callable[[], Any]) -> Any:
-        """Run a function on the thread, between two commits."""
-        return await self._submit(function).result()
+        Raises:
+            StorageClosedError: After `stop`.
+        """
+        with self._guard:
+            if self._closed:
+                raise StorageClosedError(f"{self._name} was closed")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name=f"agenthelm {self._name}", daemon=True)
+                self._thread.start()
+            batch = self._gathering
+            if batch is None:
+                batch = self._gathering = _Batch()
+                self._queue.put(batch)
+            return batch.add(work)
 
     def stop(self) -> None:
         """Take no more work; the thread ends when it has done what it was given. Returns at once."""
@@ -134,34 +169,20 @@ class Writer:
         """Whether `stop` was called."""
         return self._closed
 
-    def _submit(self, work: Append | Callable[[], Any]) -> _Ticket:
-        ticket = _Ticket(work)
-        with self._guard:
-            if self._closed:
-                raise StorageClosedError(f"{self._name} was closed")
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name=f"agenthelm {self._name}", daemon=True)
-                self._thread.start()
-            self._queue.put(ticket)
-        return ticket
-
     def _serve(self) -> None:
-        going = True
         try:
-            while going:
-                batch = [self._queue.get()]
-                # Nobody else takes from the queue, so what it holds now can be had without waiting.
-                batch += [self._queue.get_nowait() for _ in range(self._queue.qsize())]
-                if None in batch:  # nothing is ever put behind it
-                    batch.remove(None)
-                    going = False
-                self._work([ticket for ticket in batch if ticket is not None])
+            while (batch := self._queue.get()) is not None:
+                with self._guard:
+                    if self._gathering is batch:
+                        self._gathering = None
+                self._work(batch.tickets)
+                batch.wake()
         finally:
             self._log.close()
 
-    def _work(self, batch: Sequence[_Ticket]) -> None:
-        appends: list[_Ticket] = []
-        for ticket in batch:
+    def _work(self, tickets: Sequence[Ticket]) -> None:
+        appends: list[Ticket] = []
+        for ticket in tickets:
             if isinstance(ticket.work, Append):
                 appends.append(ticket)
                 continue
@@ -172,9 +193,8 @@ class Writer:
             except Exception as exc:  # noqa: BLE001 - raised again where it is awaited
                 ticket.error = exc
         self._commit(appends)
-        self._wake(batch)
 
-    def _commit(self, tickets: Sequence[_Ticket]) -> None:
+    def _commit(self, tickets: Sequence[Ticket]) -> None:
         if not tickets:
             return
         appends = [ticket.work for ticket in tickets if isinstance(ticket.work, Append)]
@@ -193,16 +213,3 @@ class Writer:
             if len(appends) > 1:  # one of them may be to blame; the others must not suffer
                 return [outcome for append in appends for outcome in self._outcomes([append])]
             return [exc if isinstance(exc, StorageError) else StorageError(f"{self._name}: {describe(exc)}")]
-
-    @staticmethod
-    def _wake(batch: Sequence[_Ticket]) -> None:
-        loops: dict[int, tuple[EventLoopToken, list[anyio.Event]]] = {}
-        for ticket in batch:
-            loops.setdefault(id(ticket.token.native_token), (ticket.token, []))[1].append(ticket.done)
-        for token, events in loops.values():
-            wake(token, _set_all, events)
-
-
-def _set_all(events: Sequence[anyio.Event]) -> None:
-    for event in events:
-        event.set()
