@@ -49,6 +49,7 @@ class Unwinder:
     recorded: bool = False
     undone: list[str] = field(default_factory=list)
     _verdicts: dict[str, Verdict | None] = field(default_factory=dict)
+    _unanswered: set[str] = field(default_factory=set)
     _group: TaskGroup = field(init=False)
 
     async def unwind(self, effects: Iterable[EffectState]) -> None:
@@ -176,7 +177,6 @@ class Unwinder:
 
     async def _resolve_doubt(self, executor: ToolExecutor, state: EffectState, tool: Tool, compensator: Tool) -> bool:
         """Whether to go on and compensate, once it is known, or does not matter, what happened."""
-        effect = state.effect
         if state.undoing and not compensator.contract.idempotent:
             return await self._resume_undo(executor, state, tool)
         if not state.doubtful:
@@ -186,14 +186,10 @@ class Unwinder:
             await self._did_not_happen(state)
             return False
         if needs_result(tool, compensator) and not state.has_result:
-            await self._stuck(
-                state, f"nobody knows whether {effect.tool} happened, and {compensator.name} needs its result"
-            )
+            await self._stuck(state, f"{self._unknown(state)}, and {compensator.name} needs its result")
             return False
         if verdict is None and not compensator.contract.idempotent:
-            await self._stuck(
-                state, f"nobody knows whether {effect.tool} happened, and {compensator.name} is not idempotent"
-            )
+            await self._stuck(state, f"{self._unknown(state)}, and {compensator.name} is not idempotent")
             return False
         return True
 
@@ -226,10 +222,17 @@ class Unwinder:
         with anyio.move_on_after(self.grace):
             await done.wait()
         if not done.is_set():
-            _log.warning("verify of %s did not answer within %g s", tool.name, self.grace)
+            self._unanswered.add(state.effect.id)
             scope.cancel()
             return None
         return answers[0] if answers else None
+
+    def _unknown(self, state: EffectState) -> str:
+        return f"nobody knows whether {state.effect.tool} happened{self._silence(state)}"
+
+    def _silence(self, state: EffectState) -> str:
+        """Why ``verify`` did not help, if it has not answered."""
+        return f" (its verify did not answer within {self.grace:g} s)" if state.effect.id in self._unanswered else ""
 
     async def _only_verify(self, executor: ToolExecutor, state: EffectState, tool: Tool) -> None:
         """Nothing undoes this effect, but it may not have happened."""
@@ -243,7 +246,10 @@ class Unwinder:
         """An undo was begun and its end is unknown: repeat it only if the effect still stands."""
         verdict = await self._verdict(executor, state, tool)
         if verdict is None:
-            await self._stuck(state, f"an undo of {state.effect.tool} was interrupted; nobody knows whether it worked")
+            silence = self._silence(state)
+            await self._stuck(
+                state, f"an undo of {state.effect.tool} was interrupted; nobody knows whether it worked{silence}"
+            )
             return False
         if not verdict.happened:
             await self._mark_undone(state)
