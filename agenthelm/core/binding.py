@@ -15,6 +15,7 @@ import typing_extensions
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
+from agenthelm.core.lists import keep_lists, reads_once
 from agenthelm.core.sensitive import holds_secrets, is_sensitive, secret_fields
 from agenthelm.exceptions import ToolContractError, ToolInputError, ToolOutputError, nearest
 
@@ -276,6 +277,12 @@ class Binding:
         if parameter.kind is parameter.POSITIONAL_ONLY:
             self._positional.append(parameter.name)
         annotation = override.get(parameter.name, hints.get(parameter.name, Any))
+        if reads_once(annotation):
+            raise ToolContractError(
+                f"tool {self.name!r}: {parameter.name!r} takes an iterator, which could be read only once, and is read "
+                f"before the tool runs; take a list instead",
+                tool_name=self.name,
+            )
         self.parameters[parameter.name] = Parameter(
             parameter.name,
             annotation,
@@ -308,11 +315,13 @@ class Binding:
     def _adapter(self, kind: Any, what: str) -> TypeAdapter[Any]:
         try:
             try:
-                return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+                adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
             except PydanticUserError as exc:
                 if exc.code != "type-adapter-config-unused":  # models and TypedDicts bring a config of their own
                     raise
-                return TypeAdapter(kind)
+                adapter = TypeAdapter(kind)
+            keep_lists(adapter, models=what == "a parameter")
+            return adapter
         except (PydanticSchemaGenerationError, PydanticUserError, TypeError) as exc:
             raise ToolContractError(
                 f"tool {self.name!r}: {what} has a type that can't be validated: {str(exc).splitlines()[0]}",
