@@ -363,10 +363,17 @@ def call_by_name(function: Callable[..., Any], available: Mapping[str, Any]) -> 
 
 
 def own_copy(bound: dict[str, Any]) -> dict[str, Any]:
-    """Bound arguments that nobody else can change: what was approved and journaled is what every attempt gets."""
+    """Bound arguments that nobody else can change; what can't be copied (handles, locks, clients) is shared."""
     if _IMMUTABLE.issuperset(map(type, bound.values())):
         return bound
     try:
         return copy.deepcopy(bound)
-    except Exception:  # noqa: BLE001 - handles, locks, clients: shared as they are
-        return dict(bound)
+    except Exception:  # noqa: BLE001 - one of them can't be copied: the others can
+        return {name: _own(value) for name, value in bound.items()}
+
+
+def _own(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # noqa: BLE001 - shared as it is
+        return value
