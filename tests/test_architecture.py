@@ -56,6 +56,8 @@ CATCH_ALL = {
     "core.approval:_ask": "a handler that breaks has not said yes",
     "core.binding:own_copy": "the others are copied one by one",
     "core.binding:_own": "a value that can't be copied is shared",
+    "core.process:reported": "carries the error out of its process",
+    "core.process:_portable": "an error that does not pickle is told by a class that does",
     "core.executor:ToolExecutor.verify": "an answer that failed is no answer: the doubt stays, on record",
     "tracing.redaction:_Masking.named": "what somebody's hook can't handle is not shown",
     "tracing.redaction:_Masking.value": "a value that can't be shown must not fail the call it is recorded for",

@@ -15,6 +15,7 @@ import typing_extensions
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
+from agenthelm.core.effects import LostResult
 from agenthelm.core.lists import keep_lists, reads_once
 from agenthelm.core.sensitive import holds_secrets, is_sensitive, secret_fields
 from agenthelm.exceptions import ToolContractError, ToolInputError, ToolOutputError, nearest
@@ -167,6 +168,10 @@ class Binding:
                 f"tool {self.name!r} returned a coroutine that nobody awaits; define it with 'async def'",
                 tool_name=self.name,
                 ran=False,
+            )
+        if isinstance(value, LostResult):
+            raise ToolOutputError(
+                f"tool {self.name!r} ran, but its result can't leave its process: {value.reason}", tool_name=self.name
             )
         if self._result is None:
             return value

@@ -416,6 +416,49 @@ class TestDeadlines:
         event = await door.event()
         assert (event.late, event.outcome, len(calls)) == (True, "success", 1)
 
+    async def test_waiting_for_a_thread_makes_nobody_late(self) -> None:
+        door = Door(workers=Workers(1))
+        entered, let_go = threading.Event(), threading.Event()
+
+        @tool(registry=door.tools, timeout=5)
+        def wait() -> None:
+            entered.set()
+            let_go.wait(10)
+
+        @tool(registry=door.tools, timeout=5)
+        def look() -> None: ...
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(door.call, "wait")
+            await anyio.to_thread.run_sync(entered.wait, 10)
+            group.start_soon(door.call, "look")
+            await anyio.wait_all_tasks_blocked()
+            door.clock.now += 6
+            let_go.set()
+        assert {event.tool_name: event.late for event in await door.events()} == {"wait": True, "look": False}
+
+    async def test_neither_does_it_end_a_tool_that_could_be_let_go(self) -> None:
+        door = Door(workers=Workers(1))
+        let_go = threading.Event()
+        waiting = door.executor.workers
+
+        @tool(registry=door.tools, timeout=0.5, abandonable=True)
+        def look() -> str:
+            return "value"
+
+        seen: list[str] = []
+
+        async def call() -> None:
+            seen.append(await door.call("look"))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(waiting.run_abandonable, let_go.wait, 10)
+            await anyio.lowlevel.checkpoint()
+            group.start_soon(call)
+            await anyio.sleep(0.6)  # longer than the deadline, and the place is still taken
+            let_go.set()
+        assert seen == ["value"]
+
     async def test_an_abandonable_tool_is_let_go(self, door: Door) -> None:
         let_go = threading.Event()
 
