@@ -10,7 +10,7 @@ The tree, with the builtin each one also is::
     │   ├── ToolInputError          ValueError       arguments that do not fit the contract
     │   ├── ToolOutputError         ValueError       a result that does not fit the contract
     │   ├── ToolTimeoutError        TimeoutError     the tool passed its deadline
-    │   └── OutcomeUnknown          RuntimeError     raised by tools: "I can't say whether it happened"
+    │   └── OutcomeUnknown          RuntimeError     nobody can say whether it happened; tools raise it
     ├── ApprovalDeniedError         PermissionError  a human or a policy said no, or nobody answered
     ├── BudgetExceededError         RuntimeError     the next call would pass a limit
     ├── AgentError
@@ -166,7 +166,7 @@ class ToolTimeoutError(ToolError, TimeoutError):
 
 
 class OutcomeUnknown(AgentHelmError, RuntimeError):  # noqa: N818 - product vocabulary; tools raise it by this name
-    """Raised by a tool that can't say whether its effect happened; the effect is then in doubt."""
+    """Raised by a tool that can't say whether its effect happened, or for one whose process died: it is then in doubt."""
 
 
 class ApprovalDeniedError(AgentHelmError, PermissionError):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import anyio
 
-from agenthelm.core.binding import call_by_name, own_copy
+from agenthelm.core.binding import call_by_name
 from agenthelm.core.call import Call
 from agenthelm.core.handlers import ApprovalHandler, ApprovalRequest, Decision
 from agenthelm.core.redaction import digest, masked
@@ -56,7 +56,6 @@ async def approve(
         call.span.set(names.APPROVAL_APPROVER, call.approver)
         call.span.set(names.APPROVAL_WAIT, waited)
     if approved:
-        call.bound = own_copy(call.bound)  # nobody else can change it from here on
         return
     call.approval_reason = masked(reason)
     error = ApprovalDeniedError(call.tool.name, reason=reason, approver=call.approver)

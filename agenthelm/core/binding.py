@@ -15,6 +15,8 @@ import typing_extensions
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
+from agenthelm.core.effects import LostResult
+from agenthelm.core.lists import keep_lists, reads_once
 from agenthelm.core.sensitive import holds_secrets, is_sensitive, secret_fields
 from agenthelm.exceptions import ToolContractError, ToolInputError, ToolOutputError, nearest
 
@@ -167,6 +169,10 @@ class Binding:
                 tool_name=self.name,
                 ran=False,
             )
+        if isinstance(value, LostResult):
+            raise ToolOutputError(
+                f"tool {self.name!r} ran, but its result can't leave its process: {value.reason}", tool_name=self.name
+            )
         if self._result is None:
             return value
         wrapped = self._is_single_field(value)
@@ -276,6 +282,12 @@ class Binding:
         if parameter.kind is parameter.POSITIONAL_ONLY:
             self._positional.append(parameter.name)
         annotation = override.get(parameter.name, hints.get(parameter.name, Any))
+        if reads_once(annotation):
+            raise ToolContractError(
+                f"tool {self.name!r}: {parameter.name!r} takes an iterator, which could be read only once, and is read "
+                f"before the tool runs; take a list instead",
+                tool_name=self.name,
+            )
         self.parameters[parameter.name] = Parameter(
             parameter.name,
             annotation,
@@ -308,11 +320,13 @@ class Binding:
     def _adapter(self, kind: Any, what: str) -> TypeAdapter[Any]:
         try:
             try:
-                return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+                adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
             except PydanticUserError as exc:
                 if exc.code != "type-adapter-config-unused":  # models and TypedDicts bring a config of their own
                     raise
-                return TypeAdapter(kind)
+                adapter = TypeAdapter(kind)
+            keep_lists(adapter, models=what == "a parameter")
+            return adapter
         except (PydanticSchemaGenerationError, PydanticUserError, TypeError) as exc:
             raise ToolContractError(
                 f"tool {self.name!r}: {what} has a type that can't be validated: {str(exc).splitlines()[0]}",
@@ -354,10 +368,17 @@ def call_by_name(function: Callable[..., Any], available: Mapping[str, Any]) -> 
 
 
 def own_copy(bound: dict[str, Any]) -> dict[str, Any]:
-    """Bound arguments that nobody else can change: what was approved and journaled is what every attempt gets."""
+    """Bound arguments that nobody else can change; what can't be copied (handles, locks, clients) is shared."""
     if _IMMUTABLE.issuperset(map(type, bound.values())):
         return bound
     try:
         return copy.deepcopy(bound)
-    except Exception:  # noqa: BLE001 - handles, locks, clients: shared as they are
-        return dict(bound)
+    except Exception:  # noqa: BLE001 - one of them can't be copied: the others can
+        return {name: _own(value) for name, value in bound.items()}
+
+
+def _own(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # noqa: BLE001 - shared as it is
+        return value

@@ -11,7 +11,7 @@ import anyio
 
 from agenthelm._runtime.context import RunContext, new_call_id
 from agenthelm._runtime.retry import Clock
-from agenthelm.core.binding import KEY_PARAMETER
+from agenthelm.core.binding import KEY_PARAMETER, own_copy
 from agenthelm.core.effects import Effect
 from agenthelm.core.redaction import digest, masked
 from agenthelm.core.sensitive import secret_texts, veiled
@@ -108,7 +108,8 @@ class Call:
                 arguments = {**arguments, KEY_PARAMETER: self.key}
         elif self.key is None:
             self.key = self.id
-        self.bound = tool.binding.bind(arguments)
+        # Nobody else can change it from here on: it is asked about, journaled, shown, and copied for every attempt.
+        self.bound = own_copy(tool.binding.bind(arguments))
         self.compensating_tool = compensating_tool or tool.contract.compensating_tool
         self.is_effect = self.compensates is None and (tool.contract.effectful or compensating_tool is not None)
         self.digest = digest(tool.name, self.bound)

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 
 from agenthelm._runtime.context import StopMark
-from agenthelm.core.effects import Effect, Outcome
+from agenthelm.core.effects import Effect, LostResult, Outcome
 from agenthelm.core.tool import ToolRegistry
 from agenthelm.exceptions import PlanError, SagaError, StorageError, describe
 from agenthelm.orchestration.journal import Journal
@@ -169,7 +169,7 @@ class ScopeLog:
     ) -> None:
         """Record how an effect ended; see `agenthelm.core.effects.EffectLog`."""
         state = self.run.states[effect.id]
-        if outcome == "ok":
+        if outcome == "ok" and not isinstance(value, LostResult):
             state.result, state.has_result = value, True
         state.error = describe(error) if error is not None else None
         # Known here before it is known to be on record: unwinding goes by what happened.
