@@ -420,9 +420,32 @@ def note(error: BaseException, text: str) -> BaseException:
     return error
 
 
+def behind(error: BaseException) -> list[BaseException]:
+    """The exceptions that this one was raised from, while handling, or as a group of."""
+    found: list[BaseException] = [error]
+    for one in found:
+        inside = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+        for other in (one.__cause__, one.__context__, *inside):
+            if other is not None and not any(other is known for known in found):
+                found.append(other)
+    return found[1:]
+
+
 def conceal(error: BaseException, text: str) -> None:
     """Let an exception be told in these words wherever its own would be stored or shown, because a secret is in them."""
     BaseException.__setattr__(error, _CONCEALED, text)  # also where the exception's class lets nobody set attributes
+
+
+def conceal_notes(error: BaseException, notes: Sequence[str]) -> None:
+    """As `conceal`, for the notes that an exception has so far."""
+    BaseException.__setattr__(error, _CONCEALED_NOTES, tuple(notes))
+
+
+def notes_of(error: BaseException) -> list[str]:
+    """An exception's notes as they may be stored and shown, one line each."""
+    concealed: Sequence[str] = vars(error).get(_CONCEALED_NOTES, ())
+    notes = [" ".join(str(note).split()) for note in getattr(error, "__notes__", ())]
+    return [*concealed, *notes[len(concealed) :]]
 
 
 def message_of(error: BaseException) -> str | None:
@@ -434,7 +457,7 @@ def message_of(error: BaseException) -> str | None:
     if concealed is not None:
         return str(concealed)
     text = _text(error)
-    for inner in _behind(error) if text else ():
+    for inner in behind(error) if text else ():
         words, shown = _text(inner), vars(inner).get(_CONCEALED)
         if words and shown is not None:
             assert text is not None
@@ -450,6 +473,7 @@ def describe(error: BaseException) -> str:
 
 
 _CONCEALED: Final = "__agenthelm_concealed__"
+_CONCEALED_NOTES: Final = "__agenthelm_concealed_notes__"
 
 
 def _text(error: BaseException) -> str | None:
@@ -457,14 +481,3 @@ def _text(error: BaseException) -> str | None:
         return str(error)
     except Exception:  # noqa: BLE001 - somebody else's __str__; the type is there all the same
         return None
-
-
-def _behind(error: BaseException) -> list[BaseException]:
-    """The exceptions that this one was raised from, while handling, or as a group of."""
-    found: list[BaseException] = [error]
-    for one in found:
-        inside = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
-        for other in (one.__cause__, one.__context__, *inside):
-            if other is not None and not any(other is known for known in found):
-                found.append(other)
-    return found[1:]

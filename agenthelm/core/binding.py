@@ -16,9 +16,12 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from agenthelm.core.effects import LostResult
+from agenthelm.core.json_schema import SchemaWithoutSecrets
 from agenthelm.core.lists import keep_lists, reads_once
-from agenthelm.core.sensitive import holds_secrets, is_sensitive, secret_fields
+from agenthelm.core.redaction import MASK, looks_secret
+from agenthelm.core.sensitive import holds_secrets, is_sensitive, secret_fields, unmarked_fields
 from agenthelm.exceptions import ToolContractError, ToolInputError, ToolOutputError, nearest
+from agenthelm.tracing.marks import hidden
 
 __all__ = ["KEY_PARAMETER", "Binding", "Parameter", "call_by_name", "missing_parameters", "own_copy"]
 
@@ -118,6 +121,13 @@ class Binding:
             else secret_fields(self.result_type)
         )
         self.secret_result: bool = not self.secret_fields and not fields and holds_secrets(self.result_type)
+        self._hidden_fields = (
+            frozenset(name for name, kind in fields.items() if hidden(kind))
+            if fields
+            else unmarked_fields(self.result_type)
+        )
+        self._hidden_result = not self._hidden_fields and not fields and hidden(self.result_type)
+        self.hides: bool = self._hidden_result or bool(self._hidden_fields)
         self._arguments = self._arguments_adapter()
         self._result = self._result_adapter()
 
@@ -198,6 +208,14 @@ class Binding:
                 tool_name=self.name,
             ) from exc
 
+    def shown(self, value: Any) -> Any:
+        """A result without what its declaration marks `Redacted` and the value itself knows nothing of."""
+        if not self.hides or value is None:
+            return value
+        if self._hidden_result or not isinstance(value, Mapping):
+            return MASK
+        return {key: MASK if key in self._hidden_fields and item is not None else item for key, item in value.items()}
+
     def fields_of(self, value: Any) -> dict[str, Any]:
         """The fields of a result by name, as compensators receive them."""
         if isinstance(value, Mapping):
@@ -235,7 +253,7 @@ class Binding:
             ToolContractError: A parameter's type has no JSON schema.
         """
         try:
-            schema = self._arguments.json_schema()
+            schema = self._arguments.json_schema(schema_generator=SchemaWithoutSecrets)
         except PydanticUserError as exc:
             raise ToolContractError(
                 f"tool {self.name!r} has a parameter without a JSON schema, so no LM can call it: {exc}",
@@ -251,6 +269,8 @@ class Binding:
                 parameter is not None
                 and not parameter.required
                 and isinstance(parameter.default, (*_SCALARS, list, dict))
+                and name not in self.guarded
+                and not looks_secret(name)
             ):
                 prop.setdefault("default", parameter.default)
         if "required" in schema:

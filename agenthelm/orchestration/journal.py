@@ -19,6 +19,7 @@ from agenthelm.core.sensitive import carries_secret
 from agenthelm.core.storage.base import EVENTS, BaseStorage, Record
 from agenthelm.exceptions import LeaseLostError, StalePositionError, StorageError
 from agenthelm.orchestration.owner import Owner
+from agenthelm.tracing.marks import hidden_fields
 
 __all__ = ["LEASE_SECONDS", "RENEW_SECONDS", "Journal", "encode", "stream_of"]
 
@@ -249,7 +250,8 @@ def _result(value: Any, about: Effect | None) -> tuple[Any, bool, list[str]]:
     if not possible:
         return None, False, []
     fields = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
-    secret = about.secret_fields if about is not None else frozenset()
+    kind: type = type(value)
+    secret = hidden_fields(kind) | (about.secret_fields if about is not None else frozenset())
     if not secret and not carries_secret(value):
         return result, True, []
     if not isinstance(result, dict) or fields is None:
