@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from agenthelm._runtime.context import StopMark
 from agenthelm.core.effects import Effect, Outcome
 from agenthelm.core.tool import ToolRegistry
 from agenthelm.exceptions import PlanError, SagaError, StorageError, describe
-from agenthelm.orchestration.journal import Journal
+from agenthelm.orchestration.journal import Journal, ResultForm
 from agenthelm.orchestration.state import EffectState
 from agenthelm.orchestration.unwind import GRACE_SECONDS
 
@@ -106,7 +106,11 @@ class ScopeLog:
         tool = self.tools.get(effect.tool)
         contract = tool.fingerprint if tool is not None else ""
         repeatable = tool is None or tool.contract.idempotent
-        state = EffectState(effect, self.scope, len(self.run.states), contract=contract, repeatable=repeatable)
+        # What is read only once, the call itself reads; nothing of it is left for undoing.
+        used_up = frozenset(name for name, value in effect.arguments.items() if isinstance(value, Iterator))
+        state = EffectState(
+            effect, self.scope, len(self.run.states), contract=contract, repeatable=repeatable, withheld=used_up
+        )
         self.run.states[effect.id] = state
         self.run.flying.add(effect.id)
         try:
@@ -141,13 +145,15 @@ class ScopeLog:
     ) -> None:
         """Record how an effect ended; see `agenthelm.core.effects.EffectLog`."""
         state = self.run.states[effect.id]
+        result = ResultForm()
         if outcome == "ok":
-            state.result, state.has_result = value, True
+            result = ResultForm.of(value, effect)
+            state.returned(value, result)
         state.error = describe(error) if error is not None else None
         # Known here before it is known to be on record: unwinding goes by what happened.
         self.run.ended(state, outcome)
         try:
-            await self.run.journal.finish(effect.id, outcome, value=value, error=state.error, event=event, about=effect)
+            await self.run.journal.finish(effect.id, outcome, result=result, error=state.error, event=event)
         except StorageError as broken:
             self.stop.set(broken)
             raise

@@ -21,7 +21,7 @@ from agenthelm.exceptions import (
     StorageError,
     describe,
 )
-from agenthelm.orchestration.journal import RENEW_SECONDS, Journal, run_of, stream_of
+from agenthelm.orchestration.journal import RENEW_SECONDS, Journal, ResultForm, run_of, stream_of
 from agenthelm.orchestration.plan import Plan
 from agenthelm.orchestration.results import SagaResult, SagaStatus
 from agenthelm.orchestration.saga import run_plan
@@ -179,7 +179,7 @@ class Recovery:
         if state.closed_at is not None:  # it had ended, and who undid it, or a part of it, died
             return await in_child(self._unwind, state, journal, "undone on purpose")
         if resume and not state.decided and state.kind == "steps" and state.plan is not None:
-            plan = Plan.from_data(state.plan["steps"])
+            plan = Plan.from_data(state.plan["steps"], self.executor.tools)
             try:
                 plan.check_tools(self.executor.tools)
             except PlanError as unfit:  # what it would do further could perhaps not be undone
@@ -249,15 +249,15 @@ class Recovery:
             if tool is None or entry.contract != tool.fingerprint:
                 return None
             if entry.doubtful:
-                verdict = await self.executor.verify(tool, entry.effect.arguments, entry.effect.key)
+                verdict = await self.executor.verify(tool, entry.arguments(tool), entry.effect.key)
                 if verdict is None and not tool.contract.idempotent:
                     return None
                 if verdict is not None and verdict.happened:
                     if not verdict.known:
                         return None
-                    await journal.finish(entry.effect.id, "ok", value=verdict.value, error=None)
+                    await journal.finish(entry.effect.id, "ok", result=ResultForm.of(verdict.value), error=None)
                     state.complete(entry, "ok")
-                    entry.result, entry.has_result = verdict.value, True
+                    entry.returned(verdict.value)
                 elif verdict is not None:
                     entry.undone = True
                     await journal.resolved(entry.effect.id, "undone", by="verify")
@@ -266,7 +266,7 @@ class Recovery:
             if entry.outcome == "ok":
                 if not entry.has_result or entry.partial:
                     return None
-                results[step] = entry.result
+                results[step] = entry.value(tool)
         return results
 
     def _as(self, state: RunState) -> RunContext:

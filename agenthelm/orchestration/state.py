@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from agenthelm.core.binding import own_copy
 from agenthelm.core.effects import Effect, Outcome
 from agenthelm.core.storage.base import StoredRecord
+from agenthelm.core.tool import Tool
 from agenthelm.exceptions import CorruptRecordError
-from agenthelm.orchestration.journal import LEASE_SECONDS
+from agenthelm.orchestration.journal import LEASE_SECONDS, ResultForm
 from agenthelm.orchestration.owner import Owner
 from agenthelm.orchestration.results import SagaStatus, StuckEffect
+from agenthelm.orchestration.values import decode, encode
 
 __all__ = ["EffectState", "RunState", "fold", "settle_repeated"]
 
@@ -28,8 +31,10 @@ class EffectState:
         order: Its place in the order of beginnings.
         outcome: How the call ended; None while, or because, it never returned.
         completed: Its place in the order of completions.
-        result: What it returned.
+        recorded: Whether it was read from a journal, which holds its arguments and its result as JSON.
+        result: What it returned; see `value`.
         has_result: Whether ``result`` is known.
+        form: What the journal holds of the result, for as long as the result may be a live object; None for nothing.
         withheld: Arguments, and fields of the result, that the journal does not hold.
         partial: Whether ``result`` lacks some of its fields.
         repeatable: Whether its call, made again under its key, is still one effect.
@@ -46,8 +51,10 @@ class EffectState:
     order: int
     outcome: Outcome | None = None
     completed: int = -1
+    recorded: bool = False
     result: Any = None
     has_result: bool = False
+    form: Any = None
     withheld: frozenset[str] = frozenset()
     partial: bool = False
     repeatable: bool = True
@@ -84,9 +91,43 @@ class EffectState:
             return "begun"
         return {"ok": "finished", "failed": "failed", "doubt": "in doubt"}[self.outcome]  # type: ignore[return-value]
 
+    def returned(self, value: Any, form: ResultForm | None = None) -> None:
+        """Keep what the call returned, and what the journal says of that."""
+        self.result, self.has_result, self.form = value, True, None
+        if form is not None and (form.opaque or form.withheld):
+            self.result = own_copy({"result": value})["result"]
+        elif form is not None:
+            self.form = form.value
+
+    def arguments(self, tool: Tool) -> Mapping[str, Any]:
+        """What the tool was called with, as far as that is known, as it was then."""
+        given = {name: value for name, value in self.effect.arguments.items() if name not in self.withheld}
+        if not self.recorded:
+            return given
+        kinds = {name: parameter.annotation for name, parameter in tool.parameters.items()}
+        return {name: decode(kinds.get(name, Any), value) for name, value in given.items()}
+
+    def value(self, tool: Tool) -> Any:
+        """What the call returned, as it was then, whoever has changed the object since."""
+        if self.recorded:
+            return self.result if self.partial else _typed_result(tool, self.result)
+        if self.form is None or encode(self.result) == (self.form, True):
+            return self.result
+        return _typed_result(tool, self.form)
+
     def stuck(self) -> StuckEffect:
         """It, as a result names it."""
         return StuckEffect(self.effect.id, self.effect.tool, self.effect.step, self.reason or "it was not undone")
+
+
+def _typed_result(tool: Tool, form: Any) -> Any:
+    """A result of a tool from its JSON form."""
+    fields = tool.binding.result_fields
+    if not fields:
+        return decode(tool.binding.result_type, form)
+    if isinstance(form, Mapping):
+        return {name: decode(fields.get(name, Any), item) for name, item in form.items()}
+    return decode(next(iter(fields.values())), form)
 
 
 @dataclass(slots=True)
@@ -224,6 +265,7 @@ def _begin(state: RunState, data: Mapping[str, Any]) -> None:
         order=len(state.effects),
         withheld=frozenset(data["withheld"]),
         contract=data["contract"],
+        recorded=True,
         repeatable=data.get("repeatable", True),
     )
 

@@ -18,6 +18,7 @@ from agenthelm.core.tool import Tool, needs_result
 from agenthelm.exceptions import LeaseLostError, StorageError, ToolOutputError, describe
 from agenthelm.orchestration.journal import Journal
 from agenthelm.orchestration.state import EffectState
+from agenthelm.orchestration.values import encode
 
 __all__ = ["GRACE_SECONDS", "Unwinder"]
 
@@ -200,12 +201,12 @@ class Unwinder:
             verdict = await self._verdict(executor, state, tool)
             self._verdicts[state.effect.id] = verdict
             if verdict is not None and verdict.known:
-                state.result, state.has_result = verdict.value, True
+                state.returned(verdict.value)
         return self._verdicts[state.effect.id]
 
     async def _verdict(self, executor: ToolExecutor, state: EffectState, tool: Tool) -> Verdict | None:
         try:
-            return await executor.verify(tool, state.effect.arguments, state.effect.key)
+            return await executor.verify(tool, state.arguments(tool), state.effect.key)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - nothing cancels unwinding: it is a cancellation that leaked
@@ -230,7 +231,7 @@ class Unwinder:
             await self._mark_undone(state)
             return False
         if verdict.known:
-            state.result, state.has_result = verdict.value, True
+            state.returned(verdict.value)
         return True
 
     async def _compensate(
@@ -286,14 +287,19 @@ class Unwinder:
         tool = self.executor.tools[state.effect.tool]
         available: dict[str, Any] = {}
         if state.has_result:
-            available = {"result": state.result, **tool.binding.fields_of(state.result)}
-        available.update({k: v for k, v in state.effect.arguments.items() if k not in state.withheld})
+            result = state.value(tool)
+            available = {"result": result, **tool.binding.fields_of(result)}
+        available.update(state.arguments(tool))
         available["idempotency_key"] = state.effect.key
-        return {
+        given = {
             name: value
             for name, value in available.items()
             if name in compensator.parameters or (compensator.binding.open_ended and name != "result")
         }
+        for name in compensator.binding.unfit(given).keys() & given.keys():
+            form, possible = encode(given[name])  # it may want a dict of what is a model, or the text of a date
+            given[name] = form if possible else given[name]
+        return given
 
     # -- the record ---------------------------------------------------------------------------------------------------
 
