@@ -183,7 +183,9 @@ class Journal:
             span_id=span_id,
         )
 
-    async def begin(self, effect: Effect, *, scope: str, contract: str, repeatable: bool = True) -> None:
+    async def begin(
+        self, effect: Effect, *, scope: str, contract: str, repeatable: bool = True, attempt: int = 1
+    ) -> None:
         """Announce an effect, in full but for what must never be stored."""
         arguments: dict[str, Any] = {}
         withheld = []
@@ -208,6 +210,7 @@ class Journal:
             scope=scope,
             contract=contract,
             repeatable=repeatable,
+            attempt=attempt,
             trace_id=effect.trace_id,
             span_id=effect.span_id,
         )
@@ -234,10 +237,11 @@ class Journal:
         result: ResultForm,
         error: str | None,
         event: Mapping[str, Any] | None = None,
+        attempts: int | None = None,
     ) -> None:
         """Report how an effect ended; its event goes into the same commit."""
         beside = None if event is None else Record(EVENTS, event)
         await self.append(
             "finish", beside=beside, effect=effect_id, outcome=outcome, result=result.value, opaque=result.opaque,
-            withheld=list(result.withheld), error=error,
+            withheld=list(result.withheld), error=error, attempts=attempts,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 
-from agenthelm._runtime.context import StopMark
+from agenthelm._runtime.context import StopMark, current_run
 from agenthelm.core.effects import Effect, Outcome
 from agenthelm.core.tool import ToolRegistry
 from agenthelm.exceptions import PlanError, SagaError, StorageError, describe
@@ -109,12 +109,15 @@ class ScopeLog:
         # What is read only once, the call itself reads; nothing of it is left for undoing.
         used_up = frozenset(name for name, value in effect.arguments.items() if isinstance(value, Iterator))
         state = EffectState(
-            effect, self.scope, len(self.run.states), contract=contract, repeatable=repeatable, withheld=used_up
-        )
+            effect, self.scope, len(self.run.states), contract=contract, repeatable=repeatable, withheld=used_up,
+            attempt=running.attempt if (running := current_run()) is not None else 1,
+        )  # fmt: skip
         self.run.states[effect.id] = state
         self.run.flying.add(effect.id)
         try:
-            await self.run.journal.begin(effect, scope=self.scope, contract=contract, repeatable=repeatable)
+            await self.run.journal.begin(
+                effect, scope=self.scope, contract=contract, repeatable=repeatable, attempt=state.attempt
+            )
         except StorageError as error:
             self.stop.set(error)
             del self.run.states[effect.id]
@@ -150,10 +153,13 @@ class ScopeLog:
             result = ResultForm.of(value, effect)
             state.returned(value, result)
         state.error = describe(error) if error is not None else None
+        state.attempts = event.get("retry_count", 0) + 1
         # Known here before it is known to be on record: unwinding goes by what happened.
         self.run.ended(state, outcome)
         try:
-            await self.run.journal.finish(effect.id, outcome, result=result, error=state.error, event=event)
+            await self.run.journal.finish(
+                effect.id, outcome, result=result, error=state.error, event=event, attempts=state.attempts
+            )
         except StorageError as broken:
             self.stop.set(broken)
             raise

@@ -274,12 +274,7 @@ class Recovery:
 
     async def _undo_inner(self, state: RunState, entry: EffectState, journal: Journal) -> bool:
         """Before a step is called again: take back what its first call did inside. False if something stays."""
-        inner, ids = [], {entry.effect.id}
-        for other in state.effects.values():
-            if other.effect.parent in ids:
-                ids.add(other.effect.id)
-                inner.append(other)
-        if inner:
+        if inner := state.inside(entry):
             await shielded(Unwinder(self.executor, journal, self.grace, recorded=True).unwind, inner)
         return all(other.reason is None or other.settled for other in inner)
 

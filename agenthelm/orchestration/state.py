@@ -38,10 +38,13 @@ class EffectState:
         withheld: Arguments, and fields of the result, that the journal does not hold.
         partial: Whether ``result`` lacks some of its fields.
         repeatable: Whether its call, made again under its key, is still one effect.
+        attempt: The attempt of the enclosing effect's call in which it was begun.
+        attempts: How many attempts its own call took; None if nobody counted.
         contract: Fingerprint of the tool's contract when it was called.
         undoing: Undos begun without a known end.
         undone: Whether it does not stand any more: undone, or found never to have happened.
         compensated: Whether its compensator ran, or a human did its work, which covers what the tool did inside as well.
+        covered: Whether it was taken back by undoing a call inside which it was made.
         reason: Why the last undo failed.
         accepted: Whether it is let stand: a human said so, or it is one with a later call that succeeded.
     """
@@ -58,11 +61,14 @@ class EffectState:
     withheld: frozenset[str] = frozenset()
     partial: bool = False
     repeatable: bool = True
+    attempt: int = 1
+    attempts: int | None = None
     contract: str = ""
     error: str | None = None
     undoing: bool = False
     undone: bool = False
     compensated: bool = False
+    covered: bool = False
     reason: str | None = None
     accepted: bool = False
 
@@ -73,13 +79,13 @@ class EffectState:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is left to undo: it was undone, or let stand."""
-        return self.undone or self.accepted
+        """Whether nothing is left to undo: it was undone, by itself or with an enclosing call, or let stand."""
+        return self.undone or self.covered or self.accepted
 
     @property
     def status(self) -> EffectStatus:
         """One word for it."""
-        if self.undone:
+        if self.undone or self.covered:
             return "undone"
         if self.accepted:
             return "accepted"
@@ -180,6 +186,15 @@ class RunState:
             if not scope or state.scope == scope or state.scope.startswith(inside)
         ]
 
+    def inside(self, effect: EffectState) -> list[EffectState]:
+        """The effects that were begun inside a call, at any depth, by beginning."""
+        inner, ids = [], {effect.effect.id}
+        for other in self.effects.values():
+            if other.effect.parent in ids:
+                ids.add(other.effect.id)
+                inner.append(other)
+        return inner
+
     def complete(self, effect: EffectState, outcome: Outcome) -> None:
         """An effect has ended, after all that have ended before."""
         effect.outcome = outcome
@@ -206,20 +221,32 @@ def fold(run_id: str, records: Iterable[StoredRecord]) -> RunState:
                 record.stream, position=record.position, detail=f"{type(exc).__name__}: {exc}"
             ) from exc
         state.position = record.position + 1
+    if not state.decided:
+        settle_repeated(state.effects.values(), undone=state.begun())
     settle_repeated(state.effects.values())
     return state
 
 
-def settle_repeated(effects: Iterable[EffectState]) -> None:
-    """End the doubt about calls that were made again under their key, with success: both are one effect, the later."""
-    doubtful: dict[tuple[str, str], list[EffectState]] = {}
+def settle_repeated(effects: Iterable[EffectState], undone: Iterable[EffectState] | None = None) -> None:
+    """Let calls stand that are one effect with another one: made again under their key, with success.
+
+    It is the last of them that is undone. If only some effects are going to be ``undone``, it is one of the others: who
+    relies on that had it before.
+    """
+    inside = None if undone is None else {id(state) for state in undone}
+    calls: dict[tuple[str, str], list[EffectState]] = {}
     for state in effects:
-        called = (state.effect.tool, state.effect.key)
-        if state.doubtful and not state.settled and state.repeatable:
-            doubtful.setdefault(called, []).append(state)
-        elif state.outcome == "ok" and called in doubtful:
-            for earlier in doubtful.pop(called):
-                earlier.accepted = True
+        if state.repeatable and not state.settled and (state.outcome == "ok" or state.doubtful):
+            calls.setdefault((state.effect.tool, state.effect.key), []).append(state)
+    for same in calls.values():
+        succeeded = [state for state in same if state.outcome == "ok"]
+        if len(same) == 1 or not succeeded:
+            continue
+        outside = [state for state in succeeded if inside is not None and id(state) not in inside]
+        kept = (outside or succeeded)[-1]
+        for state in same:
+            if state is not kept and (inside is None or id(state) in inside):
+                state.accepted = True
 
 
 def _apply(state: RunState, data: Mapping[str, Any]) -> None:
@@ -267,6 +294,7 @@ def _begin(state: RunState, data: Mapping[str, Any]) -> None:
         contract=data["contract"],
         recorded=True,
         repeatable=data.get("repeatable", True),
+        attempt=data.get("attempt", 1),
     )
 
 
@@ -279,11 +307,14 @@ def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping
             effect.partial = True
             effect.withheld |= {"result", *left_out}
         effect.error = data["error"]
+        effect.attempts = data.get("attempts")
     elif kind == "undoing":
         effect.undoing = True
         effect.reason = None
     elif kind == "undone":
         effect.undoing, effect.undone, effect.compensated, effect.reason = False, True, True, None
+        for covered in data.get("covers", ()):
+            state.effects[covered].covered = True
     elif kind == "undo_failed":
         effect.undoing = bool(data.get("doubt"))
         effect.reason = data["error"]
@@ -292,5 +323,8 @@ def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping
         effect.compensated = effect.undone and data["by"] != "verify"
         effect.accepted = data["as"] == "done"
         effect.reason, effect.undoing = None, False
+        if effect.compensated:
+            for inner in state.inside(effect):
+                inner.covered = inner.covered or (inner.reason is None and inner.outcome != "failed")
     else:
         raise ValueError(f"unknown record type {kind!r}")
