@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 
-from agenthelm._runtime.context import raise_if_stopped
+from agenthelm._runtime.context import current_run, entered, raise_if_stopped
 from agenthelm._runtime.workers import Workers
 from agenthelm.core.binding import own_copy
 from agenthelm.core.call import Call
@@ -97,7 +97,7 @@ class Attempts:
             self._entered = False
             try:
                 try:
-                    value = await self._attempt()
+                    value = await (self._attempt() if call.attempts == 1 else self._again())
                 except SystemExit as ended:  # asyncio would drop everything, undoing included
                     raise RuntimeError(f"tool {call.name!r} called sys.exit({ended.code!r})") from ended
             except BaseException as error:
@@ -157,6 +157,14 @@ class Attempts:
         if outcome.error is not None:
             raise outcome.error
         return outcome.value
+
+    async def _again(self) -> Any:
+        """A further attempt, so that what it does inside can be told from what those before it did."""
+        running = current_run()
+        if running is None or self._call.effect is None:
+            return await self._attempt()
+        with entered(running.evolve(attempt=self._call.attempts)):
+            return await self._attempt()
 
     def _enter(self, bound: dict[str, Any]) -> Any:
         """Call the tool; a sync one in its thread, for which it may have had to wait."""

@@ -155,6 +155,17 @@ class Binding:
                     bound[key] = value
         return bound
 
+    def unfit(self, arguments: Mapping[str, Any]) -> dict[str, str]:
+        """The arguments that don't fit, and those that are missing, each with the reason."""
+        try:
+            self._arguments.validate_python(dict(arguments))
+        except ValidationError as exc:
+            errors = exc.errors(include_url=False, include_input=False)
+            return {str(item["loc"][0]): self._reason(item) for item in reversed(errors)}
+        except Exception:  # noqa: BLE001 - a validator that fails as none should; the call itself will say so
+            return {}
+        return {}
+
     def invoke(self, bound: Mapping[str, Any]) -> Any:
         """Call the function with bound arguments."""
         if not self._positional:
@@ -222,11 +233,7 @@ class Binding:
             return {str(key): item for key, item in value.items()}
         if self._is_single_field(value):
             return {next(iter(self.result_fields)): value}
-        if hasattr(type(value), "model_fields"):
-            return {key: getattr(value, key) for key in type(value).model_fields}
-        if hasattr(type(value), "__dataclass_fields__"):
-            return {key: getattr(value, key) for key in type(value).__dataclass_fields__}
-        return {}
+        return {key: getattr(value, key) for key in _fields_of_type(type(value)) if hasattr(value, key)}
 
     # -- what others ask ----------------------------------------------------------------------------------------------
 
@@ -235,11 +242,9 @@ class Binding:
         if self.result_fields:
             return frozenset(self.result_fields)
         kind = self.result_type
-        for attribute in ("model_fields", "__dataclass_fields__", "__annotations__"):
-            names = getattr(kind, attribute, None)
-            if isinstance(kind, type) and names and not issubclass(kind, _SCALARS):
-                return frozenset(names)
         origin = typing.get_origin(kind) or kind
+        if isinstance(origin, type) and (names := _fields_of_type(origin)):
+            return frozenset(names)
         if origin is Any or (isinstance(origin, type) and issubclass(origin, Mapping)):
             return None
         if origin in (typing.Union, types.UnionType):
@@ -357,17 +362,30 @@ class Binding:
         return len(self.result_fields) == 1 and not isinstance(value, Mapping)
 
     def _explain(self, error: ValidationError) -> str:
-        parts = []
-        for item in error.errors(include_url=False, include_input=False):
-            where = ".".join(str(part) for part in item["loc"])
-            if item["type"] == "missing":
-                parts.append(f"{where!r} is missing")
-            elif item["type"] == "extra_forbidden":
-                parts.append(f"{where!r} is no parameter.{nearest(where, self.parameters)}".rstrip("."))
-            else:
-                parts.append(f"{where!r}: {item['msg']}")
+        parts = [self._reason(item) for item in error.errors(include_url=False, include_input=False)]
         takes = ", ".join(name for name in self.parameters if name != KEY_PARAMETER) or "nothing"
         return f"{'; '.join(parts)} (it takes {takes})"
+
+    def _reason(self, item: Any) -> str:
+        """One error of a validation in words."""
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "missing":
+            return f"{where!r} is missing"
+        if item["type"] == "extra_forbidden":
+            return f"{where!r} is no parameter.{nearest(where, self.parameters)}".rstrip(".")
+        return f"{where!r}: {item['msg']}"
+
+
+def _fields_of_type(kind: type) -> list[str]:
+    """The names of the fields of a model, a dataclass, a named tuple, or a class that annotates them."""
+    for attribute in ("model_fields", "__dataclass_fields__"):
+        if names := getattr(kind, attribute, None):
+            return list(names)
+    if issubclass(kind, tuple):
+        return list(getattr(kind, "_fields", ()))
+    if issubclass(kind, _SCALARS):
+        return []
+    return list(dict.fromkeys(name for base in reversed(kind.__mro__) for name in inspect.get_annotations(base)))
 
 
 def missing_parameters(function: Callable[..., Any], available: frozenset[str] | set[str]) -> list[str]:

@@ -226,7 +226,7 @@ class ToolExecutor:
                 effect = call.as_effect(effects.next_id())
                 await effects.begin(effect)
                 if context is not None:
-                    inside = entered(context.evolve(effect=effect.id))
+                    inside = entered(context.evolve(effect=effect.id, attempt=1))
                 # What is to be cancelled is better not begun than stopped half-way, when nobody knows what it did.
                 await anyio.lowlevel.checkpoint_if_cancelled()
             with inside, using(inner):

@@ -333,6 +333,7 @@ class SagaScope:
     async def _unwind(self, effects: list[EffectState], error: BaseException) -> None:
         journal = self._run.journal
         unwinder = Unwinder(self.executor, journal, self.grace)
+        settle_repeated(self._run.states.values(), undone=effects)
         if any(not state.settled for state in effects):
             decided = True
             try:
