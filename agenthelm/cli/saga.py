@@ -118,16 +118,17 @@ def undo(
 ) -> None:
     """Take back a finished run, after a preview and a yes."""
     from agenthelm.cli import _console, _loop, _saga, _session
+    from agenthelm.core.tool import TOOL_REGISTRY
 
     settings = _existing(_session.settings_from(app=app, trace=trace), run)
     _session.load_app(settings, agents=False)
 
-    async def look() -> RunState:
+    async def look() -> tuple[RunState, list[str]]:
         async with _session.open_storage(settings) as storage:
-            return await _saga.read(storage, run)
+            state = await _saga.read(storage, run)
+            return state, _saga.undo_preview(state, TOOL_REGISTRY, storage, refuse=not dry_run)
 
-    state = _loop.run(look)
-    lines = _saga.undo_preview(state)
+    state, lines = _loop.run(look)
     if dry_run or not json:
         for line in lines or [_saga.nothing_to_undo(state)]:
             _console.say(line)
