@@ -293,9 +293,16 @@ async def perform(
                 _result.print_failure(exc, code=exit_code(exc), message=summary(exc))
             raise Failure(code) from exc
     _show(results, names, json=json)
-    codes = [3 if result.status == "failed" else 0 if result.status in wanted else 1 for result in results]
+    codes = [_code(result, wanted) for result in results]
     if any(codes):
         raise Failure(max(codes))
+
+
+def _code(result: SagaResult, wanted: frozenset[str]) -> int:
+    if result.status == "failed":
+        return 3
+    # An exception of this process is a plan's that went on here and failed, however well it was undone.
+    return 0 if result.status in wanted and result.exception is None else 1
 
 
 async def _tools(storage: BaseStorage, run: str) -> dict[str, str]:

@@ -94,15 +94,17 @@ async def run_plan(
 
     if on_error not in ("rollback", "stop", "continue"):
         raise ConfigError(f"--on-error must be rollback, stop or continue, not {on_error!r}", setting="on_error")
+    if timeout is not None and not timeout > 0:
+        raise ConfigError("--timeout must be above 0", setting="timeout")
     settings = _session.settings_from(app=app, approve=approve, trace=trace)
     _session.load_app(settings, agents=False)
-    steps = _plan.read(plan)
+    name, steps = _plan.read(plan)
     if dry_run:
         _plan.preview(steps, TOOL_REGISTRY, json=json)
         return
 
     async def work(orchestrator: Any) -> list[SagaResult]:
-        return [await orchestrator.run_saga(steps, on_error=on_error, name=plan.stem, timeout=timeout)]
+        return [await orchestrator.run_saga(steps, on_error=on_error, name=name, timeout=timeout)]
 
     await _saga.perform(settings, work, wanted=frozenset({"success"}), json=json)
 

@@ -251,7 +251,8 @@ class Orchestrator:
 
         Args:
             run_id: One run; all that can be claimed by default.
-            resume: Whether plans of steps go on from where they were, where that is safe. Everything else is undone.
+            resume: Whether plans of steps go on from where they were, where that is safe, with the budget and the deadline
+                they were begun with, counted anew. Everything else is undone.
 
         Returns:
             How each ended. A run whose journal can't be read, or whose tools are not registered here, is left alone and
@@ -411,7 +412,7 @@ class Orchestrator:
         )
         executor = self._executor(storage=self.storage)
         async with self._models(executor, context) as identity:
-            yield Recovery(executor, self._grace, identity)
+            yield Recovery(executor, self._grace, identity, self.budget)
 
 
 def _model(lm: Any) -> Any:

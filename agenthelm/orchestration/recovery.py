@@ -11,6 +11,7 @@ import anyio
 
 from agenthelm._runtime.context import RunContext, entered
 from agenthelm._runtime.groups import in_child, shielded
+from agenthelm.core.cost import Budget
 from agenthelm.core.executor import ToolExecutor
 from agenthelm.exceptions import (
     CorruptRecordError,
@@ -43,11 +44,13 @@ class Recovery:
         executor: Its registry must hold the tools of the runs; its storage their journals.
         grace: Seconds for one compensation, its retries included.
         identity: What all of it is done under; each run brings its own id, session and tenant.
+        budget: What a resumed run may spend from then on, if it was begun without a budget.
     """
 
     executor: ToolExecutor
     grace: float = field(default=GRACE_SECONDS)
     identity: RunContext = field(default_factory=lambda: RunContext(run_id="recovery", session_id="", namespace=""))
+    budget: Budget | None = None
 
     async def load(self, run_id: str) -> RunState:
         """Read one run's journal.
@@ -329,10 +332,12 @@ class Recovery:
 
     async def _resume(self, state: RunState, plan: Plan, journal: Journal, results: dict[str, object]) -> SagaResult:
         context = self._as(state)
+        budget = state.plan.get("budget")
         scope = SagaScope(
             self.executor,
             context,
             Opening(state.name, "steps", state.plan, state.trace_id, state.span_id),
+            budget=self.budget if budget is None else Budget(**budget),
             rollback=state.rollback,
             grace=self.grace,
             protected=True,
@@ -345,6 +350,7 @@ class Recovery:
             context,
             on_error=state.plan["on_error"],
             name=state.name,
+            timeout=state.plan.get("timeout"),
             scope=scope,
             results=results,
         )
