@@ -94,15 +94,17 @@ async def run_plan(
 
     if on_error not in ("rollback", "stop", "continue"):
         raise ConfigError(f"--on-error must be rollback, stop or continue, not {on_error!r}", setting="on_error")
+    if timeout is not None and not timeout > 0:
+        raise ConfigError("--timeout must be above 0", setting="timeout")
     settings = _session.settings_from(app=app, approve=approve, trace=trace)
     _session.load_app(settings, agents=False)
-    steps = _plan.read(plan)
+    name, steps = _plan.read(plan)
     if dry_run:
         _plan.preview(steps, TOOL_REGISTRY, json=json)
         return
 
     async def work(orchestrator: Any) -> list[SagaResult]:
-        return [await orchestrator.run_saga(steps, on_error=on_error, name=plan.stem, timeout=timeout)]
+        return [await orchestrator.run_saga(steps, on_error=on_error, name=name, timeout=timeout)]
 
     await _saga.perform(settings, work, wanted=frozenset({"success"}), json=json)
 
@@ -118,16 +120,17 @@ def undo(
 ) -> None:
     """Take back a finished run, after a preview and a yes."""
     from agenthelm.cli import _console, _loop, _saga, _session
+    from agenthelm.core.tool import TOOL_REGISTRY
 
     settings = _existing(_session.settings_from(app=app, trace=trace), run)
     _session.load_app(settings, agents=False)
 
-    async def look() -> RunState:
+    async def look() -> tuple[RunState, list[str]]:
         async with _session.open_storage(settings) as storage:
-            return await _saga.read(storage, run)
+            state = await _saga.read(storage, run)
+            return state, _saga.undo_preview(state, TOOL_REGISTRY, storage, refuse=not dry_run)
 
-    state = _loop.run(look)
-    lines = _saga.undo_preview(state)
+    state, lines = _loop.run(look)
     if dry_run or not json:
         for line in lines or [_saga.nothing_to_undo(state)]:
             _console.say(line)
