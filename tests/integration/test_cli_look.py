@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from agenthelm.cli._export import _csv_cell
 from tests.support.apps import AGENTS
 from tests.support.cli import Cli
 
@@ -225,6 +226,25 @@ def test_a_spreadsheet_runs_nothing_of_an_export(cli: Cli) -> None:
     cli("saga", "run", "f.yaml", "--app", "app2.py")
     rows = list(csv.DictReader(io.StringIO(cli("traces", "export", "-f", "csv").stdout)))
     assert rows[0]["tool_name"] == "'=1+1"
+
+
+def test_no_line_break_in_a_call_begins_a_row_and_no_control_character_is_printed(cli: Cli) -> None:
+    said = "a\r=1+1\n=2+2\n-3\x1b[2J\x85\u2028＝4 \r\n@5"
+    cli.write("app2.py", f"from agenthelm import tool\n\n@tool\ndef f() -> None:\n    raise ValueError({said!r})\n")
+    cli.write("f.yaml", "- {tool: f}\n")
+    cli("saga", "run", "f.yaml", "--app", "app2.py", code=1)
+    csv_text = cli("traces", "export", "-f", "csv").stdout
+    assert csv_text.replace("\n", "").isprintable()
+    for line in csv_text.splitlines():
+        assert line[0] not in "=+-@"
+    (row,) = csv.DictReader(io.StringIO(csv_text, newline=""))
+    assert row["outcome"] == "failed"
+    assert row["error_state"].startswith("ValueError: a\\x0d=1+1")
+
+
+def test_a_cell_with_lines_stays_one_cell() -> None:
+    cell = _csv_cell("=1\n+2\r-3\n\n@4\nplain\n＝5")
+    assert cell == "'=1\n'+2\\x0d-3\n\n'@4\nplain\n'＝5"
 
 
 def test_exported_data_can_neither_break_a_table_nor_be_markup(cli: Cli) -> None:
