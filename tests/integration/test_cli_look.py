@@ -172,6 +172,8 @@ def test_calls_are_listed_newest_first_and_paged(ran: Cli) -> None:
         (("--until", "2020-01-01"), []),
         (("--longer-than", "60"), []),
         (("--cost-over", "0.01"), []),
+        (("--cost-over", "0"), []),
+        (("--longer-than", "0", "--tool", "cancel"), ["cancel"]),
     ],
 )
 def test_calls_are_filtered(ran: Cli, options: tuple[str, ...], expected: list[str]) -> None:
@@ -181,7 +183,25 @@ def test_calls_are_filtered(ran: Cli, options: tuple[str, ...], expected: list[s
 
 def test_filters_that_make_no_sense_are_refused(cli: Cli) -> None:
     assert "Did you mean 'success'" in cli("traces", "filter", "--status", "succes", code=2).stderr
-    assert "30m, 12h, 7d, 2w" in cli("traces", "filter", "--since", "yesterdayish", code=2).stderr
+    assert "Did you mean 'tool'" in cli("traces", "filter", "--kind", "tol", code=2).stderr
+    for when in ("yesterdayish", "", " ", "0001-01-01T00:00:00+14:00", "9999-12-31T23:00:00-14:00"):
+        for option in ("--since", "--until"):
+            assert "30m, 12h, 7d, 2w" in cli("traces", "filter", option, when, code=2).stderr
+    assert cli("traces", "filter", "--since", f"{'9' * 5000}d").stdout == ""
+    for command in (
+        "traces filter --limit", "traces list --limit", "traces filter --before", "traces export --limit", "saga list --limit",
+    ):  # fmt: skip
+        done = cli(*command.split(), "99999999999999999999", code=2)
+        assert done.stderr.startswith("error: ")
+        assert len(done.lines) == 1
+    assert "Did you mean 'rolled_back'" in cli("saga", "list", "--state", "rolledback", code=2).stderr
+
+
+def test_a_call_that_took_or_cost_exactly_so_much_is_not_over_it(ran: Cli) -> None:
+    (call,) = json.loads(ran("traces", "filter", "--tool", "cancel", "--json").stdout)
+    options = ("traces", "filter", "--tool", "cancel", "--json", "--longer-than")
+    assert json.loads(ran(*options, repr(call["execution_time"])).stdout) == []
+    assert json.loads(ran(*options, repr(call["execution_time"] * 0.999)).stdout) == [call]
 
 
 def test_a_run_is_shown_as_a_tree(ran: Cli) -> None:
@@ -281,7 +301,8 @@ def test_prices_are_printed_with_the_datas_date(cli: Cli) -> None:
     (entry,) = json.loads(cli("cost", "models", "house", "--json").stdout)["models"]
     assert entry["model"] == "house/model"
     assert entry["input"] == pytest.approx(1e-6)
-    assert "[pricing]" in cli("cost", "models", "no-such-model").stderr
+    assert "[pricing]" in cli("cost", "models", "no-such-model", code=1).stderr
+    assert json.loads(cli("cost", "models", "no-such-model", "--json", code=1).stdout)["models"] == []
 
 
 @pytest.mark.parametrize(
