@@ -104,7 +104,7 @@ def target(output: Path | None) -> Iterator[IO[str]]:
     whole = not path.exists() or path.is_file()  # what is neither, such as a pipe, is written as it comes
     place = path.resolve().with_name(f".{path.name}.{os.getpid()}") if whole else path
     try:
-        with place.open("w", encoding="utf-8") as stream:
+        with place.open("w", encoding="utf-8", errors="backslashreplace") as stream:
             yield stream
         if whole:
             place.replace(path.resolve())
