@@ -138,6 +138,64 @@ def test_a_contract_is_shown_as_a_person_reads_it(cli: Cli) -> None:
     assert "Did you mean 'book'" in cli("tools", "show", "boook", "--app", "app.py", code=2).stderr
 
 
+CONTRACTS = """
+import functools
+from typing import Annotated, Callable, Literal, NewType
+
+from pydantic import BaseModel, Field
+from typing_extensions import TypeAliasType
+
+from agenthelm import Redacted, tool
+
+class Model(BaseModel):
+    a: int
+
+Name = NewType("Name", str)
+Alias = TypeAliasType("Alias", list[Model])
+
+@tool(retries=2, verify=functools.partial(lambda x: True), side_effects=["a:write"])
+def odd(
+    x: Annotated[int, Field(ge=1)],
+    models: "list[Model] | None" = None,
+    *,
+    pin: Annotated[str, Redacted] = "correct horse",
+    api_key: str = "correct horse",
+    which: Literal["a", "[/b]"] = "a",
+    back: Callable[[int], str] | None = None,
+    name: Name = Name("ann"),
+    alias: Alias = [],
+    many: tuple[int, ...] = (),
+    huge: int = 10**5000,
+) -> dict[str, Model]:
+    \"\"\"Do [bold]odd[/nope] things with \x1b[31mcolour.\"\"\"
+
+@tool(inputs={"a": int}, outputs={"b": str, "c": Annotated[str, Redacted]})
+def named(a):
+    return {"b": "x", "c": "y"}
+"""
+
+
+def test_a_contract_names_types_and_defaults_as_they_were_written_and_no_secret(cli: Cli) -> None:
+    cli.write("contracts.py", CONTRACTS)
+    stdout = cli("tools", "show", "odd", "--app", "contracts.py", COLUMNS="400").stdout
+    heading, description, *_ = stdout.splitlines()
+    assert heading.rstrip() == (
+        "odd(x: int, models: list[Model] | None = None, pin: str (secret) = …, api_key: str = …, "
+        "which: Literal['a', '[/b]'] = 'a', back: Callable[[int], str] | None = None, name: Name = 'ann', "
+        "alias: Alias = …, many: tuple[int, ...] = …, huge: int = <integer of 16610 bits>) -> dict[str, Model]"
+    )
+    assert description.rstrip() == "Do [bold]odd[/nope] things with \\x1b[31mcolour."
+    assert "up to 0.5 s, then 2 times as long each, at most 30 s" in stdout
+    assert "0x" not in stdout
+    document = json.loads(cli("tools", "show", "odd", "--app", "contracts.py", "--json").stdout)
+    assert document["schema"] is None  # a callable has none
+    assert (document["result"], document["parameters"]["models"]) == ("dict[str, Model]", "list[Model] | None")
+    assert document["backoff"] == {"initial": 0.5, "factor": 2.0, "maximum": 30.0, "jitter": True}
+    assert "b: str, c: str (secret)" in cli("tools", "show", "named", "--app", "contracts.py").stdout
+    document = json.loads(cli("tools", "show", "named", "--app", "contracts.py", "--json").stdout)
+    assert (document["inputs"], document["outputs"]) == ({"a": "int"}, {"b": "str", "c": "str (secret)"})
+
+
 # -- traces -------------------------------------------------------------------------------------------------------------
 
 
