@@ -63,7 +63,7 @@ def test_neither_model_nor_key_is_said_in_three_lines(cli: Cli) -> None:
 
 def test_a_missing_key_is_named(cli: Cli) -> None:
     done = cli("run", "x", "-a", "writer", "--model", "openai/gpt-4o-mini", code=2)
-    assert "OPENAI_API_KEY" in done.stderr
+    assert "Set it: export OPENAI_API_KEY=<your key>, or point --api-base" in done.stderr
 
 
 @pytest.mark.parametrize(

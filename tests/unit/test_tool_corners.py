@@ -23,6 +23,8 @@ from agenthelm.exceptions import (
     StorageError,
     ToolContractError,
     ToolOutputError,
+    UnknownAgentError,
+    UnknownToolError,
 )
 from agenthelm.orchestration.plan import Plan, Ref, Step
 from agenthelm.orchestration.saga import SagaOrchestrator, saga
@@ -255,6 +257,13 @@ class TestRecords:
                 assert world == ["a"]
                 raise ValueError("no")
         assert world == []
+
+    @pytest.mark.parametrize("kind", [UnknownToolError, UnknownAgentError])
+    def test_a_name_without_end_is_cut_in_the_message(self, kind: type[Exception]) -> None:
+        error = kind("x" * 100_000, ["known"])  # type: ignore[call-arg]
+        assert len(str(error)) < 400
+        assert f"named '{'x' * 200}'… <200 of 100000 characters>" in str(error)
+        assert f"named '{'x' * 200}'" in str(kind("x" * 200, []))  # type: ignore[call-arg]
 
     async def test_what_a_tracer_calls_inside_a_run_is_in_the_log_of_the_run(self, tools: ToolRegistry) -> None:
         own, log = InMemoryStorage(), InMemoryStorage()
