@@ -80,7 +80,7 @@ def resolve_model(
     elif api_key is None and provider in KEYS and not os.environ.get(KEYS[provider]):
         raise ModelNotConfiguredError(
             f"model {name!r} needs a key.\n"
-            f"Set it: export {KEYS[provider]}=... , or point --api-base to a server that needs none.\n"
+            f"Set it: export {KEYS[provider]}=<your key>, or point --api-base to a server that needs none.\n"
             "Or try everything without a model and without cost: --model offline"
         )
     settings = {"api_base": api_base, "api_key": api_key, "timeout": timeout}

@@ -6,7 +6,23 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["ApiBase", "App", "Approve", "Json", "Limit", "Model", "Namespace", "Session", "Since", "Trace", "Yes"]
+__all__ = [
+    "MOST",
+    "ApiBase",
+    "App",
+    "Approve",
+    "Json",
+    "Limit",
+    "Model",
+    "Namespace",
+    "Session",
+    "Since",
+    "Trace",
+    "Yes",
+]
+
+MOST = 2**63 - 1
+"""The largest number that a storage counts to."""
 
 
 def _agent_names(incomplete: str) -> list[str]:
@@ -33,7 +49,7 @@ Approve = Annotated[
     str | None, typer.Option("--approve", metavar="HOW", help="Approvals: ask, allow, deny, or a policy file (.toml).")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, nothing else.")]
-Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=MOST, help="At most so many.")]
 Model = Annotated[
     str | None,
     typer.Option("--model", "-m", metavar="MODEL", help="As DSPy names it, such as openai/gpt-4o-mini; or offline."),

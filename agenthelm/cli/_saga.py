@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from agenthelm.orchestration.state import EffectState, RunState
 
 __all__ = [
+    "STATES",
     "effect_names",
     "facts",
     "nothing_to_undo",
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 _OPEN = "open"
+STATES = (_OPEN, "success", "rolled_back", "stopped", "failed")
+"""What a journal may be in, from its beginning to its end."""
 _STYLES = {
     "finished": "green", "undone": "cyan", "accepted": "green", "failed": "dim", "in doubt": "bold yellow",
     "begun": "bold yellow", "undoing": "yellow", "stuck": "bold red",

@@ -35,8 +35,9 @@ async def list_runs(
     json: Json = False,
 ) -> None:
     """The runs with a journal, newest first."""
-    from agenthelm.cli import _console, _saga, _session
+    from agenthelm.cli import _console, _events, _saga, _session
 
+    _events.one_of("state", state, _saga.STATES)
     settings = _session.settings_from()
     runs: list[RunState] = []
     if _session.stored(settings):
