@@ -97,7 +97,6 @@ class Journal:
         clock: Time of the records.
         position: The number of records that are there already.
         epoch: How many claims there were on the run; 0 for its first owner.
-        on_lost: Called once when the run turns out to be somebody else's.
     """
 
     def __init__(
@@ -108,7 +107,6 @@ class Journal:
         *,
         position: int = 0,
         epoch: int = 0,
-        on_lost: Callable[[LeaseLostError], None] | None = None,
     ) -> None:
         self.storage = storage
         self.run_id = run_id
@@ -120,7 +118,8 @@ class Journal:
         self._clock = clock
         self._position = position
         self._under_way = 0
-        self.on_lost = on_lost
+        self.on_lost: Callable[[LeaseLostError], None] | None = None
+        """Called once when the run turns out to be somebody else's."""
 
     async def append(
         self, kind: str, /, *, beside: Record | None = None, state: str | None = None, **data: Any

@@ -12,14 +12,14 @@ from typing import Any, Literal, Self, TypeVar
 import anyio
 import anyio.lowlevel
 from anyio import CancelScope
-from anyio.abc import TaskGroup
 
 from agenthelm._runtime.context import RunContext, StopMark, current_run, entered
 from agenthelm._runtime.groups import beside, in_child, shielded
 from agenthelm.core.cost import Budget
 from agenthelm.core.executor import ToolExecutor, current_executor, using
 from agenthelm.exceptions import LeaseLostError, SagaError, StorageError, describe
-from agenthelm.orchestration.journal import RENEW_SECONDS, Journal
+from agenthelm.orchestration.journal import Journal
+from agenthelm.orchestration.lease import Lease
 from agenthelm.orchestration.live import LiveRun, ScopeLog
 from agenthelm.orchestration.results import SagaResult, SagaStatus, StepRecord
 from agenthelm.orchestration.state import EffectState, settle_repeated
@@ -89,8 +89,7 @@ class SagaScope:
     _log: ScopeLog = field(init=False)
     _outer: ScopeLog | None = field(init=False, default=None)
     _stack: ExitStack = field(init=False, default_factory=ExitStack)
-    _group: TaskGroup | None = field(init=False, default=None)
-    _over: anyio.Event = field(init=False)
+    _lease: Lease | None = field(init=False, default=None)
     _elsewhere: bool = field(init=False, default=False)
 
     async def __aenter__(self) -> Self:
@@ -139,7 +138,8 @@ class SagaScope:
                 raise
         finally:
             try:
-                await self._close_group(error)
+                if self._lease is not None:
+                    await self._lease.end(error, elsewhere=self._elsewhere)
             except anyio.get_cancelled_exc_class() as cancelled:
                 await self.take_back(cancelled)
                 raise
@@ -211,7 +211,7 @@ class SagaScope:
     async def _open(self) -> LiveRun:
         """Begin a run of its own: its journal, and the heartbeat that keeps its lease."""
         if self.journal is None:
-            journal = Journal(self.executor.storage, self.context.run_id, self.executor.clock, on_lost=self._on_lost)
+            journal = Journal(self.executor.storage, self.context.run_id, self.executor.clock)
             trace_id, span_id = self.opening.trace_id, self.opening.span_id
             if trace_id is None:  # a block in the user's own code, inside the user's own span
                 trace_id, span_id = spans.current()
@@ -233,11 +233,8 @@ class SagaScope:
             _log.info("run %s began: %s", journal.run_id, self.opening.name)
         else:
             journal = self.journal
-            journal.on_lost = self._on_lost
-        self._group = anyio.create_task_group()
-        await self._group.__aenter__()
-        self._over = anyio.Event()
-        self._group.start_soon(self._heartbeat, journal, name="agenthelm lease")
+        self._lease = Lease(journal, self.executor.clock, self.stop)
+        await self._lease.begin()
         done = sum(1 for state in self.states.values() if state.outcome is not None)
         return LiveRun(
             journal,
@@ -248,29 +245,6 @@ class SagaScope:
             numbered=max((int(known[1:]) for known in self.states), default=0),
             completions=done,
         )
-
-    async def _heartbeat(self, journal: Journal) -> None:
-        """Renew the lease when nothing else was written; shielded, because unwinding needs the lease as well."""
-        clock = self.executor.clock
-        with CancelScope(shield=True):
-            while True:
-                with anyio.move_on_after(max(0.05, RENEW_SECONDS - (clock.monotonic() - journal.last_append))):
-                    await self._over.wait()
-                    return
-                if clock.monotonic() - journal.last_append >= RENEW_SECONDS:
-                    try:
-                        await journal.append("renewed")
-                    except LeaseLostError:
-                        return
-                    except StorageError as error:
-                        self.stop.set(error)
-                        return
-
-    def _on_lost(self, error: LeaseLostError) -> None:
-        """Somebody else undoes this run now: stop at once and undo nothing."""
-        self.stop.set(error)
-        if self._group is not None:
-            self._group.cancel_scope.cancel()
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
@@ -399,19 +373,6 @@ class SagaScope:
                 text = f"not undone: {stuck.tool} ({stuck.effect_id}): {stuck.reason}"
                 if text not in getattr(error, "__notes__", ()):
                     error.add_note(text)
-
-    async def _close_group(self, error: BaseException | None) -> None:
-        if self._group is None:
-            return
-        self._over.set()
-        self._run.journal.on_lost = None  # it refers back to this scope, and nobody is left to stop
-        if self._elsewhere:
-            return  # only the task that has entered the group can leave it; the heartbeat ends all the same
-        if self._run.journal.lost is not None and error is not None and not isinstance(error, Exception):
-            # Our own cancellation of the block ends here.
-            await self._group.__aexit__(type(error), error, error.__traceback__)
-        else:
-            await self._group.__aexit__(None, None, None)
 
 
 def _numbered(states: Mapping[str, EffectState]) -> dict[str, int]:

@@ -18,7 +18,7 @@ from agenthelm.core.storage import InMemoryStorage, JsonStorage, SqliteStorage
 from agenthelm.core.storage.base import EVENTS
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import CorruptRecordError, LeaseLostError, StalePositionError, StorageError
-from agenthelm.orchestration import scope as scopes
+from agenthelm.orchestration import lease
 from agenthelm.orchestration.journal import Journal
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step, saga
@@ -189,7 +189,7 @@ async def test_an_owner_that_stalls_while_it_undoes_leaves_the_rest_to_the_claim
 
 
 async def test_the_heartbeat_notices_that_the_run_was_claimed_and_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scopes, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
     storage, tools = InMemoryStorage(), ToolRegistry()
     entered = anyio.Event()
     log: list[str] = []
@@ -224,7 +224,7 @@ async def test_the_heartbeat_notices_that_the_run_was_claimed_and_stops_it(monke
 
 async def test_a_living_owner_that_renews_its_lease_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     world, storage = Stall(), InMemoryStorage()
-    monkeypatch.setattr(scopes, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
     async with anyio.create_task_group() as group:
         group.start_soon(plan, world, storage)
         await world.stalled.wait()

@@ -1,0 +1,77 @@
+"""The lease of a run while its own code runs: renewed beside that code, which is stopped when the run is lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import anyio
+from anyio import CancelScope
+from anyio.abc import TaskGroup
+
+from agenthelm._runtime.context import StopMark
+from agenthelm._runtime.retry import Clock
+from agenthelm.exceptions import LeaseLostError, StorageError
+from agenthelm.orchestration.journal import RENEW_SECONDS, Journal
+
+__all__ = ["Lease"]
+
+
+@dataclass(slots=True)
+class Lease:
+    """Keeps a run ours from `begin` to `end`, which belong around the run's code, in one task.
+
+    Attributes:
+        journal: The run's journal.
+        clock: Time between renewals.
+        stop: Marked when the run is somebody else's now, or the lease can't be renewed.
+    """
+
+    journal: Journal
+    clock: Clock
+    stop: StopMark
+    _over: anyio.Event = field(init=False, default_factory=anyio.Event)
+    _group: TaskGroup = field(init=False, default_factory=anyio.create_task_group)
+
+    async def begin(self) -> None:
+        """Start the heartbeat."""
+        self.journal.on_lost = self._lost
+        await self._group.__aenter__()
+        self._group.start_soon(self._heartbeat, name="agenthelm lease")
+
+    async def end(self, error: BaseException | None, *, elsewhere: bool = False) -> None:
+        """Stop the heartbeat, and keep back the cancellation by which the run's code was stopped.
+
+        Args:
+            error: What the code ended with.
+            elsewhere: Whether this is not the task in which it began.
+        """
+        self._over.set()
+        self.journal.on_lost = None  # it refers back to the run's scope, and nobody is left to stop
+        if elsewhere:
+            return  # only the task that has entered the group can leave it; the heartbeat ends all the same
+        if self.journal.lost is not None and error is not None and not isinstance(error, Exception):
+            await self._group.__aexit__(type(error), error, error.__traceback__)
+        else:
+            await self._group.__aexit__(None, None, None)
+
+    async def _heartbeat(self) -> None:
+        """Renew when nothing else was written; shielded, because unwinding needs the lease as well."""
+        clock, journal = self.clock, self.journal
+        with CancelScope(shield=True):
+            while True:
+                with anyio.move_on_after(max(0.05, RENEW_SECONDS - (clock.monotonic() - journal.last_append))):
+                    await self._over.wait()
+                    return
+                if clock.monotonic() - journal.last_append >= RENEW_SECONDS:
+                    try:
+                        await journal.append("renewed")
+                    except LeaseLostError:
+                        return
+                    except StorageError as error:
+                        self.stop.set(error)
+                        return
+
+    def _lost(self, error: LeaseLostError) -> None:
+        """Somebody else undoes this run now: stop at once and undo nothing."""
+        self.stop.set(error)
+        self._group.cancel_scope.cancel()
