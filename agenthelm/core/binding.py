@@ -20,12 +20,14 @@ from agenthelm.core.lists import keep_lists, reads_once
 from agenthelm.core.sensitive import holds_secrets, is_sensitive, secret_fields
 from agenthelm.exceptions import ToolContractError, ToolInputError, ToolOutputError, nearest
 
-__all__ = ["KEY_PARAMETER", "Binding", "Parameter", "call_by_name", "missing_parameters", "own_copy"]
+__all__ = ["KEY_PARAMETER", "Binding", "Parameter", "call_by_name", "missing_parameters", "own_copy", "unwrapped"]
 
 KEY_PARAMETER = "idempotency_key"
 _EMPTY = inspect.Parameter.empty
 _SCALARS = (str, int, float, bool, bytes, type(None))
 _IMMUTABLE = frozenset(_SCALARS)
+_NOT_RUN = (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)
+"""What a call gives that has only been begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +87,12 @@ class Binding:
     ) -> None:
         self.name = name
         self._function = function
-        signature = inspect.signature(function)
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError) as exc:  # a class method before it is bound, or a builtin without a signature
+            raise ToolContractError(f"tool {name!r}: its parameters can't be read ({exc})", tool_name=name) from exc
         hints = self._hints(localns)
-        namespace = {**getattr(function, "__globals__", {}), **(localns or {})}
+        namespace = {**getattr(unwrapped(function), "__globals__", {}), **(localns or {})}
         try:
             override = {key: _named_type(key, spec, namespace) for key, spec in (inputs or {}).items()}
             fields = {key: _named_type(key, spec, namespace) for key, spec in (outputs or {}).items()}
@@ -96,8 +101,10 @@ class Binding:
         self.parameters: dict[str, Parameter] = {}
         self.open_ended: bool = False
         self._positional: list[str] = []
+        given = function.keywords if isinstance(function, functools.partial) else {}
         for parameter in signature.parameters.values():
-            self._add(parameter, hints, override)
+            if parameter.name not in given:
+                self._add(parameter, hints, override)
         if unknown := [key for key in override if key not in self.parameters and not self.open_ended]:
             raise ToolContractError(
                 f"tool {name!r}: inputs names {unknown[0]!r}, which is no parameter of the function."
@@ -162,10 +169,14 @@ class Binding:
         Raises:
             ToolOutputError: It does not fit the contract; the tool has run all the same.
         """
-        if isinstance(value, types.CoroutineType):
-            value.close()
+        if isinstance(value, _NOT_RUN) or hasattr(type(value), "__await__"):
+            how = "awaits; define it with 'async def'"
+            if not hasattr(type(value), "__await__"):
+                how = "iterates; return a list"
+            if isinstance(value, (types.CoroutineType, types.GeneratorType)):
+                value.close()
             raise ToolOutputError(
-                f"tool {self.name!r} returned a coroutine that nobody awaits; define it with 'async def'",
+                f"tool {self.name!r} returned a {type(value).__name__.replace('_', ' ')} that nobody {how}",
                 tool_name=self.name,
                 ran=False,
             )
@@ -260,7 +271,9 @@ class Binding:
     # -- once, at decoration ------------------------------------------------------------------------------------------
 
     def _hints(self, localns: dict[str, Any] | None) -> dict[str, Any]:
-        target = self._function if hasattr(self._function, "__annotations__") else type(self._function).__call__
+        target = unwrapped(self._function)
+        if not hasattr(target, "__annotations__"):
+            target = type(target).__call__
         try:
             return typing.get_type_hints(target, localns=localns, include_extras=True)
         except NameError as exc:
@@ -348,6 +361,13 @@ class Binding:
                 parts.append(f"{where!r}: {item['msg']}")
         takes = ", ".join(name for name in self.parameters if name != KEY_PARAMETER) or "nothing"
         return f"{'; '.join(parts)} (it takes {takes})"
+
+
+def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What is called in the end, behind ``functools.partial``."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
 
 
 def missing_parameters(function: Callable[..., Any], available: frozenset[str] | set[str]) -> list[str]:

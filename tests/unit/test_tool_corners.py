@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,15 +15,17 @@ from typing_extensions import TypedDict
 from agenthelm.core.event import ExecutionEvent
 from agenthelm.core.executor import ToolExecutor, charge
 from agenthelm.core.handlers import AutoApprove
+from agenthelm.core.redaction import Redacted
 from agenthelm.core.sensitive import carries_secret
 from agenthelm.core.storage import EVENTS, InMemoryStorage
-from agenthelm.core.tool import ToolContract, ToolRegistry, tool
+from agenthelm.core.tool import Tool, ToolContract, ToolRegistry, tool
 from agenthelm.core.tracer import ExecutionTracer
 from agenthelm.exceptions import (
     ApprovalDeniedError,
     PlanError,
     StorageError,
     ToolContractError,
+    ToolInputError,
     ToolOutputError,
 )
 from agenthelm.orchestration.plan import Plan, Ref, Step
@@ -150,6 +152,164 @@ class TestShapes:
     def test_what_a_plan_can_not_hold_is_named(self) -> None:
         with pytest.raises(PlanError, match=r"Steps and lists of Steps, not 'book'"):
             Plan.of([["book"]])  # type: ignore[list-item]
+
+
+class Account:
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+
+    def send(self, amount: int) -> str:
+        return f"{amount} from {self.owner}"
+
+    @classmethod
+    def kind(cls) -> str:
+        return cls.__name__
+
+    async def __call__(self, amount: int) -> str:
+        return self.send(amount)
+
+
+class Savings(Account):
+    pass
+
+
+def guarded(function: Any) -> Any:
+    @functools.wraps(function)
+    async def guard(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("amount", 0) > 10:
+            raise PermissionError("too much")
+        return await function(*args, **kwargs)
+
+    return guard
+
+
+class TestWhichFunctionIsMeant:
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            (Account("Ann").send, Account("Bob").send),
+            (Account.kind, Savings.kind),
+            (Account("Ann"), Account("Bob")),
+            (functools.partial(divmod, 1), functools.partial(divmod, 2)),
+            ([].append, [].append),
+        ],
+    )
+    def test_what_is_bound_to_something_else_is_another_function(self, one: Any, other: Any) -> None:
+        tools = ToolRegistry([Tool.from_function(one, name="send")])
+        with pytest.raises(ToolContractError, match=r"another function is registered as tool 'send' \("):
+            tools.register(Tool.from_function(other, name="send"))
+
+    def test_the_method_of_one_instance_may_be_registered_twice(self, tools: ToolRegistry) -> None:
+        ann = Account("Ann")
+        tools.register(ann.send)
+        tools.register(ann.send)
+        assert list(tools) == ["send"]
+
+    async def test_what_wraps_a_tool_is_called_in_its_place_under_its_contract(self) -> None:
+        @guarded
+        @tool(registry=ToolRegistry(), name="pay", requires_approval=lambda amount: amount > 5)
+        async def wire(amount: int) -> str:
+            return "sent"
+
+        executor = ToolExecutor(ToolRegistry([wire]), InMemoryStorage(), AutoApprove())
+        assert await executor.call("pay", {"amount": "5"}) == "sent"
+        with pytest.raises(PermissionError, match="too much"):
+            await executor.call("pay", {"amount": 11})
+        with pytest.raises(ApprovalDeniedError):
+            await ToolExecutor(ToolRegistry([wire]), InMemoryStorage()).call(wire, {"amount": 6})
+
+    async def test_a_function_with_several_contracts_is_none_of_them_by_itself(self) -> None:
+        first, second = ToolRegistry(), ToolRegistry()
+
+        def pay(amount: int) -> None: ...
+
+        tool(registry=first, requires_approval=True)(pay)
+        tool(registry=second)(pay)
+        with pytest.raises(ToolContractError, match=r"pay is a tool with several contracts; .*registry\[name\]"):
+            ToolRegistry([pay])
+        assert ToolRegistry([first["pay"]])["pay"].contract.requires_approval
+
+    def test_the_same_contract_twice_is_one_and_so_is_one_that_replaced_the_other(self, tools: ToolRegistry) -> None:
+        def pay(amount: int) -> None: ...
+
+        tool(registry=tools, retries=1)(pay)
+        tool(registry=tools, retries=2)(pay)
+        tool(registry=ToolRegistry(), retries=2)(pay)
+        assert ToolRegistry([pay])["pay"].contract.retries == 2
+
+    @pytest.mark.parametrize("first", ["self", "cls"])
+    def test_a_method_without_its_instance_is_refused(self, tools: ToolRegistry, first: str) -> None:
+        source = f"class Desk:\n    @tool(registry=tools)\n    def book({first}, city: str): ..."
+        with pytest.raises(ToolContractError, match=rf"'book' is a method of Desk, .*'{first}'.*\(instance.book\)"):
+            exec(source, {"tool": tool, "tools": tools})
+        assert len(tools) == 0
+
+    def test_a_static_method_has_no_instance_to_miss(self, tools: ToolRegistry) -> None:
+        class Desk:
+            @staticmethod
+            @tool(registry=tools)
+            def book(city: str) -> str:
+                return city
+
+        assert tools["book"].binding.invoke({"city": "Lisbon"}) == Desk.book("Lisbon")
+
+    def test_what_has_no_signature_is_refused(self, tools: ToolRegistry) -> None:
+        with pytest.raises(ToolContractError, match="'c': its parameters can't be read"):
+            tool(registry=tools, name="c")(classmethod(lambda cls: None))  # type: ignore[type-var]
+
+
+class TestPartials:
+    async def test_what_is_left_is_validated_and_what_is_bound_is_no_argument(self) -> None:
+        def pay(sender: str, amount: int, pin: Annotated[str, Redacted], currency: str = "EUR") -> str:
+            """Pay somebody."""
+            return f"{sender} {amount + 1} {currency}"
+
+        entry = Tool.from_function(functools.partial(pay, "Ann", currency="USD"), name="pay")
+        assert list(entry.json_schema["properties"]) == ["amount", "pin"]
+        assert (entry.description, entry.binding.sensitive) == ("Pay somebody.", {"pin"})
+        executor = ToolExecutor(ToolRegistry([entry]), InMemoryStorage())
+        assert await executor.call("pay", {"amount": "1", "pin": "0000"}) == "Ann 2 USD"
+        with pytest.raises(ToolInputError, match="'currency' is no parameter"):
+            await executor.call("pay", {"amount": 1, "pin": "0000", "currency": "EUR"})
+
+    async def test_also_those_of_callable_objects(self) -> None:
+        entry = Tool.from_function(functools.partial(functools.partial(Account("Ann")), amount=3), name="send")
+        assert await ToolExecutor(ToolRegistry([entry]), InMemoryStorage()).call("send", {}) == "3 from Ann"
+        entry = Tool.from_function(functools.partial(Account("Ann")), name="send")
+        assert (
+            await ToolExecutor(ToolRegistry([entry]), InMemoryStorage()).call("send", {"amount": "4"}) == "4 from Ann"
+        )
+
+
+class TestWhatWouldNotRun:
+    @pytest.mark.parametrize("kind", ["def", "async def"])
+    def test_generators_are_refused(self, tools: ToolRegistry, kind: str) -> None:
+        namespace: dict[str, Any] = {}
+        exec(f"{kind} send(to: str):\n    yield to", namespace)
+        for function in (namespace["send"], functools.partial(namespace["send"])):
+            with pytest.raises(ToolContractError, match=r"'send' is a generator, .*return a list"):
+                tools.register(Tool.from_function(function, name="send"))
+
+    @pytest.mark.parametrize("kind", ["generator", "async_generator", "coroutine", "Later"])
+    async def test_what_was_only_begun_is_no_result(self, tools: ToolRegistry, kind: str) -> None:
+        class Later:
+            def __await__(self) -> Iterator[None]:
+                return iter(())
+
+        async def later() -> None: ...
+
+        async def several() -> AsyncIterator[None]:
+            yield
+
+        made = {"generator": lambda: (x for x in "ab"), "async_generator": several, "coroutine": later, "Later": Later}
+
+        @tool(registry=tools)
+        def begin() -> Any:
+            return made[kind]()
+
+        with pytest.raises(ToolOutputError, match=f"'begin' returned a {kind.replace('_', ' ')} that nobody") as caught:
+            await ToolExecutor(tools, InMemoryStorage()).call("begin", {})
+        assert not caught.value.ran
 
 
 class Basket(TypedDict):
