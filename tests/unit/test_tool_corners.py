@@ -6,6 +6,7 @@ import functools
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -17,7 +18,7 @@ from agenthelm.core.executor import ToolExecutor, charge
 from agenthelm.core.handlers import AutoApprove
 from agenthelm.core.redaction import Redacted
 from agenthelm.core.sensitive import carries_secret
-from agenthelm.core.storage import EVENTS, InMemoryStorage
+from agenthelm.core.storage import EVENTS, InMemoryStorage, SqliteStorage
 from agenthelm.core.tool import Tool, ToolContract, ToolRegistry, tool
 from agenthelm.core.tracer import ExecutionTracer
 from agenthelm.exceptions import (
@@ -462,7 +463,25 @@ class TestValidation:
         assert not carries_secret(object())
 
 
+class Unprintable:
+    def __repr__(self) -> str:
+        raise OSError("no words")
+
+
 class TestRecords:
+    async def test_arguments_that_can_not_be_printed_are_called_with_and_recorded(
+        self, tools: ToolRegistry, tmp_path: Path
+    ) -> None:
+        @tool(registry=tools)
+        async def measure(n: int, it: Any) -> int:
+            return n.bit_length()
+
+        storage = SqliteStorage(tmp_path / "log.db")
+        assert await ToolExecutor(tools, storage).call("measure", {"n": 10**5000, "it": Unprintable()}) == 16610
+        (record,) = await storage.read(EVENTS)
+        assert record.data["inputs"] == {"n": "<integer of 16610 bits>", "it": "<Unprintable: unreadable>"}
+        await storage.aclose()
+
     async def test_a_call_outside_of_any_run_that_can_not_be_recorded_says_so(self, tools: ToolRegistry) -> None:
         @tool(registry=tools)
         async def f() -> None: ...
