@@ -42,6 +42,7 @@ CATCH_ALL = {
     "exceptions:_text": "somebody else's __str__",
     "orchestration.unwind:Unwinder._verdict": "an answer that failed is no answer: the doubt stays",
     "_runtime.context:report": "an observer's failure is nobody's, and stops no undo",
+    "_runtime.retry:asked_delay": "what can't be read of an error does not take its place",
     "_runtime.groups:in_child.body": "carries the error out of its task group, where it is raised bare",
     "_runtime.groups:named.one": "keeps each task's error for the caller, who raises or returns it",
     "_runtime.workers:_Thread.run": "carries the error out of its thread, to whoever asked for the call",

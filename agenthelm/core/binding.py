@@ -282,6 +282,13 @@ class Binding:
                 f"outside of TYPE_CHECKING",
                 tool_name=self.name,
             ) from exc
+        except TypeError as exc:  # Final, ClassVar and their like as text
+            raise self._senseless(exc) from exc
+
+    def _senseless(self, error: TypeError) -> ToolContractError:
+        return ToolContractError(
+            f"tool {self.name!r}: an annotation can't be that of a parameter: {error}", tool_name=self.name
+        )
 
     def _add(self, parameter: inspect.Parameter, hints: Mapping[str, Any], override: Mapping[str, Any]) -> None:
         if parameter.kind is parameter.VAR_POSITIONAL:
@@ -310,12 +317,15 @@ class Binding:
         )
 
     def _arguments_adapter(self) -> TypeAdapter[Any]:
-        fields = {
-            p.name: p.annotation if p.required else typing_extensions.NotRequired[p.annotation]
-            for p in self.parameters.values()
-        }
-        # typing_extensions.TypedDict: pydantic refuses typing's own below Python 3.12.
-        shape = typing_extensions.TypedDict(f"{self.name}_arguments", fields)  # type: ignore[misc]
+        try:
+            fields = {
+                p.name: p.annotation if p.required else typing_extensions.NotRequired[p.annotation]
+                for p in self.parameters.values()
+            }
+            # typing_extensions.TypedDict: pydantic refuses typing's own below Python 3.12.
+            shape = typing_extensions.TypedDict(f"{self.name}_arguments", fields)  # type: ignore[misc]
+        except TypeError as exc:
+            raise self._senseless(exc) from exc
         extra: Any = "allow" if self.open_ended else "forbid"
         config = ConfigDict(extra=extra, arbitrary_types_allowed=True)
         return self._adapter(with_config(config)(shape), "a parameter")

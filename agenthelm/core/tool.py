@@ -89,16 +89,28 @@ class Tool:
                 return known
             # `functools.wraps` copied the mark of what it wraps: under its contract, what wraps it is called.
             contract, name, idempotent = known.contract, name or known.name, known.contract.idempotent
-        name = name or str(getattr(function, "__name__", type(function).__name__))
+        name = _name(function, name)
         contract = contract or ToolContract()
         _refuse_unfit(name, function)
         is_async = _is_kind(function, inspect.iscoroutinefunction)
-        binding = Binding(name, function, inputs=contract.inputs, outputs=contract.outputs, localns=localns)
-        contract = replace(contract, idempotent=binding.takes_key if idempotent is None else idempotent)
+        if idempotent is not None:
+            contract = replace(contract, idempotent=idempotent)
         check_contract(name, contract, is_async=is_async)
+        binding = Binding(name, function, inputs=contract.inputs, outputs=contract.outputs, localns=localns)
+        if idempotent is None:
+            contract = replace(contract, idempotent=binding.takes_key)
         _check_predicates(name, contract, binding)
         description = (inspect.getdoc(unwrapped(function)) or "").split("\n\n")[0].replace("\n", " ").strip()
         return cls(name, function, contract, description, binding, is_async)
+
+
+def _name(function: Callable[..., Any], given: object) -> str:
+    """What a tool is called."""
+    name = given or getattr(function, "__name__", type(function).__name__)
+    try:
+        return str(name.encode().decode())  # type: ignore[attr-defined]
+    except (AttributeError, UnicodeError) as exc:
+        raise ToolContractError(f"a tool's name is a text, not {name!r}", tool_name=repr(name)) from exc
 
 
 def _is_kind(function: Callable[..., Any], kind: Callable[[Any], bool]) -> bool:
@@ -414,9 +426,9 @@ def tool(
     """
     frame = sys._getframe(1)
     localns = dict(frame.f_locals) if frame.f_locals is not frame.f_globals else None
-    contract = ToolContract(**_normalised(fields)) if fields else ToolContract()
 
     def decorate(target: F) -> F:
+        contract = ToolContract(**_normalised(_name(target, name), fields)) if fields else ToolContract()
         entry = Tool.from_function(target, contract, name=name, idempotent=idempotent, localns=localns)
         into = TOOL_REGISTRY if registry is None else registry
         replaced = into.get(entry.name)
@@ -431,17 +443,20 @@ def tool(
     return decorate if function is None else decorate(function)
 
 
-def _normalised(fields: dict[str, Any]) -> dict[str, Any]:
+def _normalised(name: str, fields: dict[str, Any]) -> dict[str, Any]:
     """Accept one exception class or string where the contract holds a tuple, and functions as compensators."""
     known = ToolContract.__dataclass_fields__
     for key in fields:
         if key not in known:
-            raise ToolContractError(f"@tool has no field {key!r}.{nearest(key, known)}", tool_name="?")
+            raise ToolContractError(f"tool {name!r}: @tool has no field {key!r}.{nearest(key, known)}", tool_name=name)
     out = dict(fields)
     for key in ("side_effects", "tags", "retry_on", "unknown_on"):
         if key in out:
             value = out[key]
-            out[key] = (value,) if isinstance(value, (str, type)) else tuple(value)
+            if isinstance(value, (str, type)):
+                out[key] = (value,)
+            elif isinstance(value, Iterable):
+                out[key] = tuple(value)
     if out.get("backoff", ...) is None:
         del out["backoff"]
     compensator = out.get("compensating_tool")
