@@ -81,7 +81,7 @@ def _request(call: Call, timeout: float | None, hook: Any) -> ApprovalRequest:
     return ApprovalRequest(
         id=call.id,
         tool_name=tool.name,
-        arguments=MappingProxyType(masked(call.bound, sensitive=tool.binding.sensitive, hook=hook)),
+        arguments=MappingProxyType(masked(call.bound, sensitive=tool.binding.sensitive_among(call.bound), hook=hook)),
         digest=call.digest,
         agent=context.agent if context else None,
         run_id=context.run_id if context else None,

@@ -7,13 +7,14 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import typing_extensions
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+from pydantic.fields import FieldInfo
 
 from agenthelm.core.effects import LostResult
 from agenthelm.core.lists import keep_lists, reads_once
@@ -26,6 +27,11 @@ KEY_PARAMETER = "idempotency_key"
 _EMPTY = inspect.Parameter.empty
 _SCALARS = (str, int, float, bool, bytes, type(None))
 _IMMUTABLE = frozenset(_SCALARS)
+# Before Python 3.13 there are two of each.
+_UNPACK: tuple[object, ...] = (typing.Unpack, typing_extensions.Unpack)
+_REQUIRED: tuple[object, ...] = (typing.Required, typing_extensions.Required)
+_NOT_REQUIRED: tuple[object, ...] = (typing.NotRequired, typing_extensions.NotRequired)
+_QUALIFIERS = (*_REQUIRED, *_NOT_REQUIRED, typing_extensions.ReadOnly)
 _NOT_RUN = (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)
 """What a call gives that has only been begun."""
 
@@ -99,7 +105,11 @@ class Binding:
         except TypeError as exc:
             raise ToolContractError(f"tool {name!r}: {exc}", tool_name=name) from exc
         self.parameters: dict[str, Parameter] = {}
+        self.defaults: dict[str, Any] = {}
         self.open_ended: bool = False
+        self._rest: str = ""
+        """What ``**kwargs`` are called, where they have a type."""
+        self._rest_type: Any = Any
         self._positional: list[str] = []
         given = function.keywords if isinstance(function, functools.partial) else {}
         for parameter in signature.parameters.values():
@@ -116,7 +126,10 @@ class Binding:
         self.guarded: frozenset[str] = frozenset(
             p.name for p in self.parameters.values() if holds_secrets(p.annotation)
         )
-        self.defaults: dict[str, Any] = {p.name: p.default for p in self.parameters.values() if not p.required}
+        self._secret_rest: bool = holds_secrets(self._rest_type)
+        if self._secret_rest:  # a name of their own, so that a call that does not bind is known to have secrets
+            self.sensitive |= {self._rest}
+            self.guarded |= {self._rest}
         self.result_type: Any = hints.get("return", Any)
         self.result_fields = fields
         self.secret_fields: frozenset[str] = (
@@ -126,6 +139,9 @@ class Binding:
         )
         self.secret_result: bool = not self.secret_fields and not fields and holds_secrets(self.result_type)
         self._arguments = self._arguments_adapter()
+        self._rest_values = (
+            self._adapter(types.GenericAlias(dict, (str, self._rest_type)), "a parameter") if self._rest else None
+        )
         self._result = self._result_adapter()
 
     # -- on every call ------------------------------------------------------------------------------------------------
@@ -139,6 +155,9 @@ class Binding:
         """
         try:
             bound: dict[str, Any] = self._arguments.validate_python(dict(arguments))
+            if self._rest_values is not None:
+                extras = {name: value for name, value in bound.items() if name not in self.parameters}
+                bound.update(self._rest_values.validate_python(extras))
         except ValidationError as exc:
             raise ToolInputError(f"tool {self.name!r}: {self._explain(exc)}", tool_name=self.name) from None
         except PydanticUserError as exc:  # a type inside a type, which pydantic had hoped to find until now
@@ -223,6 +242,17 @@ class Binding:
 
     # -- what others ask ----------------------------------------------------------------------------------------------
 
+    def sensitive_among(self, names: Iterable[str]) -> frozenset[str]:
+        """The arguments whose values must never be shown, ``**kwargs`` of these names included."""
+        return self.sensitive.union(self._not_parameters(names)) if self._secret_rest else self.sensitive
+
+    def guarded_among(self, names: Iterable[str]) -> frozenset[str]:
+        """The arguments that may hold a secret, ``**kwargs`` of these names included."""
+        return self.guarded.union(self._not_parameters(names)) if self._secret_rest else self.guarded
+
+    def _not_parameters(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if name not in self.parameters]
+
     def declared_fields(self) -> frozenset[str] | None:
         """Names a result is declared to have; None when the declaration does not say (a bare ``dict``, ``Any``)."""
         if self.result_fields:
@@ -257,13 +287,13 @@ class Binding:
         properties.pop(KEY_PARAMETER, None)
         for name, prop in properties.items():
             prop.pop("title", None)
-            parameter = self.parameters.get(name)
-            if (
-                parameter is not None
-                and not parameter.required
-                and isinstance(parameter.default, (*_SCALARS, list, dict))
-            ):
-                prop.setdefault("default", parameter.default)
+            if name in self.defaults and isinstance(self.defaults[name], (*_SCALARS, list, dict)):
+                prop.setdefault("default", self.defaults[name])
+        if self._rest_values is not None:
+            extras = self._rest_values.json_schema()
+            schema["additionalProperties"] = extras["additionalProperties"]
+            if "$defs" in extras:
+                schema["$defs"] = {**extras["$defs"], **schema.get("$defs", {})}
         if "required" in schema:
             schema["required"] = [name for name in schema["required"] if name != KEY_PARAMETER]
         return schema
@@ -296,24 +326,46 @@ class Binding:
                 f"tool {self.name!r}: *{parameter.name} has no names to validate; take a list instead",
                 tool_name=self.name,
             )
+        annotation = override.get(parameter.name, hints.get(parameter.name, Any))
         if parameter.kind is parameter.VAR_KEYWORD:
-            self.open_ended = True
+            self._add_rest(parameter.name, annotation)
             return
         if parameter.kind is parameter.POSITIONAL_ONLY:
             self._positional.append(parameter.name)
-        annotation = override.get(parameter.name, hints.get(parameter.name, Any))
+        default = parameter.default
+        required = default is _EMPTY
+        if isinstance(default, FieldInfo):  # pydantic applies it, and fills in the default that it holds
+            annotation, required = Annotated[annotation, default], default.is_required()
+            default = None if required or default.default_factory is not None else default.default
+        elif not required:
+            self.defaults[parameter.name] = default
+        self._declare(parameter.name, annotation, required=required, default=None if required else default)
+
+    def _add_rest(self, name: str, annotation: Any) -> None:
+        """What ``**kwargs`` takes: anything, values of one type, or the fields of a ``TypedDict``."""
+        if typing.get_origin(annotation) not in _UNPACK:
+            self.open_ended = True
+            if annotation is not Any:
+                self._rest, self._rest_type = name, annotation
+            return
+        (shape,) = typing.get_args(annotation)
+        for field, hint in typing_extensions.get_type_hints(shape, include_extras=True).items():
+            kind, required = hint, field in shape.__required_keys__
+            while (origin := typing.get_origin(kind)) in _QUALIFIERS:
+                # It says more than `__required_keys__`, which can't read annotations that are texts.
+                required = (required or origin in _REQUIRED) and origin not in _NOT_REQUIRED
+                (kind,) = typing.get_args(kind)
+            self._declare(field, kind, required=required)
+
+    def _declare(self, name: str, annotation: Any, *, required: bool, default: Any = None) -> None:
         if reads_once(annotation):
             raise ToolContractError(
-                f"tool {self.name!r}: {parameter.name!r} takes an iterator, which could be read only once, and is read "
-                f"before the tool runs; take a list instead",
+                f"tool {self.name!r}: {name!r} takes an iterator, which could be read only once, and is read before the "
+                f"tool runs; take a list instead",
                 tool_name=self.name,
             )
-        self.parameters[parameter.name] = Parameter(
-            parameter.name,
-            annotation,
-            required=parameter.default is _EMPTY,
-            default=None if parameter.default is _EMPTY else parameter.default,
-            sensitive=is_sensitive(annotation),
+        self.parameters[name] = Parameter(
+            name, annotation, required=required, default=default, sensitive=is_sensitive(annotation)
         )
 
     def _arguments_adapter(self) -> TypeAdapter[Any]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 import threading
+import typing
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired, Required
 
 import pytest
-from pydantic import BaseModel, Field, SecretBytes, field_validator
+import typing_extensions
+from pydantic import BaseModel, Field, SecretBytes, SecretStr, field_validator
 from typing_extensions import TypedDict
 
 from agenthelm.core.event import ExecutionEvent
 from agenthelm.core.executor import ToolExecutor, charge
-from agenthelm.core.handlers import AutoApprove
+from agenthelm.core.handlers import ApprovalHandler, ApprovalRequest, AutoApprove, Decision
 from agenthelm.core.redaction import Redacted
 from agenthelm.core.sensitive import carries_secret
 from agenthelm.core.storage import EVENTS, InMemoryStorage, SqliteStorage
@@ -311,6 +313,113 @@ class TestWhatWouldNotRun:
         with pytest.raises(ToolOutputError, match=f"'begin' returned a {kind.replace('_', ' ')} that nobody") as caught:
             await ToolExecutor(tools, InMemoryStorage()).call("begin", {})
         assert not caught.value.ran
+
+
+class Options(TypedDict):
+    size: int
+    colour: NotRequired[Annotated[str, Field(max_length=5)]]
+    pin: Required[Annotated[str, Redacted]]
+
+
+class TestDefaultsThatAreFields:
+    async def test_hold_and_what_they_demand_is_demanded(self, tools: ToolRegistry) -> None:
+        @tool(registry=tools)
+        async def search(
+            text: str = Field(description="What for."),
+            most: int = Field(5, le=10),
+            tags: list[str] = Field(default_factory=lambda: ["any"]),  # noqa: B008
+            /,
+        ) -> Any:
+            tags.append("seen")
+            return text, most, tags
+
+        executor = ToolExecutor(tools, InMemoryStorage())
+        for _ in range(2):
+            assert await executor.call("search", {"text": "a"}) == ("a", 5, ["any", "seen"])
+        assert await executor.call("search", {"text": "a", "most": "7"}) == ("a", 7, ["any", "seen"])
+        with pytest.raises(ToolInputError, match="'text' is missing"):
+            await executor.call("search", {})
+        with pytest.raises(ToolInputError, match="'most': Input should be less than"):
+            await executor.call("search", {"text": "a", "most": 11})
+        schema = tools["search"].json_schema
+        assert (schema["required"], schema["properties"]["text"]) == (
+            ["text"], {"description": "What for.", "type": "string"},
+        )  # fmt: skip
+        assert schema["properties"]["most"] == {"default": 5, "maximum": 10, "type": "integer"}
+        assert "default" not in schema["properties"]["tags"]
+
+
+class TestKeywords:
+    async def test_are_validated_where_they_have_a_type(self, tools: ToolRegistry) -> None:
+        @tool(registry=tools)
+        async def add(base: int, **more: int) -> int:
+            return base + sum(more.values())
+
+        executor = ToolExecutor(tools, InMemoryStorage())
+        assert await executor.call("add", {"base": 1, "a": "2"}) == 3
+        with pytest.raises(ToolInputError, match="'b': Input should be a valid integer"):
+            await executor.call("add", {"base": 1, "b": "many"})
+        assert tools["add"].json_schema["additionalProperties"] == {"type": "integer"}
+
+    async def test_of_a_model_show_its_schema(self, tools: ToolRegistry) -> None:
+        @tool(registry=tools)
+        async def furnish(**rooms: Room) -> int:
+            return sum(room.room for room in rooms.values())
+
+        assert await ToolExecutor(tools, InMemoryStorage()).call("furnish", {"a": {"room": "2"}}) == 2
+        schema = tools["furnish"].json_schema
+        assert (schema["additionalProperties"], list(schema["$defs"])) == ({"$ref": "#/$defs/Room"}, ["Room"])
+
+    @pytest.mark.parametrize("unpack", [typing.Unpack, typing_extensions.Unpack])
+    async def test_of_a_typed_dict_are_parameters(self, tools: ToolRegistry, unpack: Any) -> None:
+        async def paint(**options: Any) -> Any:
+            return options
+
+        paint.__annotations__["options"] = unpack[Options]
+        entry = tools.register(paint)
+        executor = ToolExecutor(tools, InMemoryStorage())
+        assert await executor.call("paint", {"size": "2", "pin": "1"}) == {"size": 2, "pin": "1"}
+        with pytest.raises(ToolInputError, match=r"'size' is missing; 'colour': .*; 'colr' is no parameter"):
+            await executor.call("paint", {"colour": "reddish", "pin": "1", "colr": "red"})
+        assert entry.binding.sensitive == {"pin"}
+        assert (entry.json_schema["required"], entry.json_schema["properties"]["colour"]) == (
+            ["size", "pin"], {"maxLength": 5, "type": "string"},
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("kind", [Annotated[str, Redacted], SecretStr])
+    async def test_that_are_secret_are_written_nowhere(self, tools: ToolRegistry, kind: Any) -> None:
+        async def log_in(user: str, **secrets: Any) -> None:
+            raise ValueError("hunter22 is wrong")
+
+        log_in.__annotations__["secrets"] = kind
+        tool(registry=tools, side_effects=["account:write"], requires_approval=True)(log_in)
+        storage, asked = InMemoryStorage(), []
+
+        class Yes(ApprovalHandler):
+            async def request_approval(self, request: ApprovalRequest) -> Decision:
+                asked.append(request)
+                return Decision(True)
+
+        async with saga(tools=tools, storage=storage, approval_handler=Yes()) as scope:
+            with pytest.raises(ValueError, match="wrong"):
+                await scope.use("log_in", user="ann", word="hunter22")
+            with pytest.raises(ToolInputError):
+                await scope.use("log_in", word="hunter22")
+        assert dict(asked[0].arguments) == {"user": "ann", "word": "***"}
+        for stream in await storage.streams():
+            assert "hunter22" not in str([record.data for record in await storage.read(stream.name)])
+        assert len(await storage.read(EVENTS)) == 2
+
+    async def test_that_are_secret_keep_a_plan_out_of_the_journal(self, tools: ToolRegistry) -> None:
+        @tool(registry=tools)
+        async def log_in(**secrets: Annotated[str, Redacted]) -> None: ...
+
+        storage = InMemoryStorage()
+        await SagaOrchestrator(ExecutionTracer(storage, tools=tools), tools).execute(
+            [Step("log_in", {"word": "hunter22"})]
+        )
+        for stream in await storage.streams():
+            assert "hunter22" not in str([record.data for record in await storage.read(stream.name)])
 
 
 class Basket(TypedDict):
