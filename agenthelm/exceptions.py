@@ -154,7 +154,7 @@ class ToolOutputError(ToolError, ValueError):
     """The tool ran and returned something its contract does not allow.
 
     Attributes:
-        ran: Whether it ran to its end; not if what it returned is a coroutine that nobody awaits.
+        ran: Whether it ran to its end; not if it returned a coroutine or a generator, which was only begun.
     """
 
     def __init__(self, message: str, *, tool_name: str, ran: bool = True) -> None:

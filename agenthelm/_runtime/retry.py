@@ -69,10 +69,13 @@ class Backoff:
     random: random.Random = field(default_factory=random.Random, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.initial < 0 or self.factor < 1 or self.maximum < 0:
+        numbers = (self.initial, self.factor, self.maximum)
+        if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers) or not (
+            self.initial >= 0 and self.factor >= 1 and self.maximum >= 0
+        ):
             raise ValueError(
-                f"a back-off needs initial >= 0, factor >= 1 and maximum >= 0, not "
-                f"{self.initial}, {self.factor} and {self.maximum}"
+                f"a back-off needs finite numbers with initial >= 0, factor >= 1 and maximum >= 0, not "
+                f"{self.initial!r}, {self.factor!r} and {self.maximum!r}"
             )
 
     def delay(self, retry: int, *, error: BaseException | None = None, now: float | None = None) -> float:
@@ -83,8 +86,10 @@ class Backoff:
             error: What failed. What its peer asked for (see `asked_delay`) is the least that is waited.
             now: Seconds since the epoch, for peers that name a date; the machine's clock by default.
         """
-        # The exponent is bounded so that no number of retries overflows a float.
-        bound = min(self.maximum, self.initial * self.factor ** min(retry - 1, 64))
+        try:
+            bound = min(self.maximum, self.initial * float(self.factor) ** (retry - 1))
+        except OverflowError:
+            bound = self.maximum if self.initial else 0.0
         drawn = self.random.uniform(0.0, bound) if self.jitter else bound
         return max(drawn, asked_delay(error, now=time.time() if now is None else now))
 
@@ -100,11 +105,14 @@ def asked_delay(error: BaseException | None, *, now: float) -> float:
         error: What failed.
         now: Seconds since the epoch.
     """
-    asked: object = getattr(error, "retry_after", None)
-    if not isinstance(asked, (int, float)):
-        headers = getattr(getattr(error, "response", None), "headers", None) or getattr(error, "headers", None)
-        asked = _header(headers, now)
-    return float(asked) if math.isfinite(asked) and asked > 0 else 0.0
+    try:
+        asked: object = getattr(error, "retry_after", None)
+        if not isinstance(asked, (int, float)):
+            headers = getattr(getattr(error, "response", None), "headers", None) or getattr(error, "headers", None)
+            asked = _header(headers, now)
+        return float(asked) if math.isfinite(asked) and asked > 0 else 0.0
+    except Exception:  # noqa: BLE001 - somebody else's attributes, which must not take the place of the error itself
+        return 0.0
 
 
 def _header(headers: object, now: float) -> float:

@@ -89,7 +89,7 @@ def _required(call: Call) -> bool:
 def _request(call: Call, timeout: float | None, hook: Any) -> ApprovalRequest:
     assert call.tool is not None and call.bound is not None
     tool, context = call.tool, call.context
-    arguments = masked(call.bound, sensitive=tool.binding.sensitive, hook=hook)
+    arguments = masked(call.bound, sensitive=tool.binding.sensitive_among(call.bound), hook=hook)
     if call.guarded:
         arguments = veiled(arguments, call.secrets())
     return ApprovalRequest(

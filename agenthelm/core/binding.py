@@ -7,13 +7,14 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import typing_extensions
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+from pydantic.fields import FieldInfo
 
 from agenthelm.core.effects import LostResult
 from agenthelm.core.json_schema import SchemaWithoutSecrets
@@ -23,12 +24,19 @@ from agenthelm.core.sensitive import holds_secrets, is_sensitive, secret_fields,
 from agenthelm.exceptions import ToolContractError, ToolInputError, ToolOutputError, nearest
 from agenthelm.tracing.marks import hidden
 
-__all__ = ["KEY_PARAMETER", "Binding", "Parameter", "call_by_name", "missing_parameters", "own_copy"]
+__all__ = ["KEY_PARAMETER", "Binding", "Parameter", "call_by_name", "missing_parameters", "own_copy", "unwrapped"]
 
 KEY_PARAMETER = "idempotency_key"
 _EMPTY = inspect.Parameter.empty
 _SCALARS = (str, int, float, bool, bytes, type(None))
 _IMMUTABLE = frozenset(_SCALARS)
+# Before Python 3.13 there are two of each.
+_UNPACK: tuple[object, ...] = (typing.Unpack, typing_extensions.Unpack)
+_REQUIRED: tuple[object, ...] = (typing.Required, typing_extensions.Required)
+_NOT_REQUIRED: tuple[object, ...] = (typing.NotRequired, typing_extensions.NotRequired)
+_QUALIFIERS = (*_REQUIRED, *_NOT_REQUIRED, typing_extensions.ReadOnly)
+_NOT_RUN = (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)
+"""What a call gives that has only been begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +96,28 @@ class Binding:
     ) -> None:
         self.name = name
         self._function = function
-        signature = inspect.signature(function)
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError) as exc:  # a class method before it is bound, or a builtin without a signature
+            raise ToolContractError(f"tool {name!r}: its parameters can't be read ({exc})", tool_name=name) from exc
         hints = self._hints(localns)
-        namespace = {**getattr(function, "__globals__", {}), **(localns or {})}
+        namespace = {**getattr(unwrapped(function), "__globals__", {}), **(localns or {})}
         try:
             override = {key: _named_type(key, spec, namespace) for key, spec in (inputs or {}).items()}
             fields = {key: _named_type(key, spec, namespace) for key, spec in (outputs or {}).items()}
         except TypeError as exc:
             raise ToolContractError(f"tool {name!r}: {exc}", tool_name=name) from exc
         self.parameters: dict[str, Parameter] = {}
+        self.defaults: dict[str, Any] = {}
         self.open_ended: bool = False
+        self._rest: str = ""
+        """What ``**kwargs`` are called, where they have a type."""
+        self._rest_type: Any = Any
         self._positional: list[str] = []
+        given = function.keywords if isinstance(function, functools.partial) else {}
         for parameter in signature.parameters.values():
-            self._add(parameter, hints, override)
+            if parameter.name not in given:
+                self._add(parameter, hints, override)
         if unknown := [key for key in override if key not in self.parameters and not self.open_ended]:
             raise ToolContractError(
                 f"tool {name!r}: inputs names {unknown[0]!r}, which is no parameter of the function."
@@ -112,7 +129,10 @@ class Binding:
         self.guarded: frozenset[str] = frozenset(
             p.name for p in self.parameters.values() if holds_secrets(p.annotation)
         )
-        self.defaults: dict[str, Any] = {p.name: p.default for p in self.parameters.values() if not p.required}
+        self._secret_rest: bool = holds_secrets(self._rest_type)
+        if self._secret_rest:  # a name of their own, so that a call that does not bind is known to have secrets
+            self.sensitive |= {self._rest}
+            self.guarded |= {self._rest}
         self.result_type: Any = hints.get("return", Any)
         self.result_fields = fields
         self.secret_fields: frozenset[str] = (
@@ -129,6 +149,9 @@ class Binding:
         self._hidden_result = not self._hidden_fields and not fields and hidden(self.result_type)
         self.hides: bool = self._hidden_result or bool(self._hidden_fields)
         self._arguments = self._arguments_adapter()
+        self._rest_values = (
+            self._adapter(types.GenericAlias(dict, (str, self._rest_type)), "a parameter") if self._rest else None
+        )
         self._result = self._result_adapter()
 
     # -- on every call ------------------------------------------------------------------------------------------------
@@ -142,6 +165,9 @@ class Binding:
         """
         try:
             bound: dict[str, Any] = self._arguments.validate_python(dict(arguments))
+            if self._rest_values is not None:
+                extras = {name: value for name, value in bound.items() if name not in self.parameters}
+                bound.update(self._rest_values.validate_python(extras))
         except ValidationError as exc:
             raise ToolInputError(f"tool {self.name!r}: {self._explain(exc)}", tool_name=self.name) from None
         except PydanticUserError as exc:  # a type inside a type, which pydantic had hoped to find until now
@@ -183,10 +209,14 @@ class Binding:
         Raises:
             ToolOutputError: It does not fit the contract; the tool has run all the same.
         """
-        if isinstance(value, types.CoroutineType):
-            value.close()
+        if isinstance(value, _NOT_RUN) or hasattr(type(value), "__await__"):
+            how = "awaits; define it with 'async def'"
+            if not hasattr(type(value), "__await__"):
+                how = "iterates; return a list"
+            if isinstance(value, (types.CoroutineType, types.GeneratorType)):
+                value.close()
             raise ToolOutputError(
-                f"tool {self.name!r} returned a coroutine that nobody awaits; define it with 'async def'",
+                f"tool {self.name!r} returned a {type(value).__name__.replace('_', ' ')} that nobody {how}",
                 tool_name=self.name,
                 ran=False,
             )
@@ -237,6 +267,17 @@ class Binding:
 
     # -- what others ask ----------------------------------------------------------------------------------------------
 
+    def sensitive_among(self, names: Iterable[str]) -> frozenset[str]:
+        """The arguments whose values must never be shown, ``**kwargs`` of these names included."""
+        return self.sensitive.union(self._not_parameters(names)) if self._secret_rest else self.sensitive
+
+    def guarded_among(self, names: Iterable[str]) -> frozenset[str]:
+        """The arguments that may hold a secret, ``**kwargs`` of these names included."""
+        return self.guarded.union(self._not_parameters(names)) if self._secret_rest else self.guarded
+
+    def _not_parameters(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if name not in self.parameters]
+
     def declared_fields(self) -> frozenset[str] | None:
         """Names a result is declared to have; None when the declaration does not say (a bare ``dict``, ``Any``)."""
         if self.result_fields:
@@ -269,15 +310,14 @@ class Binding:
         properties.pop(KEY_PARAMETER, None)
         for name, prop in properties.items():
             prop.pop("title", None)
-            parameter = self.parameters.get(name)
-            if (
-                parameter is not None
-                and not parameter.required
-                and isinstance(parameter.default, (*_SCALARS, list, dict))
-                and name not in self.guarded
-                and not looks_secret(name)
-            ):
-                prop.setdefault("default", parameter.default)
+            shown = name not in self.guarded and not looks_secret(name)
+            if shown and isinstance(self.defaults.get(name, ...), (*_SCALARS, list, dict)):
+                prop.setdefault("default", self.defaults[name])
+        if self._rest_values is not None:
+            extras = self._rest_values.json_schema(schema_generator=SchemaWithoutSecrets)
+            schema["additionalProperties"] = extras["additionalProperties"]
+            if "$defs" in extras:
+                schema["$defs"] = {**extras["$defs"], **schema.get("$defs", {})}
         if "required" in schema:
             schema["required"] = [name for name in schema["required"] if name != KEY_PARAMETER]
         return schema
@@ -285,7 +325,9 @@ class Binding:
     # -- once, at decoration ------------------------------------------------------------------------------------------
 
     def _hints(self, localns: dict[str, Any] | None) -> dict[str, Any]:
-        target = self._function if hasattr(self._function, "__annotations__") else type(self._function).__call__
+        target = unwrapped(self._function)
+        if not hasattr(target, "__annotations__"):
+            target = type(target).__call__
         try:
             return typing.get_type_hints(target, localns=localns, include_extras=True)
         except NameError as exc:
@@ -294,6 +336,13 @@ class Binding:
                 f"outside of TYPE_CHECKING",
                 tool_name=self.name,
             ) from exc
+        except TypeError as exc:  # Final, ClassVar and their like as text
+            raise self._senseless(exc) from exc
+
+    def _senseless(self, error: TypeError) -> ToolContractError:
+        return ToolContractError(
+            f"tool {self.name!r}: an annotation can't be that of a parameter: {error}", tool_name=self.name
+        )
 
     def _add(self, parameter: inspect.Parameter, hints: Mapping[str, Any], override: Mapping[str, Any]) -> None:
         if parameter.kind is parameter.VAR_POSITIONAL:
@@ -301,33 +350,58 @@ class Binding:
                 f"tool {self.name!r}: *{parameter.name} has no names to validate; take a list instead",
                 tool_name=self.name,
             )
+        annotation = override.get(parameter.name, hints.get(parameter.name, Any))
         if parameter.kind is parameter.VAR_KEYWORD:
-            self.open_ended = True
+            self._add_rest(parameter.name, annotation)
             return
         if parameter.kind is parameter.POSITIONAL_ONLY:
             self._positional.append(parameter.name)
-        annotation = override.get(parameter.name, hints.get(parameter.name, Any))
+        default = parameter.default
+        required = default is _EMPTY
+        if isinstance(default, FieldInfo):  # pydantic applies it, and fills in the default that it holds
+            annotation, required = Annotated[annotation, default], default.is_required()
+            default = None if required or default.default_factory is not None else default.default
+        elif not required:
+            self.defaults[parameter.name] = default
+        self._declare(parameter.name, annotation, required=required, default=None if required else default)
+
+    def _add_rest(self, name: str, annotation: Any) -> None:
+        """What ``**kwargs`` takes: anything, values of one type, or the fields of a ``TypedDict``."""
+        if typing.get_origin(annotation) not in _UNPACK:
+            self.open_ended = True
+            if annotation is not Any:
+                self._rest, self._rest_type = name, annotation
+            return
+        (shape,) = typing.get_args(annotation)
+        for field, hint in typing_extensions.get_type_hints(shape, include_extras=True).items():
+            kind, required = hint, field in shape.__required_keys__
+            while (origin := typing.get_origin(kind)) in _QUALIFIERS:
+                # It says more than `__required_keys__`, which can't read annotations that are texts.
+                required = (required or origin in _REQUIRED) and origin not in _NOT_REQUIRED
+                (kind,) = typing.get_args(kind)
+            self._declare(field, kind, required=required)
+
+    def _declare(self, name: str, annotation: Any, *, required: bool, default: Any = None) -> None:
         if reads_once(annotation):
             raise ToolContractError(
-                f"tool {self.name!r}: {parameter.name!r} takes an iterator, which could be read only once, and is read "
-                f"before the tool runs; take a list instead",
+                f"tool {self.name!r}: {name!r} takes an iterator, which could be read only once, and is read before the "
+                f"tool runs; take a list instead",
                 tool_name=self.name,
             )
-        self.parameters[parameter.name] = Parameter(
-            parameter.name,
-            annotation,
-            required=parameter.default is _EMPTY,
-            default=None if parameter.default is _EMPTY else parameter.default,
-            sensitive=is_sensitive(annotation),
+        self.parameters[name] = Parameter(
+            name, annotation, required=required, default=default, sensitive=is_sensitive(annotation)
         )
 
     def _arguments_adapter(self) -> TypeAdapter[Any]:
-        fields = {
-            p.name: p.annotation if p.required else typing_extensions.NotRequired[p.annotation]
-            for p in self.parameters.values()
-        }
-        # typing_extensions.TypedDict: pydantic refuses typing's own below Python 3.12.
-        shape = typing_extensions.TypedDict(f"{self.name}_arguments", fields)  # type: ignore[misc]
+        try:
+            fields = {
+                p.name: p.annotation if p.required else typing_extensions.NotRequired[p.annotation]
+                for p in self.parameters.values()
+            }
+            # typing_extensions.TypedDict: pydantic refuses typing's own below Python 3.12.
+            shape = typing_extensions.TypedDict(f"{self.name}_arguments", fields)  # type: ignore[misc]
+        except TypeError as exc:
+            raise self._senseless(exc) from exc
         extra: Any = "allow" if self.open_ended else "forbid"
         config = ConfigDict(extra=extra, arbitrary_types_allowed=True)
         return self._adapter(with_config(config)(shape), "a parameter")
@@ -386,6 +460,13 @@ def _fields_of_type(kind: type) -> list[str]:
     if issubclass(kind, _SCALARS):
         return []
     return list(dict.fromkeys(name for base in reversed(kind.__mro__) for name in inspect.get_annotations(base)))
+
+
+def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What is called in the end, behind ``functools.partial``."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
 
 
 def missing_parameters(function: Callable[..., Any], available: frozenset[str] | set[str]) -> list[str]:

@@ -102,7 +102,7 @@ class Call:
         """
         self.tool = tool
         self.name = tool.name
-        self.guarded = tool.binding.guarded
+        self.guarded = tool.binding.guarded  # what is masked where it does not bind
         arguments = self.arguments
         if tool.binding.takes_key:
             given = arguments.get(KEY_PARAMETER)
@@ -113,6 +113,7 @@ class Call:
             self.key = self.id
         # Nobody else can change it from here on: it is asked about, journaled, shown, and copied for every attempt.
         self.bound = own_copy(tool.binding.bind(arguments))
+        self.guarded = tool.binding.guarded_among(self.bound)
         self.compensating_tool = compensating_tool or tool.contract.compensating_tool
         self.is_effect = self.compensates is None and (tool.contract.effectful or compensating_tool is not None)
         self.digest = digest(tool.name, self.bound)
@@ -132,7 +133,7 @@ class Call:
             agent=context.agent if context else None,
             digest=self.digest,
             compensating_tool=self.compensating_tool,
-            sensitive=self.tool.binding.guarded,
+            sensitive=self.guarded,
             secret_fields=self.tool.binding.secret_fields,
             secret_result=self.tool.binding.secret_result,
             trace_id=self.span.trace_id if self.span is not None else None,
@@ -248,7 +249,7 @@ class Call:
         if self.bound is None:
             # What was not validated has no types to say what is secret, and a secret may stand under a wrong name.
             return self.guarded and self.guarded | {name for name in shown if name not in tool.parameters}
-        return tool.binding.sensitive
+        return tool.binding.sensitive_among(shown)
 
     def _veil(self, event: dict[str, Any]) -> None:
         """Take what the secret arguments say out of everything else: results, errors, other arguments."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Literal
 
 from agenthelm._runtime.retry import Backoff
@@ -91,6 +94,9 @@ def check_contract(name: str, contract: ToolContract, *, is_async: bool) -> None
     def refuse(what: str) -> None:
         raise ToolContractError(f"tool {name!r}: {what}", tool_name=name)
 
+    for label, (fits, what) in _TYPES.items():
+        if not fits(value := getattr(contract, label)):
+            refuse(f"{label} {what}, not {value!r}")
     if contract.retries < 0:
         refuse(f"retries counts attempts after the first and can't be {contract.retries}")
     if contract.timeout is not None and contract.timeout <= 0:
@@ -112,12 +118,53 @@ def check_contract(name: str, contract: ToolContract, *, is_async: bool) -> None
         refuse(f"runs_in must be 'thread' or 'process', not {contract.runs_in!r}")
     if contract.runs_in == "process" and is_async:
         refuse("runs_in='process' is for sync functions; an async tool runs on the event loop")
-    effects: tuple[object, ...] = contract.side_effects
-    for effect in effects:
-        if not isinstance(effect, str) or not effect.strip():
+    for effect in contract.side_effects:
+        if not effect.strip():
             refuse(f"side_effects are strings such as 'booking:write', not {effect!r}")
-    named: dict[str, tuple[object, ...]] = {"retry_on": contract.retry_on, "unknown_on": contract.unknown_on}
-    for label, errors in named.items():
-        for error in errors:
-            if not (isinstance(error, type) and issubclass(error, Exception)):
-                refuse(f"{label} takes exception classes, not {error!r}")
+
+
+def _is_finite(it: Any) -> bool:
+    return it is None or (isinstance(it, (int, float, Decimal)) and not isinstance(it, bool) and math.isfinite(it))
+
+
+def _is_name(it: Any) -> bool:
+    return it is None or (isinstance(it, str) and bool(it))
+
+
+def _are_texts(it: Any) -> bool:
+    return isinstance(it, (tuple, list, set, frozenset)) and all(isinstance(text, str) for text in it)
+
+
+def _are_errors(it: Any) -> bool:
+    return isinstance(it, tuple) and all(isinstance(kind, type) and issubclass(kind, Exception) for kind in it)
+
+
+def _is_flag(it: Any) -> bool:
+    return isinstance(it, bool)
+
+
+def _are_types(it: Any) -> bool:
+    return it is None or isinstance(it, Mapping)
+
+
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "inputs": (_are_types, "maps names to types, as in {'nights': int}"),
+    "outputs": (_are_types, "maps names to types, as in {'booking': str}"),
+    "side_effects": (_are_texts, "are strings such as 'booking:write'"),
+    "tags": (_are_texts, "are strings such as 'travel'"),
+    "max_cost": (_is_finite, "is a number of USD, or None for no limit"),
+    "timeout": (_is_finite, "is a number of seconds, or None for no limit"),
+    "retries": (lambda it: isinstance(it, int) and not isinstance(it, bool), "is a whole number of further attempts"),
+    "backoff": (lambda it: isinstance(it, Backoff), "takes a Backoff(initial=...)"),
+    "retry_on": (_are_errors, "takes exception classes"),
+    "unknown_on": (_are_errors, "takes exception classes"),
+    "compensating_tool": (_is_name, "is a tool's name, or a function that has one"),
+    "verify": (lambda it: _is_name(it) or callable(it), "is a tool's name, or a function"),
+    "requires_approval": (
+        lambda it: isinstance(it, bool) or (callable(it) and not inspect.iscoroutinefunction(it)),
+        "is True, False, or a predicate on the arguments that answers at once",
+    ),
+    "idempotent": (_is_flag, "is True or False"),
+    "abandonable": (_is_flag, "is True or False"),
+}
+"""What no annotation would let through, and what would fail in the middle of a call."""

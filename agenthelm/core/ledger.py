@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from agenthelm.exceptions import BudgetExceededError
 
 __all__ = ["Ledger", "Reservation"]
 
+_log = logging.getLogger(__name__)
 _RESOURCES = ("usd", "tokens", "calls", "tool_calls")
 _USD = 0
 _UNLIMITED = Budget()
@@ -145,8 +147,15 @@ class Ledger:
                 self._check((0, 0, 0, 0))
 
     def charge(self, usd: float, *, agent: str | None = None) -> None:
-        """Book money that was spent outside of any reservation. Never raises; an excess shows at the next call."""
-        pico = max(0, to_pico(usd))
+        """Book money that was spent outside of any reservation.
+
+        Never raises: an excess shows at the next call, and what is no amount is not booked, with a warning in the log.
+        """
+        try:
+            pico = max(0, to_pico(float(usd)))
+        except (TypeError, ValueError, OverflowError):
+            _log.warning("charge(%r) is no amount of money; nothing was booked", usd)
+            return
         with self._lock:
             self._charged += pico
             self._spend((pico, 0, 0, 0))

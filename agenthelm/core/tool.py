@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import sys
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, overload
 
 from agenthelm._runtime.retry import Backoff
-from agenthelm.core.binding import KEY_PARAMETER, Binding, Parameter, missing_parameters
+from agenthelm.core.binding import KEY_PARAMETER, Binding, Parameter, missing_parameters, unwrapped
 from agenthelm.core.contract import ToolContract, check_contract
 from agenthelm.exceptions import PlanError, ToolContractError, UnknownToolError, nearest
 
@@ -84,24 +83,73 @@ class Tool:
         Raises:
             ToolContractError: The function or the contract contradicts itself.
         """
-        known: Tool | None = getattr(function, _ATTRIBUTE, None)
-        if contract is None and known is not None:
-            return known
-        name = name or str(getattr(function, "__name__", type(function).__name__))
+        known = _known(function) if contract is None else None
+        if known is not None:
+            if known.function is function:
+                return known
+            # `functools.wraps` copied the mark of what it wraps: under its contract, what wraps it is called.
+            contract, name, idempotent = known.contract, name or known.name, known.contract.idempotent
+        name = _name(function, name)
         contract = contract or ToolContract()
-        is_async = _is_async(function)
-        binding = Binding(name, function, inputs=contract.inputs, outputs=contract.outputs, localns=localns)
-        contract = replace(contract, idempotent=binding.takes_key if idempotent is None else idempotent)
+        _refuse_unfit(name, function)
+        is_async = _is_kind(function, inspect.iscoroutinefunction)
+        if idempotent is not None:
+            contract = replace(contract, idempotent=idempotent)
         check_contract(name, contract, is_async=is_async)
+        binding = Binding(name, function, inputs=contract.inputs, outputs=contract.outputs, localns=localns)
+        if idempotent is None:
+            contract = replace(contract, idempotent=binding.takes_key)
         _check_predicates(name, contract, binding)
-        description = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ").strip()
+        description = (inspect.getdoc(unwrapped(function)) or "").split("\n\n")[0].replace("\n", " ").strip()
         return cls(name, function, contract, description, binding, is_async)
 
 
-def _is_async(function: Callable[..., Any]) -> bool:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+def _name(function: Callable[..., Any], given: object) -> str:
+    """What a tool is called."""
+    name = given or getattr(function, "__name__", type(function).__name__)
+    try:
+        return str(name.encode().decode())  # type: ignore[attr-defined]
+    except (AttributeError, UnicodeError) as exc:
+        raise ToolContractError(f"a tool's name is a text, not {name!r}", tool_name=repr(name)) from exc
+
+
+def _is_kind(function: Callable[..., Any], kind: Callable[[Any], bool]) -> bool:
+    """Whether calling it is calling a function of that kind."""
+    function = unwrapped(function)
+    return kind(function) or kind(getattr(function, "__call__", None))  # noqa: B004
+
+
+def _refuse_unfit(name: str, function: Callable[..., Any]) -> None:
+    """Refuse functions of which calling them is not running them."""
+    if _is_kind(function, inspect.isgeneratorfunction) or _is_kind(function, inspect.isasyncgenfunction):
+        raise ToolContractError(
+            f"tool {name!r} is a generator, which does nothing until somebody iterates it; return a list",
+            tool_name=name,
+        )
+    inside = getattr(function, "__qualname__", "").rpartition(".")[0]
+    if inspect.isfunction(function) and inside and not inside.endswith("<locals>"):
+        first = function.__code__.co_varnames[: function.__code__.co_argcount][:1]
+        if first in {("self",), ("cls",)}:
+            raise ToolContractError(
+                f"tool {name!r} is a method of {inside}, and there is no {first[0]!r} to call it with; register the "
+                f"method of an instance: tool(...)(instance.{function.__name__})",
+                tool_name=name,
+            )
+
+
+def _known(function: Callable[..., Any]) -> Tool | None:
+    """The tool that ``@tool`` made of a function, or of what it wraps.
+
+    Raises:
+        ToolContractError: It made several, and which one is meant can't be known.
+    """
+    known: tuple[Tool, ...] = getattr(function, _ATTRIBUTE, ())
+    if any((other.name, other.contract) != (known[0].name, known[0].contract) for other in known[1:]):
+        raise ToolContractError(
+            f"{_place(function)} is a tool with several contracts; pass the tool that is meant: registry[name]",
+            tool_name=known[-1].name,
+        )
+    return known[-1] if known else None
 
 
 def _check_predicates(name: str, contract: ToolContract, binding: Binding) -> None:
@@ -188,7 +236,7 @@ class ToolRegistry(Mapping[str, Tool]):
         if present is not None and not replace and not _same_definition(present.function, entry.function):
             raise ToolContractError(
                 f"another function is registered as tool {entry.name!r} "
-                f"({present.function.__module__}.{present.function.__qualname__}); rename one of them",
+                f"({_place(present.function)}); rename one of them",
                 tool_name=entry.name,
             )
         self._check_secrets(entry)
@@ -308,16 +356,23 @@ def _hint(name: str, known: Iterable[str]) -> str:
     return f".{nearest(name, known)}" if nearest(name, known) else ""
 
 
-def _same_definition(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+def _place(function: Any) -> str:
+    """Where a function is defined; of a callable object, its type."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _same_definition(one: Any, other: Any) -> bool:
     """Whether two functions are one definition, executed twice (a reloaded module, a notebook cell)."""
-    if one is other:
+    if one == other:
         return True
-    name, module = getattr(one, "__qualname__", None), getattr(one, "__module__", None)
-    return (
-        name is not None
-        and "<locals>" not in name
-        and (name, module) == (getattr(other, "__qualname__", None), getattr(other, "__module__", None))
-    )
+    if not (hasattr(one, "__qualname__") and hasattr(other, "__qualname__")) or "<locals>" in one.__qualname__:
+        return False
+    if _place(one) != _place(other):
+        return False
+    # Methods are the same if what they are bound to is: an instance is itself, a class may be defined twice.
+    owner, its = getattr(one, "__self__", None), getattr(other, "__self__", None)
+    return owner is its or (isinstance(owner, type) and isinstance(its, type) and _same_definition(owner, its))
 
 
 TOOL_REGISTRY = ToolRegistry()
@@ -379,13 +434,16 @@ def tool(
     """
     frame = sys._getframe(1)
     localns = dict(frame.f_locals) if frame.f_locals is not frame.f_globals else None
-    contract = ToolContract(**_normalised(fields)) if fields else ToolContract()
 
     def decorate(target: F) -> F:
+        contract = ToolContract(**_normalised(_name(target, name), fields)) if fields else ToolContract()
         entry = Tool.from_function(target, contract, name=name, idempotent=idempotent, localns=localns)
-        (TOOL_REGISTRY if registry is None else registry).register(entry)
+        into = TOOL_REGISTRY if registry is None else registry
+        replaced = into.get(entry.name)
+        into.register(entry)
+        earlier = [it for it in getattr(target, _ATTRIBUTE, ()) if it.function is target and it is not replaced]
         try:
-            setattr(target, _ATTRIBUTE, entry)
+            setattr(target, _ATTRIBUTE, (*earlier, entry))
         except AttributeError:
             pass  # a bound method or a builtin carries no attributes; registries find it by name all the same
         return target
@@ -393,21 +451,24 @@ def tool(
     return decorate if function is None else decorate(function)
 
 
-def _normalised(fields: dict[str, Any]) -> dict[str, Any]:
+def _normalised(name: str, fields: dict[str, Any]) -> dict[str, Any]:
     """Accept one exception class or string where the contract holds a tuple, and functions as compensators."""
     known = ToolContract.__dataclass_fields__
     for key in fields:
         if key not in known:
-            raise ToolContractError(f"@tool has no field {key!r}.{nearest(key, known)}", tool_name="?")
+            raise ToolContractError(f"tool {name!r}: @tool has no field {key!r}.{nearest(key, known)}", tool_name=name)
     out = dict(fields)
     for key in ("side_effects", "tags", "retry_on", "unknown_on"):
         if key in out:
             value = out[key]
-            out[key] = (value,) if isinstance(value, (str, type)) else tuple(value)
+            if isinstance(value, (str, type)):
+                out[key] = (value,)
+            elif isinstance(value, Iterable):
+                out[key] = tuple(value)
     if out.get("backoff", ...) is None:
         del out["backoff"]
     compensator = out.get("compensating_tool")
     if callable(compensator):
-        known_tool: Tool | None = getattr(compensator, _ATTRIBUTE, None)
-        out["compensating_tool"] = known_tool.name if known_tool else compensator.__name__
+        known_tool = _known(compensator)
+        out["compensating_tool"] = known_tool.name if known_tool else getattr(compensator, "__name__", compensator)
     return out

@@ -222,7 +222,7 @@ def _stored(plan: Plan, executor: ToolExecutor, on_error: OnError, budget: Budge
     """The plan as the journal holds it, or None when it holds what no journal may: then it can't be resumed."""
     for step in plan.steps.values():
         entry = executor.tools.get(step.tool_name)
-        if entry is not None and entry.binding.guarded & set(step.arguments):
+        if entry is not None and entry.binding.guarded_among(step.arguments) & set(step.arguments):
             return None
         if carries_secret(step.arguments):
             return None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from decimal import Decimal
+from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -221,6 +224,21 @@ def test_charge_never_raises_and_the_excess_shows_at_the_next_door() -> None:
     with pytest.raises(BudgetExceededError):
         ledger.reserve(Amount(tool_calls=1))
     assert ledger.cost_usd == 5.0
+
+
+@pytest.mark.parametrize("amount", [math.nan, math.inf, None, "much", 10**400])
+def test_what_is_no_amount_is_not_charged_and_said_in_the_log(amount: Any, caplog: pytest.LogCaptureFixture) -> None:
+    ledger = Ledger("run")
+    ledger.charge(amount)
+    assert ledger.charged_usd == 0
+    assert "is no amount of money; nothing was booked" in caplog.text
+
+
+@pytest.mark.parametrize("amount", ["0.1", Decimal("0.1"), Fraction(1, 10)])
+def test_what_can_be_read_as_one_is_charged(amount: Any) -> None:
+    ledger = Ledger("run")
+    ledger.charge(amount)
+    assert ledger.charged_usd == 0.1
 
 
 def test_what_was_charged_in_a_scope_is_told_without_the_scopes_inside_it() -> None:

@@ -299,3 +299,57 @@ def test_the_digest_covers_secrets_and_what_json_does_not_have(one: object, othe
 
 def test_sets_have_one_digest_whatever_their_order() -> None:
     assert digest("t", {"v": {"a", "b", "c"}}) == digest("t", {"v": {"c", "b", "a"}})
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise OSError("no words")
+
+
+class Untold(dict[str, int]):
+    def items(self) -> Any:
+        raise OSError("no items")
+
+
+def nested(depth: int, inside: object) -> object:
+    for _ in range(depth):
+        inside = [inside]
+    return inside
+
+
+def cyclic(inside: object) -> object:
+    value: list[object] = [inside]
+    value.append(value)
+    return value
+
+
+HUGE = 10**5000
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (HUGE, HUGE + 1), (HUGE, hex(HUGE)), ([HUGE, "a"], [HUGE, "b"]), ({"n": HUGE, "x": 1.0}, {"n": HUGE, "x": 1.5}),
+        ({HUGE}, {HUGE, 1}), (Login("u", HUGE), Login("v", HUGE)), ([HUGE, SecretStr("a")], [HUGE, SecretStr("b")]),
+        ([HUGE, None], [HUGE, "None"]), ({1: HUGE, "1": 2}, {1: HUGE, "1": 3}), (Unprintable(), Unprintable()),
+        ([HUGE, Unprintable()], [HUGE, b"a"]), (nested(50, HUGE), nested(50, HUGE + 1)), (cyclic(1), cyclic(2)),
+        (nested(10_000, 1), nested(10_000, 2)), ([HUGE, Untold()], [HUGE, Untold()]),
+    ],
+    ids=range(15),
+)  # fmt: skip
+def test_what_can_not_be_printed_has_a_digest_too(one: object, other: object) -> None:
+    assert digest("t", {"v": one}) == digest("t", {"v": one})
+    assert digest("t", {"v": one}) != digest("t", {"v": other})
+
+
+def test_what_can_be_read_only_once_is_still_there_after_its_digest() -> None:
+    once = iter([1, 2])
+    later = (item for item in once)
+    digest("t", {"v": later, "w": [once]})
+    assert list(later) == [1, 2]
+
+
+def test_a_number_that_can_not_be_printed_is_told_by_its_length() -> None:
+    shown = masked({"n": HUGE, "more": [-HUGE], HUGE: 1})
+    assert shown["n"] == "<integer of 16610 bits>"
+    json.dumps(shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import textwrap
 import threading
 from email.message import Message
+from typing import Any
 from urllib.error import HTTPError
 
 import anyio
@@ -433,9 +435,35 @@ class TestBackoff:
         headers["Retry-After"] = said
         assert asked_delay(HTTPError("http://x", 503, "busy", headers, None), now=1000.0) == seconds
 
-    def test_senseless_numbers_are_refused(self) -> None:
+    def test_what_can_not_be_read_of_an_error_asks_for_nothing(self) -> None:
+        class HugeError(Exception):
+            retry_after = 10**400
+
+        class BrokenError(Exception):
+            @property
+            def retry_after(self) -> float:
+                raise RuntimeError("no")
+
+        class HeadersError(Exception):
+            class headers:  # noqa: N801
+                @staticmethod
+                def get(name: str) -> str:
+                    raise RuntimeError("no")
+
+        assert [asked_delay(kind(), now=0.0) for kind in (HugeError, BrokenError, HeadersError)] == [0.0, 0.0, 0.0]
+
+    def test_no_factor_overflows_the_maximum(self) -> None:
+        assert Backoff(factor=1e6, maximum=5, jitter=False).delay(100) == 5
+        assert Backoff(factor=10**200, maximum=5, jitter=False).delay(3) == 5
+        assert Backoff(initial=0, factor=1e6).delay(100) == 0
+
+    @pytest.mark.parametrize(
+        "numbers",
+        [{"factor": 0.5}, {"initial": math.nan}, {"factor": math.inf}, {"maximum": math.nan}, {"initial": "1"}],
+    )
+    def test_senseless_numbers_are_refused(self, numbers: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match="factor >= 1"):
-            Backoff(factor=0.5)
+            Backoff(**numbers)
 
 
 SIGINT_PROGRAM = """

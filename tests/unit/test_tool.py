@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+import functools
+import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Optional, TypedDict
+from typing import Annotated, Any, ClassVar, Final, Literal, Optional, TypedDict
 
 import pytest
 import typing_extensions
@@ -106,9 +108,11 @@ class TestDecorator:
         with pytest.raises(ToolContractError, match=r"'f'.*'Missing'.*TYPE_CHECKING"):
             registry.register(f)
 
-    def test_an_unknown_field_names_the_nearest(self) -> None:
-        with pytest.raises(ToolContractError, match=r"'retrys'.*'retries'"):
-            tool(retrys=1)  # type: ignore[call-overload]
+    def test_an_unknown_field_names_the_tool_and_the_nearest(self, registry: ToolRegistry) -> None:
+        with pytest.raises(ToolContractError, match=r"'f'.*'retrys'.*'retries'"):
+
+            @tool(retrys=1, registry=registry)  # type: ignore[call-overload]
+            def f() -> None: ...
 
     def test_one_string_or_class_is_as_good_as_a_list(self, registry: ToolRegistry) -> None:
         @tool(registry=registry, side_effects="mail:send", tags="mail", retry_on=OSError, unknown_on=KeyError)
@@ -128,7 +132,27 @@ class TestDecorator:
         assert registry["book"].contract.compensating_tool == "cancel_it"
 
 
+async def asks_later(x: int) -> bool:
+    return False
+
+
 class TestContradictions:
+    @pytest.mark.parametrize("name", [5, "t\ud800", b"t"])
+    def test_a_name_is_a_text(self, name: Any, registry: ToolRegistry) -> None:
+        with pytest.raises(ToolContractError, match="a tool's name is a text, not"):
+            tool(registry=registry, name=name)(lambda: None)
+
+    @pytest.mark.parametrize("kind", [Final[int], ClassVar[int], "Final[int]", "ClassVar[int]"])
+    @pytest.mark.parametrize("default", [(), (1,)])
+    def test_annotations_of_variables_are_none_of_parameters(
+        self, kind: Any, default: Any, registry: ToolRegistry
+    ) -> None:
+        def f(x: Any) -> None: ...
+
+        f.__annotations__["x"], f.__defaults__ = kind, default
+        with pytest.raises(ToolContractError, match="'f': an annotation can't be that of a parameter"):
+            registry.register(f)
+
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
@@ -145,6 +169,31 @@ class TestContradictions:
             ({"inputs": {"x": "nonsense"}}, "nonsense"),
             ({"requires_approval": lambda amount: True}, "amount"),
             ({"verify": lambda other: True}, "other"),
+            ({"timeout": math.nan}, "timeout"),
+            ({"timeout": math.inf}, "timeout.*None for no limit"),
+            ({"timeout": "5"}, "timeout"),
+            ({"timeout": True}, "timeout"),
+            ({"max_cost": math.nan}, "max_cost"),
+            ({"max_cost": "0.1"}, "max_cost"),
+            ({"retries": 1.5}, "retries"),
+            ({"retries": None}, "retries"),
+            ({"backoff": 2.0}, "Backoff"),
+            ({"retry_on": None}, "retry_on"),
+            ({"unknown_on": ValueError()}, "unknown_on"),
+            ({"tags": None}, "tags"),
+            ({"tags": [None]}, "tags"),
+            ({"side_effects": 5}, "side_effects"),
+            ({"inputs": ["x"]}, "inputs"),
+            ({"outputs": ["a"]}, "outputs"),
+            ({"compensating_tool": 5}, "compensating_tool"),
+            ({"compensating_tool": functools.partial(print)}, "compensating_tool"),
+            ({"compensating_tool": ""}, "compensating_tool"),
+            ({"verify": 5}, "verify"),
+            ({"requires_approval": "no"}, "requires_approval"),
+            ({"requires_approval": asks_later}, "requires_approval.*at once"),
+            ({"idempotent": "no"}, "idempotent"),
+            ({"abandonable": "no"}, "abandonable"),
+            ({"timout": 3}, "timout.*'timeout'"),
         ],
     )
     def test_are_refused_by_name(self, fields: dict[str, Any], message: str, registry: ToolRegistry) -> None:

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+import typing
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, NotRequired, Required
 
 import pytest
-from pydantic import BaseModel, Field, SecretBytes, field_validator
+import typing_extensions
+from pydantic import BaseModel, Field, SecretBytes, SecretStr, field_validator
 from typing_extensions import TypedDict
 
 from agenthelm.core.event import ExecutionEvent
 from agenthelm.core.executor import ToolExecutor, charge
-from agenthelm.core.handlers import AutoApprove
+from agenthelm.core.handlers import ApprovalHandler, ApprovalRequest, AutoApprove, Decision
+from agenthelm.core.redaction import Redacted
 from agenthelm.core.sensitive import carries_secret
-from agenthelm.core.storage import EVENTS, InMemoryStorage
-from agenthelm.core.tool import ToolContract, ToolRegistry, tool
+from agenthelm.core.storage import EVENTS, InMemoryStorage, SqliteStorage
+from agenthelm.core.tool import Tool, ToolContract, ToolRegistry, tool
 from agenthelm.core.tracer import ExecutionTracer
 from agenthelm.exceptions import (
     ApprovalDeniedError,
     PlanError,
     StorageError,
     ToolContractError,
+    ToolInputError,
     ToolOutputError,
     UnknownAgentError,
     UnknownToolError,
@@ -152,6 +157,271 @@ class TestShapes:
     def test_what_a_plan_can_not_hold_is_named(self) -> None:
         with pytest.raises(PlanError, match=r"Steps and lists of Steps, not 'book'"):
             Plan.of([["book"]])  # type: ignore[list-item]
+
+
+class Account:
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+
+    def send(self, amount: int) -> str:
+        return f"{amount} from {self.owner}"
+
+    @classmethod
+    def kind(cls) -> str:
+        return cls.__name__
+
+    async def __call__(self, amount: int) -> str:
+        return self.send(amount)
+
+
+class Savings(Account):
+    pass
+
+
+def guarded(function: Any) -> Any:
+    @functools.wraps(function)
+    async def guard(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("amount", 0) > 10:
+            raise PermissionError("too much")
+        return await function(*args, **kwargs)
+
+    return guard
+
+
+class TestWhichFunctionIsMeant:
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            (Account("Ann").send, Account("Bob").send),
+            (Account.kind, Savings.kind),
+            (Account("Ann"), Account("Bob")),
+            (functools.partial(divmod, 1), functools.partial(divmod, 2)),
+            ([].append, [].append),
+        ],
+    )
+    def test_what_is_bound_to_something_else_is_another_function(self, one: Any, other: Any) -> None:
+        tools = ToolRegistry([Tool.from_function(one, name="send")])
+        with pytest.raises(ToolContractError, match=r"another function is registered as tool 'send' \("):
+            tools.register(Tool.from_function(other, name="send"))
+
+    def test_the_method_of_one_instance_may_be_registered_twice(self, tools: ToolRegistry) -> None:
+        ann = Account("Ann")
+        tools.register(ann.send)
+        tools.register(ann.send)
+        assert list(tools) == ["send"]
+
+    async def test_what_wraps_a_tool_is_called_in_its_place_under_its_contract(self) -> None:
+        @guarded
+        @tool(registry=ToolRegistry(), name="pay", requires_approval=lambda amount: amount > 5)
+        async def wire(amount: int) -> str:
+            return "sent"
+
+        executor = ToolExecutor(ToolRegistry([wire]), InMemoryStorage(), AutoApprove())
+        assert await executor.call("pay", {"amount": "5"}) == "sent"
+        with pytest.raises(PermissionError, match="too much"):
+            await executor.call("pay", {"amount": 11})
+        with pytest.raises(ApprovalDeniedError):
+            await ToolExecutor(ToolRegistry([wire]), InMemoryStorage()).call(wire, {"amount": 6})
+
+    async def test_a_function_with_several_contracts_is_none_of_them_by_itself(self) -> None:
+        first, second = ToolRegistry(), ToolRegistry()
+
+        def pay(amount: int) -> None: ...
+
+        tool(registry=first, requires_approval=True)(pay)
+        tool(registry=second)(pay)
+        with pytest.raises(ToolContractError, match=r"pay is a tool with several contracts; .*registry\[name\]"):
+            ToolRegistry([pay])
+        assert ToolRegistry([first["pay"]])["pay"].contract.requires_approval
+
+    def test_the_same_contract_twice_is_one_and_so_is_one_that_replaced_the_other(self, tools: ToolRegistry) -> None:
+        def pay(amount: int) -> None: ...
+
+        tool(registry=tools, retries=1)(pay)
+        tool(registry=tools, retries=2)(pay)
+        tool(registry=ToolRegistry(), retries=2)(pay)
+        assert ToolRegistry([pay])["pay"].contract.retries == 2
+
+    @pytest.mark.parametrize("first", ["self", "cls"])
+    def test_a_method_without_its_instance_is_refused(self, tools: ToolRegistry, first: str) -> None:
+        source = f"class Desk:\n    @tool(registry=tools)\n    def book({first}, city: str): ..."
+        with pytest.raises(ToolContractError, match=rf"'book' is a method of Desk, .*'{first}'.*\(instance.book\)"):
+            exec(source, {"tool": tool, "tools": tools})
+        assert len(tools) == 0
+
+    def test_a_static_method_has_no_instance_to_miss(self, tools: ToolRegistry) -> None:
+        class Desk:
+            @staticmethod
+            @tool(registry=tools)
+            def book(city: str) -> str:
+                return city
+
+        assert tools["book"].binding.invoke({"city": "Lisbon"}) == Desk.book("Lisbon")
+
+    def test_what_has_no_signature_is_refused(self, tools: ToolRegistry) -> None:
+        with pytest.raises(ToolContractError, match="'c': its parameters can't be read"):
+            tool(registry=tools, name="c")(classmethod(lambda cls: None))  # type: ignore[type-var]
+
+
+class TestPartials:
+    async def test_what_is_left_is_validated_and_what_is_bound_is_no_argument(self) -> None:
+        def pay(sender: str, amount: int, pin: Annotated[str, Redacted], currency: str = "EUR") -> str:
+            """Pay somebody."""
+            return f"{sender} {amount + 1} {currency}"
+
+        entry = Tool.from_function(functools.partial(pay, "Ann", currency="USD"), name="pay")
+        assert list(entry.json_schema["properties"]) == ["amount", "pin"]
+        assert (entry.description, entry.binding.sensitive) == ("Pay somebody.", {"pin"})
+        executor = ToolExecutor(ToolRegistry([entry]), InMemoryStorage())
+        assert await executor.call("pay", {"amount": "1", "pin": "0000"}) == "Ann 2 USD"
+        with pytest.raises(ToolInputError, match="'currency' is no parameter"):
+            await executor.call("pay", {"amount": 1, "pin": "0000", "currency": "EUR"})
+
+    async def test_also_those_of_callable_objects(self) -> None:
+        entry = Tool.from_function(functools.partial(functools.partial(Account("Ann")), amount=3), name="send")
+        assert await ToolExecutor(ToolRegistry([entry]), InMemoryStorage()).call("send", {}) == "3 from Ann"
+        entry = Tool.from_function(functools.partial(Account("Ann")), name="send")
+        assert (
+            await ToolExecutor(ToolRegistry([entry]), InMemoryStorage()).call("send", {"amount": "4"}) == "4 from Ann"
+        )
+
+
+class TestWhatWouldNotRun:
+    @pytest.mark.parametrize("kind", ["def", "async def"])
+    def test_generators_are_refused(self, tools: ToolRegistry, kind: str) -> None:
+        namespace: dict[str, Any] = {}
+        exec(f"{kind} send(to: str):\n    yield to", namespace)
+        for function in (namespace["send"], functools.partial(namespace["send"])):
+            with pytest.raises(ToolContractError, match=r"'send' is a generator, .*return a list"):
+                tools.register(Tool.from_function(function, name="send"))
+
+    @pytest.mark.parametrize("kind", ["generator", "async_generator", "coroutine", "Later"])
+    async def test_what_was_only_begun_is_no_result(self, tools: ToolRegistry, kind: str) -> None:
+        class Later:
+            def __await__(self) -> Iterator[None]:
+                return iter(())
+
+        async def later() -> None: ...
+
+        async def several() -> AsyncIterator[None]:
+            yield
+
+        made = {"generator": lambda: (x for x in "ab"), "async_generator": several, "coroutine": later, "Later": Later}
+
+        @tool(registry=tools)
+        def begin() -> Any:
+            return made[kind]()
+
+        with pytest.raises(ToolOutputError, match=f"'begin' returned a {kind.replace('_', ' ')} that nobody") as caught:
+            await ToolExecutor(tools, InMemoryStorage()).call("begin", {})
+        assert not caught.value.ran
+
+
+class Options(TypedDict):
+    size: int
+    colour: NotRequired[Annotated[str, Field(max_length=5)]]
+    pin: Required[Annotated[str, Redacted]]
+
+
+class TestDefaultsThatAreFields:
+    async def test_hold_and_what_they_demand_is_demanded(self, tools: ToolRegistry) -> None:
+        @tool(registry=tools)
+        async def search(
+            text: str = Field(description="What for."),
+            most: int = Field(5, le=10),
+            tags: list[str] = Field(default_factory=lambda: ["any"]),  # noqa: B008
+            /,
+        ) -> Any:
+            tags.append("seen")
+            return text, most, tags
+
+        executor = ToolExecutor(tools, InMemoryStorage())
+        for _ in range(2):
+            assert await executor.call("search", {"text": "a"}) == ("a", 5, ["any", "seen"])
+        assert await executor.call("search", {"text": "a", "most": "7"}) == ("a", 7, ["any", "seen"])
+        with pytest.raises(ToolInputError, match="'text' is missing"):
+            await executor.call("search", {})
+        with pytest.raises(ToolInputError, match="'most': Input should be less than"):
+            await executor.call("search", {"text": "a", "most": 11})
+        schema = tools["search"].json_schema
+        assert (schema["required"], schema["properties"]["text"]) == (
+            ["text"], {"description": "What for.", "type": "string"},
+        )  # fmt: skip
+        assert schema["properties"]["most"] == {"default": 5, "maximum": 10, "type": "integer"}
+        assert "default" not in schema["properties"]["tags"]
+
+
+class TestKeywords:
+    async def test_are_validated_where_they_have_a_type(self, tools: ToolRegistry) -> None:
+        @tool(registry=tools)
+        async def add(base: int, **more: int) -> int:
+            return base + sum(more.values())
+
+        executor = ToolExecutor(tools, InMemoryStorage())
+        assert await executor.call("add", {"base": 1, "a": "2"}) == 3
+        with pytest.raises(ToolInputError, match="'b': Input should be a valid integer"):
+            await executor.call("add", {"base": 1, "b": "many"})
+        assert tools["add"].json_schema["additionalProperties"] == {"type": "integer"}
+
+    async def test_of_a_model_show_its_schema(self, tools: ToolRegistry) -> None:
+        @tool(registry=tools)
+        async def furnish(**rooms: Room) -> int:
+            return sum(room.room for room in rooms.values())
+
+        assert await ToolExecutor(tools, InMemoryStorage()).call("furnish", {"a": {"room": "2"}}) == 2
+        schema = tools["furnish"].json_schema
+        assert (schema["additionalProperties"], list(schema["$defs"])) == ({"$ref": "#/$defs/Room"}, ["Room"])
+
+    @pytest.mark.parametrize("unpack", [typing.Unpack, typing_extensions.Unpack])
+    async def test_of_a_typed_dict_are_parameters(self, tools: ToolRegistry, unpack: Any) -> None:
+        async def paint(**options: Any) -> Any:
+            return options
+
+        paint.__annotations__["options"] = unpack[Options]
+        entry = tools.register(paint)
+        executor = ToolExecutor(tools, InMemoryStorage())
+        assert await executor.call("paint", {"size": "2", "pin": "1"}) == {"size": 2, "pin": "1"}
+        with pytest.raises(ToolInputError, match=r"'size' is missing; 'colour': .*; 'colr' is no parameter"):
+            await executor.call("paint", {"colour": "reddish", "pin": "1", "colr": "red"})
+        assert entry.binding.sensitive == {"pin"}
+        assert (entry.json_schema["required"], entry.json_schema["properties"]["colour"]) == (
+            ["size", "pin"], {"maxLength": 5, "type": "string"},
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("kind", [Annotated[str, Redacted], SecretStr])
+    async def test_that_are_secret_are_written_nowhere(self, tools: ToolRegistry, kind: Any) -> None:
+        async def log_in(user: str, **secrets: Any) -> None:
+            raise ValueError("hunter22 is wrong")
+
+        log_in.__annotations__["secrets"] = kind
+        tool(registry=tools, side_effects=["account:write"], requires_approval=True)(log_in)
+        storage, asked = InMemoryStorage(), []
+
+        class Yes(ApprovalHandler):
+            async def request_approval(self, request: ApprovalRequest) -> Decision:
+                asked.append(request)
+                return Decision(True)
+
+        async with saga(tools=tools, storage=storage, approval_handler=Yes()) as scope:
+            with pytest.raises(ValueError, match="wrong"):
+                await scope.use("log_in", user="ann", word="hunter22")
+            with pytest.raises(ToolInputError):
+                await scope.use("log_in", word="hunter22")
+        assert dict(asked[0].arguments) == {"user": "ann", "word": "***"}
+        for stream in await storage.streams():
+            assert "hunter22" not in str([record.data for record in await storage.read(stream.name)])
+        assert len(await storage.read(EVENTS)) == 2
+
+    async def test_that_are_secret_keep_a_plan_out_of_the_journal(self, tools: ToolRegistry) -> None:
+        @tool(registry=tools)
+        async def log_in(**secrets: Annotated[str, Redacted]) -> None: ...
+
+        storage = InMemoryStorage()
+        await SagaOrchestrator(ExecutionTracer(storage, tools=tools), tools).execute(
+            [Step("log_in", {"word": "hunter22"})]
+        )
+        for stream in await storage.streams():
+            assert "hunter22" not in str([record.data for record in await storage.read(stream.name)])
 
 
 class Basket(TypedDict):
@@ -304,7 +574,25 @@ class TestValidation:
         assert not carries_secret(object())
 
 
+class Unprintable:
+    def __repr__(self) -> str:
+        raise OSError("no words")
+
+
 class TestRecords:
+    async def test_arguments_that_can_not_be_printed_are_called_with_and_recorded(
+        self, tools: ToolRegistry, tmp_path: Path
+    ) -> None:
+        @tool(registry=tools)
+        async def measure(n: int, it: Any) -> int:
+            return n.bit_length()
+
+        storage = SqliteStorage(tmp_path / "log.db")
+        assert await ToolExecutor(tools, storage).call("measure", {"n": 10**5000, "it": Unprintable()}) == 16610
+        (record,) = await storage.read(EVENTS)
+        assert record.data["inputs"] == {"n": "<integer of 16610 bits>", "it": "<Unprintable: unreadable>"}
+        await storage.aclose()
+
     async def test_a_call_outside_of_any_run_that_can_not_be_recorded_says_so(self, tools: ToolRegistry) -> None:
         @tool(registry=tools)
         async def f() -> None: ...
