@@ -116,7 +116,7 @@ PITFALLS: dict[str, tuple[str, ...]] = {
     ),
     "a sync tool blocks the loop": ("unit/test_executor.py::test_a_sync_tool_does_not_block_the_loop",),
     "what is executed is not what was approved": (
-        "unit/test_executor.py::test_arguments_that_change_after_approval_are_refused",
+        "unit/test_executor.py::test_shared_arguments_that_change_after_approval_are_refused",
         "unit/test_executor.py::test_arguments_that_change_between_approval_and_effect_change_nothing",
         "unit/test_executor.py::test_an_approval_for_other_arguments_does_not_count",
     ),
