@@ -453,7 +453,7 @@ class Binding:
 def _fields_of_type(kind: type) -> list[str]:
     """The names of the fields of a model, a dataclass, a named tuple, or a class that annotates them."""
     for attribute in ("model_fields", "__dataclass_fields__"):
-        if names := getattr(kind, attribute, None):
+        if (names := getattr(kind, attribute, None)) is not None:
             return list(names)
     if issubclass(kind, tuple):
         return list(getattr(kind, "_fields", ()))

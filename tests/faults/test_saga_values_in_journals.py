@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, RootModel, computed_field, field_serializer, model_serializer
 
 from agenthelm.core.storage import InMemoryStorage
-from agenthelm.core.tool import ToolRegistry, tool
+from agenthelm.core.tool import Tool, ToolRegistry, tool
 from agenthelm.orchestration.journal import stream_of
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step, saga
@@ -76,6 +76,10 @@ class Pair(NamedTuple):
 class Holder(BaseModel):
     inner: list[Aliased]
     booking_id: str = "id1"
+
+
+class Done(BaseModel):
+    pass
 
 
 class Plain:
@@ -210,6 +214,14 @@ async def test_declared_outputs_come_back_as_their_types(live: bool) -> None:
 
     assert (await undone(tools, live)).status == "rolled_back"
     assert seen == [(Aliased(bookingId="a"), date(2026, 1, 2))]
+
+
+def test_a_model_without_fields_has_none() -> None:
+    async def book() -> Done:
+        return Done()
+
+    binding = Tool.from_function(book).binding
+    assert (binding.declared_fields(), binding.fields_of(Done())) == (frozenset(), {})
 
 
 async def test_a_class_that_annotates_its_fields_feeds_a_live_compensator() -> None:
