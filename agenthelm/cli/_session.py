@@ -247,7 +247,7 @@ async def open_orchestrator(
                 lm=lm,
                 storage=storage,
                 approval_handler=approval_handler(settings, prompt=prompt),
-                budget=budget,
+                budget=budget or budget_from(settings),
                 workers=settings.workers,
                 unpriced=settings.unpriced,
                 lm_timeout=settings.lm_timeout,
