@@ -12,7 +12,7 @@ from agenthelm.agent.lm import LMPolicy
 from agenthelm.agent.offline import OFFLINE, offline_lm
 from agenthelm.exceptions import ConfigError, ModelNotConfiguredError
 
-__all__ = ["INEXPENSIVE", "KEYS", "detect_model", "resolve_model"]
+__all__ = ["INEXPENSIVE", "KEYS", "as_model", "detect_model", "resolve_model"]
 
 KEYS: Mapping[str, str] = {
     "openai": "OPENAI_API_KEY",
@@ -89,3 +89,17 @@ def resolve_model(
         return dspy.LM(name, **given, **options)
     except (ValueError, TypeError, dspy.LMError) as error:
         raise ConfigError(f"model {name!r}: {error}", setting="model") from error
+
+
+def as_model(lm: Any, option: str = "lm") -> dspy.BaseLM | None:
+    """What was given as a language model: itself, or the one of that name.
+
+    Raises:
+        ModelNotConfiguredError: There is no key for the model of that name.
+        ConfigError: It is neither.
+    """
+    if isinstance(lm, str):
+        return resolve_model(lm)
+    if lm is None or isinstance(lm, dspy.BaseLM):
+        return lm
+    raise ConfigError(f"{option} must be a dspy.LM or a model's name, not {lm!r:.80}", setting=option)

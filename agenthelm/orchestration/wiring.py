@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 from agenthelm.agent.signature import AgentSignature, FieldSpec, Runnable
 from agenthelm.exceptions import WiringError, nearest
 
-__all__ = ["TASK", "Checked", "Supply", "component_name", "components", "select", "signature_of"]
+__all__ = [
+    "TASK",
+    "Checked",
+    "Supply",
+    "component",
+    "component_name",
+    "component_names",
+    "components",
+    "select",
+    "signature_of",
+]
 
 TASK = "task"
 """Where a flow carries what the run is about; no agent overwrites it."""
@@ -65,24 +75,45 @@ def components(flow: str, items: Iterable[Any]) -> tuple[Any, ...]:
     Raises:
         WiringError: There are none, one can't be run, or two share a name.
     """
+    if callable(getattr(items, "run", None)):
+        raise WiringError(
+            f"a {flow} takes a list of agents: [{component_name(items)}] instead of {component_name(items)}"
+        )
     if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
-        raise WiringError(f"a {flow} takes a list of agents, not {items!r}")
+        raise WiringError(f"a {flow} takes a list of agents, not {items!r:.80}")
     found = tuple(items)
     if not found:
         raise WiringError(f"a {flow} needs at least one agent")
     seen: set[str] = set()
     for item in found:
-        if inspect.isclass(item):
-            raise WiringError(f"a {flow} takes instances: {item.__name__}() instead of {item.__name__}")
-        if not callable(getattr(item, "run", None)):
-            raise WiringError(
-                f"a {flow} takes agents, flows and objects with `run(context, /, **inputs)`, not {item!r:.80}"
-            )
-        name = component_name(item)
+        name = component_name(component(f"a {flow}", item))
         if name in seen:
             raise WiringError(f"a {flow} has two agents named {name!r}; give one another name", agent=name)
         seen.add(name)
     return found
+
+
+def component(owner: str, item: Any) -> Any:
+    """A component, if it can be run; ``owner`` is who takes it.
+
+    Raises:
+        WiringError: It can't.
+    """
+    if inspect.isclass(item):
+        raise WiringError(f"{owner} takes instances: {item.__name__}() instead of {item.__name__}")
+    if isinstance(item, str):
+        raise WiringError(f"{owner} takes agents, not their names: AGENT_REGISTRY[{item!r}] instead of {item!r}")
+    if not callable(getattr(item, "run", None)):
+        raise WiringError(f"{owner} takes agents, flows and objects with `run(context, /, **inputs)`, not {item!r:.80}")
+    return item
+
+
+def component_names(flow: Any) -> Iterator[str]:
+    """The names of a component and of those inside it, as far as they are known."""
+    yield component_name(flow)
+    inside = getattr(flow, "agents", None) if isinstance(flow, Checked) else None
+    for item in inside if isinstance(inside, Sequence) else ():
+        yield from component_names(item)
 
 
 def component_name(component: Any) -> str:
