@@ -443,13 +443,19 @@ def message_of(error: BaseException) -> str | None:
 
 
 def describe(error: BaseException) -> str:
-    """One line that names an exception's type even when its message is empty."""
+    """One line that names an exception's type even when its message is empty; a cancellation is just called that."""
     text = message_of(error)
+    if type(error).__module__.partition(".")[0] in _LOOPS and type(error).__name__ in _CANCELLATIONS:
+        # Its own words are an event loop's: which scope, and which task with which frames.
+        return "cancelled: a deadline passed" if (text or "").endswith(_DEADLINE) else "cancelled"
     text = "(its message can't be read)" if text is None else text.strip().replace("\n", " ")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 _CONCEALED: Final = "__agenthelm_concealed__"
+_LOOPS: Final = ("asyncio", "trio")
+_CANCELLATIONS: Final = ("CancelledError", "Cancelled")
+_DEADLINE: Final = ("deadline exceeded", "due to deadline")
 
 
 def _text(error: BaseException) -> str | None:
