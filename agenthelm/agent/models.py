@@ -8,6 +8,7 @@ from typing import Any
 
 import dspy
 
+from agenthelm.agent.backends import missing_key
 from agenthelm.agent.lm import LMPolicy
 from agenthelm.agent.offline import OFFLINE, offline_lm
 from agenthelm.exceptions import ConfigError, ModelNotConfiguredError
@@ -77,18 +78,20 @@ def resolve_model(
             provider, name = "openai", f"openai/{name}"
         if api_key is None and not os.environ.get(KEYS.get(provider, "")):
             api_key = "unused"  # DSPy insists on a key; local servers don't look at it
-    elif api_key is None and provider in KEYS and not os.environ.get(KEYS[provider]):
-        raise ModelNotConfiguredError(
-            f"model {name!r} needs a key.\n"
-            f"Set it: export {KEYS[provider]}=... , or point --api-base to a server that needs none.\n"
-            "Or try everything without a model and without cost: --model offline"
-        )
     settings = {"api_base": api_base, "api_key": api_key, "timeout": timeout}
     given = {key: value for key, value in settings.items() if value is not None}
     try:
-        return dspy.LM(name, **given, **options)
+        lm = dspy.LM(name, **given, **options)
     except (ValueError, TypeError, dspy.LMError) as error:
         raise ConfigError(f"model {name!r}: {error}", setting="model") from error
+    key = KEYS.get(provider) or missing_key(lm)
+    if key and not api_base and api_key is None and not os.environ.get(key):
+        raise ModelNotConfiguredError(
+            f"model {name!r} needs a key.\n"
+            f"Set it: export {key}=... , or point --api-base to a server that needs none.\n"
+            "Or try everything without a model and without cost: --model offline"
+        )
+    return lm
 
 
 def as_model(lm: Any, option: str = "lm") -> dspy.BaseLM | None:
