@@ -40,9 +40,10 @@ ONLY_IN = {
 
 CATCH_ALL = {
     "exceptions:_text": "somebody else's __str__",
-    "orchestration.unwind:Unwinder._verdict": "an answer that failed is no answer: the doubt stays",
+    "orchestration.unwind:Unwinder._verdict.ask": "an answer that failed is no answer: the doubt stays",
     "_runtime.context:report": "an observer's failure is nobody's, and stops no undo",
     "_runtime.groups:in_child.body": "carries the error out of its task group, where it is raised bare",
+    "_runtime.groups:beside": "as above",
     "_runtime.groups:named.one": "keeps each task's error for the caller, who raises or returns it",
     "_runtime.workers:_Thread.run": "carries the error out of its thread, to whoever asked for the call",
     "agent.metering:_Door.complete": "asks again, or `retry_after` raises it",
@@ -61,7 +62,6 @@ CATCH_ALL = {
     "core.storage.writer:Writer._work": "handed to the task that waits for it",
     "core.storage.writer:Writer._outcomes": "handed to the tasks that wait for it",
     "core.webhook:WebhookHandler.request_approval": "whatever a peer does, it has not said yes",
-    "orchestration.recovery:_keep": "the unwinder meets the same error and reports it",
     "orchestration.unwind:Unwinder._compensate": "one failed compensation never stops the others; it is stuck, by name",
 }
 """Who catches ``Exception`` or more and does not raise: module:function -> why that hides nothing."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import anyio
 from anyio import CancelScope
 
-__all__ = ["in_child", "named", "shielded", "wait_through"]
+__all__ = ["beside", "in_child", "named", "shielded", "wait_through"]
 
 T = TypeVar("T")
 
@@ -29,13 +29,14 @@ async def in_child(function: Callable[..., Awaitable[T]], *args: Any) -> T:
     there hold. The caller resumes when the child has ended, with its cancellation if it had one.
     """
     value: list[T] = []
-    error: list[Exception] = []
+    error: list[Exception | SystemExit] = []
     cancelled: list[BaseException] = []
 
     async def body() -> None:
         try:
             value.append(await function(*args))
-        except Exception as exc:  # noqa: BLE001 - raised bare below, outside of the task group
+        # asyncio ends at once, with nothing undone, when a SystemExit leaves a task.
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - raised bare below, outside of the task group
             error.append(exc)
         except anyio.get_cancelled_exc_class() as exc:
             cancelled.append(exc)
@@ -69,6 +70,35 @@ async def shielded(function: Callable[..., Awaitable[T]], *args: Any) -> T:
             value.append(await function(*args))
 
     await in_child(body)
+    return value[0]
+
+
+async def beside(background: Callable[[], Awaitable[None]], function: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """Run ``function`` while ``background`` runs beside it, until the function has ended, whatever is cancelled before.
+
+    Must run in a child task already: no native cancellation is held off here.
+    """
+    value: list[T] = []
+    error: list[Exception] = []
+    scope = CancelScope(shield=True)
+
+    async def behind() -> None:
+        with scope:
+            await background()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(behind)
+        try:
+            value.append(await function(*args))
+        except Exception as exc:  # noqa: BLE001 - raised bare below, outside of the task group
+            error.append(exc)
+        finally:
+            scope.cancel()
+    if error:
+        try:
+            raise error[0]
+        finally:
+            error.clear()
     return value[0]
 
 
@@ -130,9 +160,11 @@ async def named(
 
     Raises:
         Exception: Without ``collect``, the first failure, bare; the failures of siblings are notes on it.
+        SystemExit: A task raised it, which cancels the others; with ``collect`` as well.
     """
     results: dict[str, T] = {}
     errors: dict[str, Exception] = {}
+    exits: list[SystemExit] = []
     limiter = anyio.Semaphore(max_concurrency) if max_concurrency else None
 
     async with anyio.create_task_group() as group:
@@ -148,10 +180,18 @@ async def named(
                 errors[name] = exc
                 if not collect:
                     group.cancel_scope.cancel()
+            except SystemExit as exc:  # asyncio ends at once, with nothing undone, when one leaves a task
+                exits.append(exc)
+                group.cancel_scope.cancel()
 
         for name, task in tasks.items():
             group.start_soon(one, name, task, name=name)
 
+    if exits:
+        try:
+            raise exits[0]
+        finally:
+            exits.clear()
     if errors and not collect:
         (_, first), *others = errors.items()
         for name, other in others:

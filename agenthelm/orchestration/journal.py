@@ -6,9 +6,11 @@ what it announces, or before what it reports is told to anybody.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import anyio
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from agenthelm._runtime.retry import Clock
@@ -24,6 +26,8 @@ LEASE_SECONDS = 30.0
 """A run whose journal is silent for so long may be claimed even if its owner can't be seen to be dead."""
 RENEW_SECONDS = 10.0
 """How long an owner stays silent at most."""
+
+_log = logging.getLogger(__name__)
 
 _PREFIX = "run:"
 _CLAIMS = "claims:"
@@ -136,6 +140,17 @@ class Journal:
         finally:
             self._under_way -= 1
         self.last_append = self._clock.monotonic()
+
+    async def keep(self) -> None:
+        """Renew the lease whenever nothing else is written, for as long as this runs and the run is ours."""
+        while True:
+            await anyio.sleep(RENEW_SECONDS)
+            if self._clock.monotonic() - self.last_append >= RENEW_SECONDS / 2:
+                try:
+                    await self.append("renewed")
+                except (LeaseLostError, StorageError) as error:  # whoever works under the lease meets it, too
+                    _log.warning("lease of run %s: %s", self.run_id, error)
+                    return
 
     async def opened(
         self,

@@ -30,6 +30,7 @@ class LiveRun:
         scopes: How many scopes were opened inside each scope.
         resumable: Whether recovery may go on with it instead of undoing it.
         flying: The effects whose calls are under way in this process; a resumed run has doubtful ones besides.
+        ending: The scopes that are being closed or undone.
     """
 
     journal: Journal
@@ -38,6 +39,7 @@ class LiveRun:
     scopes: dict[str, int] = field(default_factory=dict)
     resumable: bool = False
     flying: set[str] = field(default_factory=set)
+    ending: set[str] = field(default_factory=set)
     numbered: int = 0
     completions: int = 0
     changed: anyio.Event | None = None
@@ -52,10 +54,26 @@ class LiveRun:
         return [s for s in self.states.values() if s.scope == scope or s.scope.startswith(f"{scope}.")]
 
     async def idle(self, scope: str) -> None:
-        """Wait until no effect of a scope is in flight."""
-        while self.flying and any(s.effect.id in self.flying for s in self.in_scope(scope)):
-            self.changed = anyio.Event()
+        """Wait until no effect of a scope is in flight, and no scope inside it is being ended."""
+        while self._busy(scope):
+            if self.changed is None:
+                self.changed = anyio.Event()
             await self.changed.wait()
+
+    def end(self, scope: str) -> None:
+        """A scope has ended; what waits for that may look again."""
+        self.ending.discard(scope)
+        self._tell()
+
+    def _busy(self, scope: str) -> bool:
+        if any(path.startswith(f"{scope}.") for path in self.ending):
+            return True
+        return bool(self.flying) and any(s.effect.id in self.flying for s in self.in_scope(scope))
+
+    def _tell(self) -> None:
+        if self.changed is not None:
+            self.changed.set()
+            self.changed = None
 
     def ended(self, state: EffectState, outcome: Outcome) -> None:
         """An effect has ended; what waits for that may look again."""
@@ -63,9 +81,7 @@ class LiveRun:
         state.outcome = outcome
         state.completed = self.completions
         self.completions += 1
-        if self.changed is not None:
-            self.changed.set()
-            self.changed = None
+        self._tell()
 
 
 @dataclass(slots=True)
@@ -77,6 +93,7 @@ class ScopeLog:
         scope: The scope's path; ``""`` for the run itself.
         tools: Where compensators are looked up.
         stop: Marked when the journal can't be written: nothing further may happen then.
+        outer: The scope it is in; None for the run itself.
         closed: Whether the scope is over, so that nothing may begin in it.
         grace: Seconds for one compensation, here and in the scopes inside that don't say.
     """
@@ -85,8 +102,23 @@ class ScopeLog:
     scope: str
     tools: ToolRegistry
     stop: StopMark
+    outer: ScopeLog | None = None
     closed: bool = False
     grace: float = GRACE_SECONDS
+
+    def refuse_late(self, what: str) -> None:
+        """Refuse what comes after the end of the scope, or of one around it.
+
+        Raises:
+            SagaError: It has ended.
+        """
+        scope: ScopeLog | None = self
+        while scope is not None:
+            if scope.closed:
+                raise SagaError(
+                    f"{what} after its run {self.run.journal.run_id!r} had ended; don't let tasks outlive the run"
+                )
+            scope = scope.outer
 
     def next_id(self) -> str:
         """A fresh effect id of this run."""
@@ -95,11 +127,7 @@ class ScopeLog:
 
     async def begin(self, effect: Effect) -> None:
         """Announce an effect; see `agenthelm.core.effects.EffectLog`."""
-        if self.closed:
-            raise SagaError(
-                f"tool {effect.tool!r} was called after its run {self.run.journal.run_id!r} had ended; "
-                f"don't let tasks outlive the run"
-            )
+        self.refuse_late(f"tool {effect.tool!r} was called")
         self._refuse_unknown(effect.tool)
         if effect.compensating_tool is not None:
             self._refuse_unknown(effect.compensating_tool)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -12,7 +11,7 @@ from typing import Any, Literal, Self
 import anyio
 
 from agenthelm._runtime.context import RunContext, current_run, entered, new_run_id
-from agenthelm._runtime.groups import in_child
+from agenthelm._runtime.groups import shielded
 from agenthelm._runtime.progress import Progress
 from agenthelm._runtime.retry import Clock, SystemClock
 from agenthelm._runtime.workers import DEFAULT_WORKERS, Workers
@@ -34,7 +33,7 @@ from agenthelm.orchestration.plan import Plan, Steps
 from agenthelm.orchestration.recovery import Recovery
 from agenthelm.orchestration.results import RunResult, SagaResult
 from agenthelm.orchestration.saga import OnError, run_plan
-from agenthelm.orchestration.scope import Opening, SagaScope
+from agenthelm.orchestration.scope import Opening, SagaScope, heard
 from agenthelm.orchestration.unwind import GRACE_SECONDS
 from agenthelm.orchestration.wiring import (
     TASK,
@@ -230,11 +229,12 @@ class Orchestrator:
         self.tools.check()
         given = self._given(agent_or_flow, task, dict(inputs or {}))
         self._warn_of_names(agent_or_flow)
-        return await in_child(
-            functools.partial(
-                self._run, agent_or_flow, given, session_id=session_id, namespace=namespace, budget=budget,
+        return await heard(
+            lambda begun: self._run(
+                agent_or_flow, given, begun, session_id=session_id, namespace=namespace, budget=budget,
                 timeout=timeout, rollback=rollback,
-            )
+            ),
+            self._take_back,
         )  # fmt: skip
 
     async def run_saga(
@@ -263,14 +263,14 @@ class Orchestrator:
         plan.check_tools(self.tools)
         executor, context = self._begin(session_id, namespace)
 
-        async def body() -> SagaResult:
+        async def body(begun: list[SagaScope]) -> SagaResult:
             async with self._models(executor, context) as identity:
                 return await run_plan(
                     plan, executor, identity, on_error=on_error, name=name, budget=budget or self.budget,
-                    timeout=timeout, grace=self._grace,
+                    timeout=timeout, grace=self._grace, begun=begun,
                 )  # fmt: skip
 
-        return await in_child(body)
+        return await heard(body, self._take_back)
 
     # -- afterwards ---------------------------------------------------------------------------------------------------
 
@@ -337,6 +337,7 @@ class Orchestrator:
         self,
         flow: Runnable,
         given: dict[str, Any],
+        begun: list[SagaScope],
         *,
         session_id: str | None,
         namespace: str,
@@ -361,6 +362,7 @@ class Orchestrator:
                     grace=self._grace,
                     protected=True,
                 )
+                begun.append(scope)
                 try:
                     async with scope:
                         with anyio.move_on_after(timeout) as deadline:
@@ -385,6 +387,17 @@ class Orchestrator:
                 trace_id=span.trace_id,
                 durable=executor.storage.durable,
             )
+
+    async def _take_back(self, scope: SagaScope, cancelled: BaseException) -> None:
+        """Undo a run whose success was never heard of; compensations may ask models, as they could inside of it."""
+
+        async def undo() -> None:
+            async with self._models(scope.executor, scope.context):
+                await scope.take_back(cancelled)
+
+        if scope.stands:
+            with suppress(anyio.get_cancelled_exc_class()):  # the caller raises the one it has
+                await shielded(undo)
 
     def _given(self, flow: Runnable, task: str | None, inputs: dict[str, Any]) -> dict[str, Any]:
         """The inputs of a run, checked against what the flow declares."""

@@ -9,7 +9,7 @@ from typing import Literal
 import anyio
 
 from agenthelm._runtime.context import RunContext, entered
-from agenthelm._runtime.groups import in_child, shielded
+from agenthelm._runtime.groups import beside, in_child, shielded
 from agenthelm.core.executor import ToolExecutor
 from agenthelm.exceptions import (
     CorruptRecordError,
@@ -18,10 +18,9 @@ from agenthelm.exceptions import (
     RunBusyError,
     RunNotFoundError,
     StalePositionError,
-    StorageError,
     describe,
 )
-from agenthelm.orchestration.journal import RENEW_SECONDS, Journal, run_of, stream_of
+from agenthelm.orchestration.journal import Journal, run_of, stream_of
 from agenthelm.orchestration.plan import Plan
 from agenthelm.orchestration.results import SagaResult, SagaStatus
 from agenthelm.orchestration.saga import run_plan
@@ -68,10 +67,7 @@ class Recovery:
             return _as_found(state)
         if state.status is None and not state.claimable(self.executor.clock.wall()):
             raise RunBusyError(run_id, owner=str(state.owner))
-        journal = await self._claim(state)
-        if journal is None:
-            raise RunBusyError(run_id, owner="another process, which claimed it just now")
-        return await in_child(self._unwind, state, journal, "undone on purpose")
+        return await shielded(self._take, state, "undone on purpose")
 
     async def recover(self, run_id: str | None = None, *, resume: bool = False) -> list[SagaResult]:
         """Finish what dead processes left; see `Orchestrator.recover`."""
@@ -94,15 +90,14 @@ class Recovery:
                     results.append(unread)
         for state in states:
             if state.status is None and state.claimable(self.executor.clock.wall()):
-                journal = await self._claim(state, kept=state.kept)
-                if journal is not None:
-                    with entered(self._as(state)):
-                        try:
-                            results.append(await self._finish(state, journal, resume=resume))
-                        except LeaseLostError as lost:  # this process was held up, and another one goes on with it
-                            if run_id is not None:
-                                raise
-                            _log.warning("%s", lost)
+                with entered(self._as(state)):
+                    try:
+                        if (result := await in_child(self._take_over, state, resume)) is not None:
+                            results.append(result)
+                    except LeaseLostError as lost:  # this process was held up, and another one goes on with it
+                        if run_id is not None:
+                            raise
+                        _log.warning("%s", lost)
         return results
 
     async def retry(self, run_id: str) -> SagaResult:
@@ -119,10 +114,7 @@ class Recovery:
             raise RunBusyError(run_id, owner="another process, which claimed it just now")
         if not any(s.reason is not None and not s.settled for s in state.effects.values()):
             return _as_found(state)
-        journal = await self._claim(state, kept=_apart_from_stuck(state))
-        if journal is None:
-            raise RunBusyError(run_id, owner="another process, which claimed it just now")
-        return await in_child(self._unwind, state, journal, "tried again on purpose")
+        return await shielded(self._take, state, "tried again on purpose", _apart_from_stuck(state))
 
     async def resolve(self, run_id: str, step: str, *, outcome: Literal["done", "undone"]) -> SagaResult:
         """Record a human's word on an effect that could not be undone, or of which nobody knew whether it happened.
@@ -174,10 +166,26 @@ class Recovery:
         state.status, state.kept = None, kept
         return journal
 
-    async def _finish(self, state: RunState, journal: Journal, *, resume: bool) -> SagaResult:
+    async def _take(self, state: RunState, reason: str, kept: SagaStatus | None = None) -> SagaResult:
+        """Claim a run and undo it, or what of it got stuck. Shielded, as nobody would end a run that is only claimed.
+
+        Raises:
+            RunBusyError: Somebody else was first.
+        """
+        journal = await self._claim(state, kept=kept)
+        if journal is None:
+            raise RunBusyError(state.run_id, owner="another process, which claimed it just now")
+        return await beside(journal.keep, self._unwind, state, journal, reason)
+
+    async def _take_over(self, state: RunState, resume: bool) -> SagaResult | None:
+        """Claim a run that somebody left, and end it; None if somebody else was first."""
+        journal = await self._claim(state, kept=state.kept)
+        return None if journal is None else await beside(journal.keep, self._finish, state, journal, resume)
+
+    async def _finish(self, state: RunState, journal: Journal, resume: bool) -> SagaResult:
         reason = "its process died"
         if state.closed_at is not None:  # it had ended, and who undid it, or a part of it, died
-            return await in_child(self._unwind, state, journal, "undone on purpose")
+            return await self._unwind(state, journal, "undone on purpose")
         if resume and not state.decided and state.kind == "steps" and state.plan is not None:
             plan = Plan.from_data(state.plan["steps"])
             try:
@@ -185,15 +193,20 @@ class Recovery:
             except PlanError as unfit:  # what it would do further could perhaps not be undone
                 reason = f"its process died, and it can't go on: {unfit}"
             else:
-                if (results := await in_child(self._resumable, state, plan, journal)) is not None:
-                    return await in_child(self._resume, state, plan, journal, results)
+                try:
+                    results = await self._resumable(state, plan, journal)
+                except anyio.get_cancelled_exc_class():
+                    await self._unwind(state, journal, "cancelled before it could go on")
+                    raise
+                if results is not None:
+                    return await self._resume(state, plan, journal, results)
         if not state.decided and not state.rollback:
             # What stands is left standing, but for nested runs that were being undone when the process died.
             begun = state.begun()
             if any(not entry.settled for entry in begun):
                 await shielded(Unwinder(self.executor, journal, self.grace, recorded=True).unwind, begun)
             return await self._close(state, journal, status="stopped")
-        return await in_child(self._unwind, state, journal, reason)
+        return await self._unwind(state, journal, reason)
 
     async def _unwind(self, state: RunState, journal: Journal, reason: str) -> SagaResult:
         with entered(self._as(state)), spans.workflow(
@@ -206,16 +219,7 @@ class Recovery:
                 if not state.decided and state.kept is None:
                     await journal.append("unwinding", scope="", reason=reason)
                     state.reason = reason
-                failure: Exception | None = None
-                async with anyio.create_task_group() as group:
-                    group.start_soon(_keep, journal, self.executor)
-                    try:
-                        await unwinder.unwind(state.begun() if state.kept else list(state.effects.values()))
-                    except (LeaseLostError, StorageError) as error:  # raised bare, behind the group
-                        failure = error
-                    group.cancel_scope.cancel()
-                if failure is not None:
-                    raise failure
+                await unwinder.unwind(state.begun() if state.kept else list(state.effects.values()))
                 return await self._close(state, journal, undone=tuple(unwinder.undone))
 
             result = await shielded(undo)
@@ -249,7 +253,9 @@ class Recovery:
             if tool is None or entry.contract != tool.fingerprint:
                 return None
             if entry.doubtful:
-                verdict = await self.executor.verify(tool, entry.effect.arguments, entry.effect.key)
+                verdict = None
+                with anyio.move_on_after(self.grace):
+                    verdict = await self.executor.verify(tool, entry.effect.arguments, entry.effect.key)
                 if verdict is None and not tool.contract.idempotent:
                     return None
                 if verdict is not None and verdict.happened:
@@ -304,18 +310,6 @@ class Recovery:
             scope=scope,
             results=results,
         )
-
-
-async def _keep(journal: Journal, executor: ToolExecutor) -> None:
-    """Keep the claim while compensations take their time."""
-    while True:
-        await anyio.sleep(RENEW_SECONDS)
-        if executor.clock.monotonic() - journal.last_append >= RENEW_SECONDS / 2:
-            try:
-                await journal.append("renewed")
-            except Exception as error:  # noqa: BLE001 - the unwinder meets the same error and reports it
-                _log.warning("lease of run %s: %s", journal.run_id, error)
-                return
 
 
 def _apart_from_stuck(state: RunState) -> SagaStatus | None:

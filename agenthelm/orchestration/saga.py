@@ -10,7 +10,7 @@ from typing import Any, Literal
 import anyio
 
 from agenthelm._runtime.context import RunContext, current_run, entered, new_run_id
-from agenthelm._runtime.groups import in_child, named
+from agenthelm._runtime.groups import named
 from agenthelm.core.cost import Budget
 from agenthelm.core.executor import ToolExecutor, current_executor
 from agenthelm.core.handlers import ApprovalHandler, AutoDeny
@@ -24,7 +24,7 @@ from agenthelm.orchestration import options
 from agenthelm.orchestration.journal import encode
 from agenthelm.orchestration.plan import Plan, Ref, Step, Steps, resolved
 from agenthelm.orchestration.results import SagaResult, StepRecord, StuckEffect
-from agenthelm.orchestration.scope import Opening, SagaScope
+from agenthelm.orchestration.scope import Opening, SagaScope, heard
 from agenthelm.orchestration.unwind import GRACE_SECONDS
 from agenthelm.tracing import spans
 
@@ -148,9 +148,9 @@ class SagaOrchestrator:
             executor, context = running, ambient
         executor = executor.inside(running)
         plan.check_tools(executor.tools)
-        return await in_child(
-            functools.partial(
-                run_plan, plan, executor, context,
+        return await heard(
+            lambda begun: run_plan(
+                plan, executor, context, begun=begun,
                 on_error=on_error, name=name, budget=budget, timeout=timeout, grace=self.grace,
             )
         )  # fmt: skip
@@ -168,6 +168,7 @@ async def run_plan(
     grace: float = GRACE_SECONDS,
     scope: SagaScope | None = None,
     results: Mapping[str, Any] | None = None,
+    begun: list[SagaScope] | None = None,
 ) -> SagaResult:
     """Run a checked plan in a saga scope; must run in a child task.
 
@@ -182,6 +183,7 @@ async def run_plan(
         grace: Seconds for one compensation.
         scope: The scope of a claimed run, when it is resumed.
         results: The steps that are done already, when it is resumed.
+        begun: Gets the scope; see `heard`.
     """
     context = context.evolve(loop=anyio.lowlevel.current_token())
     # A claimed run is another process's: its own trace goes on there, and this one links to it.
@@ -192,6 +194,8 @@ async def run_plan(
             scope = SagaScope(
                 executor, context, opening, budget=budget, rollback=on_error == "rollback", grace=grace, protected=True
             )
+        if begun is not None:
+            begun.append(scope)
         try:
             async with scope:
                 with anyio.move_on_after(timeout) as deadline:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -15,10 +15,10 @@ from anyio import CancelScope
 from anyio.abc import TaskGroup
 
 from agenthelm._runtime.context import RunContext, StopMark, current_run, entered
-from agenthelm._runtime.groups import shielded
+from agenthelm._runtime.groups import beside, in_child, shielded
 from agenthelm.core.cost import Budget
 from agenthelm.core.executor import ToolExecutor, current_executor, using
-from agenthelm.exceptions import LeaseLostError, StorageError, describe
+from agenthelm.exceptions import LeaseLostError, SagaError, StorageError, describe
 from agenthelm.orchestration.journal import RENEW_SECONDS, Journal
 from agenthelm.orchestration.live import LiveRun, ScopeLog
 from agenthelm.orchestration.results import SagaResult, SagaStatus, StepRecord
@@ -26,7 +26,9 @@ from agenthelm.orchestration.state import EffectState, settle_repeated
 from agenthelm.orchestration.unwind import GRACE_SECONDS, Unwinder
 from agenthelm.tracing import names, spans
 
-__all__ = ["Opening", "SagaScope", "branch_scope"]
+__all__ = ["Opening", "SagaScope", "branch_scope", "heard"]
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -89,17 +91,20 @@ class SagaScope:
     _stack: ExitStack = field(init=False, default_factory=ExitStack)
     _group: TaskGroup | None = field(init=False, default=None)
     _over: anyio.Event = field(init=False)
+    _elsewhere: bool = field(init=False, default=False)
 
     async def __aenter__(self) -> Self:
         outer = self.executor.effects
+        budget = None if self.executor.passes_doors else self.budget
+        ledger = self.executor.ledger.child("run", budget, stop=self.stop)
         if isinstance(outer, ScopeLog) and current_run() is not None:
+            outer.refuse_late(f"saga {self.opening.name!r} was begun")
             self._outer = outer
             run, path = outer.run, outer.run.inner_scope(outer.scope)
         else:
             run, path = await self._open(), ""
-        self._log = ScopeLog(run, path, self.executor.tools, self.stop, grace=self.grace)
-        budget = None if self.executor.passes_doors else self.budget
-        ledger = self.executor.ledger.child("run", budget, stop=self.stop)
+        # From here on nothing fails: the run is open and its heartbeat beats, and only leaving the block ends both.
+        self._log = ScopeLog(run, path, self.executor.tools, self.stop, self._outer, grace=self.grace)
         self.executor = replace(self.executor, effects=self._log, ledger=ledger)
         self.context = self.context.evolve(run_id=run.journal.run_id, stops=(self.stop, *self.context.stops))
         self._stack.enter_context(entered(self.context))
@@ -109,8 +114,8 @@ class SagaScope:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stack.close()
         ended = error
+        error = self._leave(error)
         if error is None and self._outer is None:
             try:
                 # Who was cancelled meanwhile never hears of the result, so it must not stand.
@@ -130,10 +135,14 @@ class SagaScope:
         except anyio.get_cancelled_exc_class() as cancelled:
             error = cancelled
             if self._run.journal.lost is None:
-                await self._take_back(cancelled)
+                await self.take_back(cancelled)
                 raise
         finally:
-            await self._close_group(error)
+            try:
+                await self._close_group(error)
+            except anyio.get_cancelled_exc_class() as cancelled:
+                await self.take_back(cancelled)
+                raise
         lost = self._run.journal.lost
         if lost is not None:
             final = lost
@@ -141,6 +150,31 @@ class SagaScope:
             self._sign(final)
         if final is not None and final is not ended:
             raise final
+
+    async def take_back(self, cancelled: BaseException) -> None:
+        """Undo a run that succeeded when whoever waits for it was cancelled, and so never hears of that."""
+        if not self.stands:
+            return
+        effects = list(self._run.states.values())
+        journal = self._run.journal
+
+        async def undo() -> None:
+            try:
+                await journal.claimed()
+            except (LeaseLostError, StorageError) as broken:
+                _log.error("run %s stands, and its caller was cancelled: %s", self.run_id, broken)
+                return
+            await beside(journal.keep, self._end, effects, cancelled)
+
+        with suppress(anyio.get_cancelled_exc_class()):  # the caller raises the one it has
+            await shielded(undo)
+
+    @property
+    def stands(self) -> bool:
+        """Whether it is a run of its own that succeeded, and has done something that could be undone."""
+        if self._outer is not None or self.result is None or self.result.exception is not None:
+            return False
+        return any(not state.settled for state in self._run.states.values())
 
     async def use(self, tool: str, /, **arguments: Any) -> Any:
         """Call a tool under its contract; see `ToolExecutor.call` for what is raised."""
@@ -240,6 +274,22 @@ class SagaScope:
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
+    def _leave(self, error: BaseException | None) -> BaseException | None:
+        """Put identity and executor out of force; returns what the block ends with so far."""
+        try:
+            self._stack.close()
+        except (
+            ValueError
+        ):  # another task's context: nothing can be put back there, and the heartbeat's group not be left
+            self._elsewhere = True
+            misplaced = SagaError(
+                f"saga {self.opening.name!r} was left in another task than it was entered in; enter and leave it in one task"
+            )
+            if error is None:
+                return misplaced
+            error.add_note(str(misplaced))
+        return error
+
     def _verdict(self, error: BaseException | None) -> BaseException | None:
         """What the block ends with: a stop goes over whatever else was made of it, a cancellation over that."""
         if error is not None and not isinstance(error, Exception):
@@ -251,18 +301,28 @@ class SagaScope:
 
     async def _finish(self, error: BaseException | None) -> BaseException | None:
         """Close the journal or undo the effects; returns what the block ends with."""
-        await self._run.idle(self._log.scope)
-        self._log.closed = True
-        effects = self._run.in_scope(self._log.scope) if self._log.scope else list(self._run.states.values())
-        settle_repeated(effects)
-        if error is None:
+        scope = self._log.scope
+        self._run.ending.add(scope)
+        try:
+            await self._run.idle(scope)
+            effects = self._run.in_scope(scope) if scope else list(self._run.states.values())
             try:
-                await self._close("success", effects)
-                return None
-            except StorageError as broken:
-                error = broken  # what is not on record as done, whoever recovers it would undo
-        await self._end(effects, error)
-        return error
+                self._log.refuse_late(f"saga {self.opening.name!r} ended")
+            except SagaError as late:  # the scope around it has undone these effects, or let them stand
+                await self._close("stopped", effects, error or late)
+                return error or late
+            self._log.closed = True
+            settle_repeated(effects)
+            if error is None:
+                try:
+                    await self._close("success", effects)
+                    return None
+                except StorageError as broken:
+                    error = broken  # what is not on record as done, whoever recovers it would undo
+            await self._end(effects, error)
+            return error
+        finally:
+            self._run.end(scope)
 
     async def _end(self, effects: list[EffectState], error: BaseException) -> None:
         """Undo what a block that did not complete has done, or let it stand."""
@@ -291,24 +351,6 @@ class SagaScope:
                         state.reason = "the decision to undo could not be recorded, so it is left for recovery"
         stuck = any(state.reason is not None and not state.settled for state in effects)
         await self._close("failed" if stuck else "rolled_back", effects, error, undone=tuple(unwinder.undone))
-
-    async def _take_back(self, cancelled: BaseException) -> None:
-        """End a run anew that was cancelled while its success was being written: nobody will hear of that."""
-        if self._outer is not None or self.result is None or self.result.exception is not None:
-            return
-        effects = list(self._run.states.values())
-
-        async def undo() -> None:
-            try:
-                await self._run.journal.claimed()
-            except (LeaseLostError, StorageError) as broken:
-                _log.error("run %s stands, and its caller was cancelled: %s", self.run_id, broken)
-            else:
-                await self._end(effects, cancelled)
-
-        if any(not state.settled for state in effects):
-            with suppress(anyio.get_cancelled_exc_class()):  # the caller raises the one it has
-                await shielded(undo)
 
     async def _close(
         self,
@@ -363,6 +405,8 @@ class SagaScope:
             return
         self._over.set()
         self._run.journal.on_lost = None  # it refers back to this scope, and nobody is left to stop
+        if self._elsewhere:
+            return  # only the task that has entered the group can leave it; the heartbeat ends all the same
         if self._run.journal.lost is not None and error is not None and not isinstance(error, Exception):
             # Our own cancellation of the block ends here.
             await self._group.__aexit__(type(error), error, error.__traceback__)
@@ -379,6 +423,25 @@ def _numbered(states: Mapping[str, EffectState]) -> dict[str, int]:
             path, _, number = path.rpartition(".")
             numbers[path] = max(numbers.get(path, 0), int(number))
     return numbers
+
+
+async def heard(
+    function: Callable[[list[SagaScope]], Awaitable[T]],
+    take_back: Callable[[SagaScope, BaseException], Awaitable[None]] = SagaScope.take_back,
+) -> T:
+    """Run something in a child task that opens a scope; should its success never be heard of, it is taken back.
+
+    Args:
+        function: Puts its scope into the list it is given.
+        take_back: Undoes it when this task was cancelled after the scope had ended well.
+    """
+    begun: list[SagaScope] = []
+    try:
+        return await in_child(function, begun)
+    except anyio.get_cancelled_exc_class() as cancelled:
+        for scope in begun:
+            await take_back(scope, cancelled)
+        raise
 
 
 class branch_scope:  # noqa: N801 - used like a function: `async with branch_scope("left"):`

@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 from anyio import CancelScope
+from anyio.abc import TaskGroup
 
 from agenthelm._runtime.context import RunContext, current_run, entered, report
 from agenthelm._runtime.progress import Progress
@@ -48,6 +49,7 @@ class Unwinder:
     recorded: bool = False
     undone: list[str] = field(default_factory=list)
     _verdicts: dict[str, Verdict | None] = field(default_factory=dict)
+    _group: TaskGroup = field(init=False)
 
     async def unwind(self, effects: Iterable[EffectState]) -> None:
         """Undo effects; what can't be undone is left with its ``reason``. Must run where nothing cancels it.
@@ -65,11 +67,12 @@ class Unwinder:
             ledger=self.executor.ledger.child("compensation", enforced=False),
         )
         with entered(context), using(executor):
-            await self._ask_enclosing(executor, states)
             async with anyio.create_task_group() as group:
+                self._group = group
+                await self._ask_enclosing(executor, states)
                 for state in self._order(states):
                     if self.journal.lost is None and not state.settled and not self._covered(state, states):
-                        await self._one(group, executor, state)
+                        await self._one(executor, state)
         if self.journal.lost is not None:
             raise self.journal.lost
 
@@ -110,7 +113,7 @@ class Unwinder:
 
     # -- one effect ---------------------------------------------------------------------------------------------------
 
-    async def _one(self, group: Any, executor: ToolExecutor, state: EffectState) -> None:
+    async def _one(self, executor: ToolExecutor, state: EffectState) -> None:
         problem = self._fitness(state)
         if problem is not None:
             if problem:
@@ -126,7 +129,7 @@ class Unwinder:
         executor = replace(executor, late=late)
         scope = CancelScope()
         report(Progress("unwinding", compensator.name, run_id=self.journal.run_id))
-        group.start_soon(self._compensate, executor, state, compensator, scope, done)
+        self._group.start_soon(self._compensate, executor, state, compensator, scope, done)
         with anyio.move_on_after(self.grace):
             await done.wait()
         if done.is_set():
@@ -204,13 +207,29 @@ class Unwinder:
         return self._verdicts[state.effect.id]
 
     async def _verdict(self, executor: ToolExecutor, state: EffectState, tool: Tool) -> Verdict | None:
-        try:
-            return await executor.verify(tool, state.effect.arguments, state.effect.key)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001 - nothing cancels unwinding: it is a cancellation that leaked
-            _log.warning("verify of %s did not end: %s", tool.name, describe(error))
+        """What ``verify`` says within the grace time; one that hangs in a thread is left to end on its own."""
+        answers: list[Verdict | None] = []
+        done, scope = anyio.Event(), CancelScope()
+
+        async def ask() -> None:
+            try:
+                with scope:
+                    answers.append(await executor.verify(tool, state.effect.arguments, state.effect.key))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001 - nothing cancels unwinding: it is a cancellation that leaked
+                _log.warning("verify of %s did not end: %s", tool.name, describe(error))
+            finally:
+                done.set()
+
+        self._group.start_soon(ask)
+        with anyio.move_on_after(self.grace):
+            await done.wait()
+        if not done.is_set():
+            _log.warning("verify of %s did not answer within %g s", tool.name, self.grace)
+            scope.cancel()
             return None
+        return answers[0] if answers else None
 
     async def _only_verify(self, executor: ToolExecutor, state: EffectState, tool: Tool) -> None:
         """Nothing undoes this effect, but it may not have happened."""

@@ -13,7 +13,7 @@ from agenthelm._runtime.retry import SystemClock
 from agenthelm.core.storage import InMemoryStorage, Record
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import CorruptRecordError, LeaseLostError, RunBusyError, SagaError, StorageError
-from agenthelm.orchestration import recovery
+from agenthelm.orchestration import journal as journals
 from agenthelm.orchestration.journal import stream_of
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step, saga
@@ -201,7 +201,7 @@ async def test_who_is_held_up_while_recovering_leaves_that_run_to_its_new_owner(
 async def test_a_run_that_is_long_in_undoing_is_not_taken_for_a_dead_one(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recovery, "RENEW_SECONDS", 0.01)
+    monkeypatch.setattr(journals, "RENEW_SECONDS", 0.01)
     renewed, clock = anyio.Event(), Later()
     storage = FaultyStorage(InMemoryStorage(), at=0, times=0, matching=lambda record: _seen(record, renewed))
     run_id = await world.good_run(storage)
@@ -216,7 +216,7 @@ async def test_a_run_that_is_long_in_undoing_is_not_taken_for_a_dead_one(
 async def test_an_undo_whose_lease_can_not_be_renewed_says_so_and_can_be_repeated(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(recovery, "RENEW_SECONDS", 0.01)
+    monkeypatch.setattr(journals, "RENEW_SECONDS", 0.01)
     inner, renewed = InMemoryStorage(), anyio.Event()
     storage = FaultyStorage(inner, at=1, times=None, matching=lambda record: _seen(record, renewed))
     run_id = await world.good_run(storage)
