@@ -79,7 +79,7 @@ async def run(
         raise ConfigError("--merge needs --parallel", setting="merge")
     text = _task(task)
     chosen = _session.choose_agents(settings, agents or [])
-    further = _session.parse_inputs(inputs or [])
+    further = _session.parse_inputs(inputs or [], chosen)
     _session.check_inputs(chosen, further)
     lm = _session.model_for(settings)
     given = {

@@ -42,6 +42,7 @@ from agenthelm.orchestration.wiring import (
     component,
     component_name,
     component_names,
+    fitting,
     select,
     signature_of,
 )
@@ -217,6 +218,7 @@ class Orchestrator:
 
         Raises:
             WiringError: It is nothing that can be run, or the fields don't fit together; nothing ran.
+            AgentInputError: An input is not taken, is of the wrong type, or is the task a second time; nothing ran.
             ConfigError: The budget or the deadline makes no sense; nothing ran.
             PlanError: A tool's compensation could never be called; nothing ran.
             BudgetExceededError: A budget was used up.
@@ -401,22 +403,27 @@ class Orchestrator:
 
     def _given(self, flow: Runnable, task: str | None, inputs: dict[str, Any]) -> dict[str, Any]:
         """The inputs of a run, checked against what the flow declares."""
+        name, signature = component_name(flow), signature_of(flow)
         if task is not None:
+            if not isinstance(task, str):
+                raise AgentInputError(f"the task must be a text, not {task!r:.80}", agent=name)
             if not task.strip():
-                raise AgentInputError("the task is empty; say what is to be done", agent=component_name(flow))
+                raise AgentInputError("the task is empty; say what is to be done", agent=name)
+            if TASK in inputs:
+                raise AgentInputError(f"the task was given twice; leave {TASK!r} out of the inputs", agent=name)
             inputs = {TASK: task, **inputs}
+        inputs = {key: fitting(signature, key, value) for key, value in inputs.items()}
         supply = Supply.of(inputs)
         if isinstance(flow, Checked):
             flow.check(supply)
             return inputs
-        chosen = select(signature_of(flow), supply, is_flow=False)
-        unknown = [name for name in inputs if name != TASK and name not in chosen]
-        if unknown:
-            takes = ", ".join(signature_of(flow).inputs) or "nothing"
-            raise AgentInputError(
-                f"agent {component_name(flow)!r} takes no {unknown[0]!r}; it takes {takes}", agent=component_name(flow)
-            )
-        return {name: inputs[source] for name, source in chosen.items()}
+        chosen = select(signature, supply, is_flow=False)
+        unknown = next((key for key in inputs if key != TASK and key not in chosen), None)
+        if unknown is not None:
+            takes = ", ".join(signature.inputs) or "nothing"
+            hint = nearest(unknown, signature.inputs)
+            raise AgentInputError(f"agent {name!r} takes no {unknown!r}.{hint} It takes: {takes}.", agent=name)
+        return {key: inputs[source] for key, source in chosen.items()}
 
     def _warn_of_names(self, flow: Runnable) -> None:
         """Tell once of a budget or a model whose name is nearly, but not quite, that of an agent.

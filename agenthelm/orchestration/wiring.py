@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
+from pydantic import TypeAdapter, ValidationError
+
 from agenthelm.agent.signature import AgentSignature, FieldSpec, Runnable
-from agenthelm.exceptions import WiringError, nearest
+from agenthelm.exceptions import AgentInputError, WiringError, nearest
 
 __all__ = [
     "TASK",
@@ -18,12 +20,15 @@ __all__ = [
     "component_name",
     "component_names",
     "components",
+    "fitting",
     "select",
     "signature_of",
 ]
 
 TASK = "task"
 """Where a flow carries what the run is about; no agent overwrites it."""
+
+_PLAIN = (str, int, float, bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +182,25 @@ def select(signature: AgentSignature, supply: Supply, *, is_flow: bool) -> dict[
     if missing and not supply.open:
         raise missing_input(signature.name, missing[0], supply)
     return chosen
+
+
+def fitting(signature: AgentSignature, name: str, value: Any) -> Any:
+    """An input that a caller gave, as its declared type; what is more than a plain type is left to who reads it.
+
+    Raises:
+        AgentInputError: It can't be made one.
+    """
+    spec = signature.inputs.get(name)
+    if spec is None or spec.type not in _PLAIN or isinstance(value, spec.type):
+        return value
+    if not spec.required and value is spec.default:
+        return value
+    try:
+        return TypeAdapter(spec.type).validate_python(value)
+    except ValidationError:
+        raise AgentInputError(
+            f"{signature.name!r} takes {name!r} as {spec.type_name}, not {value!r:.80}", agent=signature.name
+        ) from None
 
 
 def missing_input(agent: str, name: str, supply: Supply) -> WiringError:
