@@ -43,7 +43,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 __all__ = [
     "AgentError",
@@ -94,7 +94,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class AgentHelmError(Exception):
-    """The root of every error this package raises."""
+    """The root of every error this package raises.
+
+    Exceptions of other classes that leave a run carry these attributes as well.
+
+    Attributes:
+        run_id: The run that it ended, or is about; None where there is none.
+        saga: How that run's effects were undone: a `SagaResult`. None where no run was ended.
+        usage: What the run had spent by then: a `Totals`. None as above.
+    """
+
+    run_id: str | None = None
+    saga: Any = None
+    usage: Any = None
 
 
 class ConfigError(AgentHelmError, ValueError):
@@ -341,7 +353,7 @@ class RunNotFoundError(SagaError, LookupError):
 
     def __init__(self, run_id: str) -> None:
         super().__init__(f"no run {run_id!r} in this storage; `agenthelm saga list` shows the runs it holds")
-        self.run_id = run_id
+        self.run_id: str = run_id
 
 
 class RunBusyError(SagaError, RuntimeError):
@@ -349,7 +361,7 @@ class RunBusyError(SagaError, RuntimeError):
 
     def __init__(self, run_id: str, *, owner: str) -> None:
         super().__init__(f"run {run_id!r} is held by {owner}; wait for it to end, or for its lease to expire")
-        self.run_id = run_id
+        self.run_id: str = run_id
         self.owner = owner
 
 
@@ -358,7 +370,7 @@ class LeaseLostError(SagaError, RuntimeError):
 
     def __init__(self, run_id: str) -> None:
         super().__init__(f"run {run_id!r} was claimed by another process, which undoes it; this one stopped")
-        self.run_id = run_id
+        self.run_id: str = run_id
 
 
 class StorageError(AgentHelmError, OSError):
