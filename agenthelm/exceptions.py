@@ -83,14 +83,20 @@ __all__ = [
 ]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], *, prefix: str = "") -> str:
     """Say which known names come closest to a mistyped one.
+
+    Args:
+        name: The mistyped one.
+        known: The known ones.
+        prefix: What all of them begin with, shown but not compared: it would make everything look alike.
 
     Returns:
         ``" Did you mean 'a' or 'b'?"`` with its leading space, or an empty string when nothing is close.
     """
-    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
-    return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
+    bare = [one.removeprefix(prefix) for one in known]
+    matches = difflib.get_close_matches(name.removeprefix(prefix), bare, n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(prefix + match) for match in matches)}?" if matches else ""
 
 
 class AgentHelmError(Exception):

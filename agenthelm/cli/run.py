@@ -24,11 +24,13 @@ from agenthelm.cli._options import (
     Trace,
     check_timeout,
 )
-from agenthelm.exceptions import ConfigError
+from agenthelm.exceptions import ConfigError, nearest
 
 __all__ = ["app"]
 
 app: typer.Typer = typer.Typer()
+
+_MERGES = ("dict", "flat", "list")
 
 
 @command(app, "run")
@@ -77,6 +79,10 @@ async def run(
     check_timeout(timeout)
     if merge is not None and not parallel:
         raise ConfigError("--merge needs --parallel", setting="merge")
+    if merge not in (None, *_MERGES):
+        raise ConfigError(
+            f"--merge must be dict, flat or list, not {merge!r}.{nearest(merge, _MERGES)}", setting="merge"
+        )
     text = _task(task)
     chosen = _session.choose_agents(settings, agents or [])
     further = _session.parse_inputs(inputs or [], chosen)

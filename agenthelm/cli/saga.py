@@ -148,6 +148,9 @@ def undo(
             _console.say(line)
     if dry_run:
         return
+    if state.status == "rolled_back" and not json:
+        _console.say(f"run {state.run_id}: {state.status}", style="bold")
+        return
     if lines and not yes:
         _confirm(f"Undo run {state.run_id}?")  # outside of the event loop, where Ctrl-C ends the question
 
@@ -254,7 +257,7 @@ async def prune(
     json: Json = False,
 ) -> None:
     """Drop the journals of finished runs; they can't be undone any more then."""
-    from agenthelm.cli import _console, _events, _saga, _session
+    from agenthelm.cli import _console, _events, _saga, _session, _units
 
     settings = _session.settings_from()
     before = _events.parse_when(older_than, option="older-than").timestamp()
@@ -265,4 +268,4 @@ async def prune(
     if json:
         _console.print_json({"dropped": dropped, "dry_run": dry_run})
     else:
-        _console.out().print(f"{len(dropped)} journals {'would be ' if dry_run else ''}dropped")
+        _console.out().print(f"{'would drop' if dry_run else 'dropped'} {_units.count(len(dropped), 'journal')}")

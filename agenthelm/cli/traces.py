@@ -108,7 +108,9 @@ async def _opened(wanted: dict[str, Any]) -> AsyncIterator[tuple[BaseStorage, di
             where["run_id"] = await _events.last_run(storage, "last")
         yield storage, where
         if storage.skipped:
-            _console.say(f"{storage.skipped} unreadable records were left out", style="yellow")
+            from agenthelm.cli._units import count
+
+            _console.say(f"left out: {count(storage.skipped, 'unreadable record')}", style="yellow")
 
 
 def _row(record: StoredRecord) -> Sequence[object]:

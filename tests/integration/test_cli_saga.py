@@ -184,7 +184,7 @@ def test_a_good_run_is_taken_back_after_a_preview_and_a_yes(cli: Cli) -> None:
     done = cli("saga", "undo", "last", "--yes")
     assert done.stderr.splitlines()[:3] == preview
     assert world(cli) == ["cancelled"] * 3
-    assert cli("saga", "undo", "last", "--yes").lines[0] == "nothing to undo"
+    assert cli("saga", "undo", "last", "--yes").lines == ["nothing to undo", f"run {latest(cli)}: rolled_back"]
 
 
 def test_undo_without_the_app_says_which_tool_is_missing(cli: Cli) -> None:
@@ -221,8 +221,8 @@ def test_finished_journals_are_pruned_and_open_or_stuck_ones_stay(cli: Cli) -> N
     cli("saga", "run", "trip.yaml")
     cli("saga", "run", "stuck.yaml", code=3)
     assert json.loads(cli("saga", "prune", "--older-than", "30d", "--json").stdout)["dropped"] == []
-    assert "1 journals would be dropped" in cli("saga", "prune", "--older-than", "0s", "--dry-run").stdout
-    assert "1 journals dropped" in cli("saga", "prune", "--older-than", "0s").stdout
+    assert "would drop 1 journal\n" in cli("saga", "prune", "--older-than", "0s", "--dry-run").stdout
+    assert "dropped 1 journal\n" in cli("saga", "prune", "--older-than", "0s").stdout
     (left,) = json.loads(cli("saga", "list", "--json").stdout)
     assert left["name"] == "stuck"
 

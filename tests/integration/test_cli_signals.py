@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.apps import HANGING, WORLD
-from tests.support.cli import Cli
+from tests.support.cli import Cli, environment
 
 RUN = ("run", "a hotel", "--app", "hanging.py", "-a", "waiter", "--model", "offline")
 PLAN = ("saga", "run", "plan.yaml", "--app", "hanging.py")
@@ -117,6 +118,29 @@ def test_an_interrupted_plan_says_what_was_undone_and_which_run_it_was(cli: Cli)
     assert process.returncode == 143
     assert stderr.splitlines()[-2] == "undone: book"
     assert stderr.splitlines()[-1] == f"run {json.loads(cli('saga', 'list', '--json').stdout)[0]['run_id']}"
+
+
+def test_an_interrupt_while_the_command_line_is_still_being_imported_ends_it_quietly(cli: Cli) -> None:
+    program = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from agenthelm.cli.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(cli.folder), capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+    done = subprocess.run(
+        [sys.executable, "-m", "agenthelm.cli", "--version"],
+        env=environment(cli.folder),
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout[:10]) == (0, b"agenthelm ")
 
 
 def test_a_killed_run_is_found_and_recovered(cli: Cli) -> None:
