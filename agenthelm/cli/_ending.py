@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from typing import NoReturn
+from typing import Any, NoReturn
 
-__all__ = ["end_process"]
+import typer
+
+__all__ = ["USAGE_ERROR", "end_process"]
+
+USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]
+"""What stands for wrong usage in whichever copy of Click this Typer stands on."""
 
 
 def end_process(code: int, *, force: bool = False) -> NoReturn:

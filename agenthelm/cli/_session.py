@@ -18,7 +18,26 @@ if TYPE_CHECKING:
     from agenthelm.core.storage.base import BaseStorage
     from agenthelm.memory import MemoryHub
 
-__all__ = ["approval_handler", "ensure_home", "load_app", "open_hub", "open_storage", "settings_from", "stored"]
+__all__ = [
+    "agent_names",
+    "apply_pricing",
+    "approval_handler",
+    "budget_from",
+    "check_inputs",
+    "choose_agents",
+    "ensure_home",
+    "load_app",
+    "make_hub",
+    "make_storage",
+    "model_for",
+    "open_hub",
+    "open_orchestrator",
+    "open_storage",
+    "parse_inputs",
+    "settings_from",
+    "stored",
+    "telemetry",
+]
 
 
 def settings_from(**arguments: object) -> Settings:
