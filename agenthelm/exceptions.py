@@ -10,7 +10,7 @@ The tree, with the builtin each one also is::
     │   ├── ToolInputError          ValueError       arguments that do not fit the contract
     │   ├── ToolOutputError         ValueError       a result that does not fit the contract
     │   ├── ToolTimeoutError        TimeoutError     the tool passed its deadline
-    │   └── OutcomeUnknown          RuntimeError     raised by tools: "I can't say whether it happened"
+    │   └── OutcomeUnknown          RuntimeError     nobody can say whether it happened; tools raise it
     ├── ApprovalDeniedError         PermissionError  a human or a policy said no, or nobody answered
     ├── BudgetExceededError         RuntimeError     the next call would pass a limit
     ├── AgentError
@@ -184,7 +184,7 @@ class ToolTimeoutError(ToolError, TimeoutError):
 
 
 class OutcomeUnknown(AgentHelmError, RuntimeError):  # noqa: N818 - product vocabulary; tools raise it by this name
-    """Raised by a tool that can't say whether its effect happened; the effect is then in doubt."""
+    """Raised by a tool that can't say whether its effect happened, or for one whose process died: it is then in doubt."""
 
 
 class ApprovalDeniedError(AgentHelmError, PermissionError):
@@ -438,9 +438,32 @@ def note(error: BaseException, text: str) -> BaseException:
     return error
 
 
+def behind(error: BaseException) -> list[BaseException]:
+    """The exceptions that this one was raised from, while handling, or as a group of."""
+    found: list[BaseException] = [error]
+    for one in found:
+        inside = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+        for other in (one.__cause__, one.__context__, *inside):
+            if other is not None and not any(other is known for known in found):
+                found.append(other)
+    return found[1:]
+
+
 def conceal(error: BaseException, text: str) -> None:
     """Let an exception be told in these words wherever its own would be stored or shown, because a secret is in them."""
     BaseException.__setattr__(error, _CONCEALED, text)  # also where the exception's class lets nobody set attributes
+
+
+def conceal_notes(error: BaseException, notes: Sequence[str]) -> None:
+    """As `conceal`, for the notes that an exception has so far."""
+    BaseException.__setattr__(error, _CONCEALED_NOTES, tuple(notes))
+
+
+def notes_of(error: BaseException) -> list[str]:
+    """An exception's notes as they may be stored and shown, one line each."""
+    concealed: Sequence[str] = vars(error).get(_CONCEALED_NOTES, ())
+    notes = [" ".join(str(note).split()) for note in getattr(error, "__notes__", ())]
+    return [*concealed, *notes[len(concealed) :]]
 
 
 def message_of(error: BaseException) -> str | None:
@@ -452,7 +475,7 @@ def message_of(error: BaseException) -> str | None:
     if concealed is not None:
         return str(concealed)
     text = _text(error)
-    for inner in _behind(error) if text else ():
+    for inner in behind(error) if text else ():
         words, shown = _text(inner), vars(inner).get(_CONCEALED)
         if words and shown is not None:
             assert text is not None
@@ -474,6 +497,7 @@ _CONCEALED: Final = "__agenthelm_concealed__"
 _LOOPS: Final = ("asyncio", "trio")
 _CANCELLATIONS: Final = ("CancelledError", "Cancelled")
 _DEADLINE: Final = ("deadline exceeded", "due to deadline")
+_CONCEALED_NOTES: Final = "__agenthelm_concealed_notes__"
 
 
 def _text(error: BaseException) -> str | None:
@@ -481,14 +505,3 @@ def _text(error: BaseException) -> str | None:
         return str(error)
     except Exception:  # noqa: BLE001 - somebody else's __str__; the type is there all the same
         return None
-
-
-def _behind(error: BaseException) -> list[BaseException]:
-    """The exceptions that this one was raised from, while handling, or as a group of."""
-    found: list[BaseException] = [error]
-    for one in found:
-        inside = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
-        for other in (one.__cause__, one.__context__, *inside):
-            if other is not None and not any(other is known for known in found):
-                found.append(other)
-    return found[1:]

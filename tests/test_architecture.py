@@ -40,6 +40,8 @@ ONLY_IN = {
 
 CATCH_ALL = {
     "exceptions:_text": "somebody else's __str__",
+    "orchestration.values:decode": "the form that is handed out instead is as good as before",
+    "orchestration.values:encode": "what a value's own methods raise makes it opaque, by name",
     "orchestration.unwind:Unwinder._verdict.ask": "an answer that failed is no answer: the doubt stays",
     "_runtime.context:report": "an observer's failure is nobody's, and stops no undo",
     "_runtime.groups:in_child.body": "carries the error out of its task group, where it is raised bare",
@@ -55,7 +57,11 @@ CATCH_ALL = {
     "cli._session:agent_names": "a shell that completes a word must not see a traceback",
     "core.approval:_required": "a predicate that can't say no says yes",
     "core.approval:_ask": "a handler that breaks has not said yes",
-    "core.binding:own_copy": "a value that can't be copied is shared",
+    "core.binding:own_copy": "the others are copied one by one",
+    "core.binding:_own": "a value that can't be copied is shared",
+    "core.process:reported": "carries the error out of its process",
+    "core.process:_portable": "an error that does not pickle is told by a class that does",
+    "core.binding:Binding.unfit": "a validator that breaks says nothing about the value; the call itself will",
     "core.executor:ToolExecutor.verify": "an answer that failed is no answer: the doubt stays, on record",
     "tracing.redaction:_Masking.named": "what somebody's hook can't handle is not shown",
     "tracing.redaction:_Masking.value": "a value that can't be shown must not fail the call it is recorded for",

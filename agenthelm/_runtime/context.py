@@ -72,6 +72,7 @@ class RunContext:
         agent: The agent at work.
         step: The saga step at work.
         effect: The id of the effect whose tool body is running; effects begun inside are its inner effects.
+        attempt: Which attempt of that effect's call it is.
         depth: How many worker threads stand between here and the event loop; selects the limiter.
         stops: The stop marks that bind this code, innermost scope first.
         memory: The ``MemoryContext`` that agents get when none is passed; opaque to this layer.
@@ -86,6 +87,7 @@ class RunContext:
     agent: str | None = None
     step: str | None = None
     effect: str | None = None
+    attempt: int = 1
     depth: int = 0
     stops: tuple[StopMark, ...] = ()
     memory: object | None = None

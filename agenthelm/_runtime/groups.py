@@ -79,7 +79,7 @@ async def beside(background: Callable[[], Awaitable[None]], function: Callable[.
     Must run in a child task already: no native cancellation is held off here.
     """
     value: list[T] = []
-    error: list[Exception] = []
+    error: list[Exception | SystemExit] = []
     scope = CancelScope(shield=True)
 
     async def behind() -> None:
@@ -90,7 +90,7 @@ async def beside(background: Callable[[], Awaitable[None]], function: Callable[.
         group.start_soon(behind)
         try:
             value.append(await function(*args))
-        except Exception as exc:  # noqa: BLE001 - raised bare below, outside of the task group
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - raised bare below, outside of the task group
             error.append(exc)
         finally:
             scope.cancel()

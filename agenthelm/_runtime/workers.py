@@ -157,11 +157,18 @@ class Workers:
         with entered(context.evolve(depth=context.depth + 1)):
             return await anyio.to_thread.run_sync(function, *args, limiter=self.limiter(context.depth))
 
-    async def run_abandonable(self, function: Callable[..., T], *args: Any) -> T:
+    async def run_abandonable(
+        self, function: Callable[..., T], *args: Any, begins: Callable[[], None] | None = None
+    ) -> T:
         """Run a function without side effects in a thread that is let go when the caller is cancelled.
 
         A thread that was let go keeps its place in the limiter until it ends, so there are never more than ``size``
         of them.
+
+        Args:
+            function: What is run.
+            args: Its arguments.
+            begins: Called when there is a place for it.
         """
         limiter = self.limiter("abandonable")
         borrower = object()
@@ -184,6 +191,8 @@ class Workers:
                 wake(token, limiter.release_on_behalf_of, borrower)
 
         try:
+            if begins is not None:
+                begins()
             # `borrower` holds the place; this second limiter only keeps anyio from counting it again.
             return await anyio.to_thread.run_sync(body, abandon_on_cancel=True, limiter=CapacityLimiter(1))
         except BaseException:
@@ -193,13 +202,34 @@ class Workers:
                 limiter.release_on_behalf_of(borrower)
             raise
 
-    async def run_in_process(self, function: Callable[..., T], *args: Any) -> T:
+    async def run_in_process(
+        self,
+        function: Callable[..., T],
+        *args: Any,
+        needs: Any = None,
+        begins: Callable[[], None] | None = None,
+    ) -> T:
         """Run a function in a worker process, which is killed when the caller is cancelled.
 
         For CPU-bound work, which threads can't keep off the event loop under the GIL. The function, its arguments and
         its value must pickle, and the process re-imports ``__main__``.
+
+        Args:
+            function: What is run.
+            args: Its arguments.
+            needs: What else is unpickled there beforehand, so that its modules are imported.
+            begins: Called when a process is there and the function is about to be sent to it.
         """
-        return await anyio.to_process.run_sync(function, *args, cancellable=True, limiter=self.limiter("process"))
+        # The place is held here; the limiters below only keep anyio from counting it again.
+        async with self.limiter("process"):
+            await anyio.to_process.run_sync(_is_there, (function, needs), cancellable=True, limiter=CapacityLimiter(1))
+            if begins is not None:
+                begins()
+            return await anyio.to_process.run_sync(function, *args, cancellable=True, limiter=CapacityLimiter(1))
+
+
+def _is_there(_: Any) -> None:
+    """What a worker process does first."""
 
 
 def on_event_loop() -> bool:

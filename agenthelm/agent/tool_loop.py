@@ -8,15 +8,18 @@ those that must end a run.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import dspy
+from pydantic_core import to_jsonable_python
 
 from agenthelm._runtime.context import raise_if_stopped
 from agenthelm.agent.bridge import await_from_sync
 from agenthelm.agent.toolset import Toolset
+from agenthelm.core.redaction import masked
+from agenthelm.core.sensitive import without_marked
 from agenthelm.exceptions import (
     AgentError,
     ApprovalDeniedError,
@@ -33,6 +36,8 @@ DEFAULT_STEPS = 20
 
 FINISH = "finish"
 _MISREADINGS = 3
+_LONGEST: Final = 100_000
+"""Characters of one result that the LM is shown; a larger one would fill its context window by itself."""
 _STOPS = (BudgetExceededError, LeaseLostError, StorageError)
 
 
@@ -102,7 +107,7 @@ class ToolLoop(dspy.Module):
             if choice.next_tool_name == FINISH:
                 break
             arguments = choice.next_tool_args or {}
-            thought = str(choice.next_thought or "")
+            thought = _fit(str(choice.next_thought or ""))
             observation = self._observe(choice.next_tool_name, arguments, thought)
             turns.append(_Turn(thought, choice.next_tool_name, _shown(arguments), observation))
         raise_if_stopped()
@@ -112,15 +117,16 @@ class ToolLoop(dspy.Module):
     def _observe(self, name: str, arguments: Mapping[str, Any], thought: str) -> str:
         """One tool call, and what the LM is told of it."""
         try:
-            return _shown(await_from_sync(self.tools.call, name, arguments, thought))
+            result = await_from_sync(self.tools.call, name, arguments, thought)
+            return _shown(self.tools[name].binding.shown(result))
         except _STOPS:
             raise
         except ApprovalDeniedError as denied:
             raise_if_stopped()
-            return f"denied by {denied.approver}: {denied.reason}"
+            return _fit(f"denied by {denied.approver}: {denied.reason}")
         except Exception as error:  # noqa: BLE001 - whatever a tool raises is an observation
             raise_if_stopped()
-            return f"error: {describe(error)}"
+            return _fit(f"error: {describe(error)}")
 
 
 def _ask(predictor: dspy.Module, turns: list[_Turn], inputs: Mapping[str, Any]) -> Any:
@@ -151,11 +157,19 @@ def _instructions(signature: type[dspy.Signature], tools: Toolset) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as the LM reads it."""
+    """A value as the LM reads it: as JSON, without what is marked `Redacted`."""
     if isinstance(value, str):
-        return value
-    dump = getattr(value, "model_dump", None)
+        return _fit(value)
     try:
-        return json.dumps(dump(mode="json") if dump is not None else value, ensure_ascii=False, default=str)
-    except (TypeError, ValueError):
-        return str(value)
+        copy = str(value) if isinstance(value, Iterator) else to_jsonable_python(value, by_alias=False, fallback=str)
+        text = json.dumps(without_marked(value, copy), ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):  # bytes that are no text, numbers too long to print, cycles
+        text = json.dumps(masked(value), ensure_ascii=False)
+    return _fit(text)
+
+
+def _fit(text: str) -> str:
+    """A text that fits into a prompt, and that UTF-8 can carry."""
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}… <{_LONGEST} of {len(text)} characters>"
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from agenthelm.core.binding import KEY_PARAMETER
 from agenthelm.core.executor import current_executor, detached
 from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
 
@@ -35,6 +36,8 @@ class Toolset(Mapping[str, Tool]):
     async def call(self, name: str, arguments: Mapping[str, Any], reasoning: str = "") -> Any:
         """Call one of them through the executor in force; ``reasoning`` goes on record with the call.
 
+        An idempotency key among the arguments is ignored: under one that an LM made up, a second effect would be none.
+
         Raises:
             UnknownToolError: It is none of these, whatever else the orchestrator has.
             Exception: As `ToolExecutor.call`.
@@ -45,6 +48,8 @@ class Toolset(Mapping[str, Tool]):
         mine, known = self._tools[name], executor.tools.get(name)
         # The registry's own entry is preferred, so that undoing finds the same one; never a stranger of that name.
         target = known if known is not None and known.function is mine.function else mine
+        if target.binding.takes_key:
+            arguments = {name: value for name, value in arguments.items() if name != KEY_PARAMETER}
         return await executor.call(target, arguments, reasoning=reasoning)
 
     def __getitem__(self, name: str) -> Tool:

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -164,22 +164,18 @@ def report(error: Exception) -> int:
         return exit_code(error)
     if _options.debug:
         traceback.print_exception(error, file=sys.stderr)
-    lines = [f"error: {summary(error)}", *(f"  {note}" for note in _notes(error))]
+    lines = [f"error: {summary(error)}", *(f"  {note}" for note in errors.notes_of(error))]
     from agenthelm.cli._console import escape_controls
 
     sys.stderr.write(escape_controls(scrub("\n".join(lines))) + "\n")
     return exit_code(error)
 
 
-def _notes(error: BaseException) -> Iterable[str]:
-    return (" ".join(str(note).split()) for note in getattr(error, "__notes__", ()))
-
-
 def summary(error: BaseException) -> str:
     """One line: our own errors speak for themselves, others are named, with the place in the user's code."""
-    if isinstance(error, ExceptionGroup):
-        return f"{error.message}: " + "; ".join(summary(inner) for inner in error.exceptions)
-    text = " ".join(str(error).split())
+    text = " ".join((errors.message_of(error) or "").split())
+    if isinstance(error, ExceptionGroup):  # its message ends with the number of those inside
+        return f"{text.rpartition(' (')[0]}: " + "; ".join(summary(inner) for inner in error.exceptions)
     if isinstance(error, errors.ModelNotConfiguredError):
         return str(error).strip()  # says in three lines how to set one
     if isinstance(error, errors.AgentHelmError) and text:

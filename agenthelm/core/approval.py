@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 import anyio
 
-from agenthelm.core.binding import call_by_name, own_copy
+from agenthelm.core.binding import call_by_name
 from agenthelm.core.call import Call
 from agenthelm.core.handlers import ApprovalHandler, ApprovalRequest, Decision
 from agenthelm.core.redaction import digest, masked
+from agenthelm.core.sensitive import veiled
 from agenthelm.exceptions import ApprovalDeniedError
 from agenthelm.tracing import names
 
@@ -56,7 +57,6 @@ async def approve(
         call.span.set(names.APPROVAL_APPROVER, call.approver)
         call.span.set(names.APPROVAL_WAIT, waited)
     if approved:
-        call.bound = own_copy(call.bound)  # nobody else can change it from here on
         return
     call.approval_reason = masked(reason)
     error = ApprovalDeniedError(call.tool.name, reason=reason, approver=call.approver)
@@ -79,10 +79,13 @@ def _required(call: Call) -> bool:
 def _request(call: Call, timeout: float | None, hook: Any) -> ApprovalRequest:
     assert call.tool is not None and call.bound is not None
     tool, context = call.tool, call.context
+    arguments = masked(call.bound, sensitive=tool.binding.sensitive, hook=hook)
+    if call.guarded:
+        arguments = veiled(arguments, call.secrets())
     return ApprovalRequest(
         id=call.id,
         tool_name=tool.name,
-        arguments=MappingProxyType(masked(call.bound, sensitive=tool.binding.sensitive, hook=hook)),
+        arguments=MappingProxyType(arguments),
         digest=call.digest,
         agent=context.agent if context else None,
         run_id=context.run_id if context else None,

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import anyio
 
-from agenthelm._runtime.context import raise_if_stopped
+from agenthelm._runtime.context import current_run, entered, raise_if_stopped
 from agenthelm._runtime.workers import Workers
 from agenthelm.core.binding import own_copy
 from agenthelm.core.call import Call
+from agenthelm.core.cost import Ledger
+from agenthelm.core.process import received, reported
 from agenthelm.exceptions import (
     ApprovalDeniedError,
     BudgetExceededError,
     LeaseLostError,
+    OutcomeUnknown,
     ToolInputError,
     ToolTimeoutError,
 )
@@ -58,17 +62,25 @@ class Verdict:
 class Attempts:
     """Runs the tool of one bound call.
 
+    Args:
+        call: The call.
+        workers: Where sync tools run.
+        ledger: Where what a worker process charged is booked.
+        late: Set when nobody waits for further attempts any more.
+
     Attributes:
         doubt: Whether some attempt may have had its effect although none is known to. Survives later clean failures;
             only a success or a verdict ends it.
     """
 
-    def __init__(self, call: Call, workers: Workers, *, late: anyio.Event | None = None) -> None:
+    def __init__(self, call: Call, workers: Workers, ledger: Ledger, *, late: anyio.Event | None = None) -> None:
         self._call = call
         self._workers = workers
+        self._ledger = ledger
         self._late = late
         self.doubt: bool = False
         self._entered = False
+        self._took = 0.0
 
     async def run(self) -> Any:
         """Attempt the call until it succeeds or may not be retried.
@@ -85,7 +97,7 @@ class Attempts:
             self._entered = False
             try:
                 try:
-                    value = await self._attempt()
+                    value = await (self._attempt() if call.attempts == 1 else self._again())
                 except SystemExit as ended:  # asyncio would drop everything, undoing included
                     raise RuntimeError(f"tool {call.name!r} called sys.exit({ended.code!r})") from ended
             except BaseException as error:
@@ -131,24 +143,28 @@ class Attempts:
         call = self._call
         assert call.tool is not None and call.bound is not None
         tool, timeout = call.tool, call.tool.contract.timeout
+        if tool.contract.runs_in == "process":
+            return await self._with_deadline(self._in_process, timeout)
         invoke = partial(self._enter, own_copy(call.bound))
         if tool.is_async:
-            return await invoke() if timeout is None else await self._with_deadline(invoke, timeout)
-        if tool.contract.runs_in == "process":
-            self._entered = True  # as far as can be known here
-            process = partial(self._workers.run_in_process, tool.binding.prepared(call.bound))
-            return await process() if timeout is None else await self._with_deadline(process, timeout)
+            return await invoke() if timeout is None else await self._with_deadline(invoke, timeout, at_once=True)
         if tool.contract.abandonable:
-            thread = partial(self._workers.run_abandonable, invoke)
-            return await thread() if timeout is None else await self._with_deadline(thread, timeout)
-        began = call.clock.monotonic()
-        outcome = await self._workers.outlast(invoke)
+            return await self._with_deadline(partial(self._workers.run_abandonable, invoke), timeout)
+        outcome = await self._workers.outlast(invoke if timeout is None else partial(self._timed, invoke))
         # A thread can't be stopped, so its deadline can only say that it was late.
-        call.late = timeout is not None and call.clock.monotonic() - began > timeout
+        call.late = timeout is not None and self._took > timeout
         call.cancellation = outcome.cancellation
         if outcome.error is not None:
             raise outcome.error
         return outcome.value
+
+    async def _again(self) -> Any:
+        """A further attempt, so that what it does inside can be told from what those before it did."""
+        running = current_run()
+        if running is None or self._call.effect is None:
+            return await self._attempt()
+        with entered(running.evolve(attempt=self._call.attempts)):
+            return await self._attempt()
 
     def _enter(self, bound: dict[str, Any]) -> Any:
         """Call the tool; a sync one in its thread, for which it may have had to wait."""
@@ -156,10 +172,54 @@ class Attempts:
         self._entered = True
         return self._call.tool.binding.invoke(bound)
 
-    async def _with_deadline(self, invoke: Any, timeout: float) -> Any:
-        with anyio.move_on_after(timeout) as scope:
-            value = await invoke()
+    def _timed(self, invoke: Callable[[], Any]) -> Any:
+        """In the tool's thread: what it takes is its own time, without the time that it waited for a thread."""
+        clock = self._call.clock
+        began = clock.monotonic()
+        try:
+            return invoke()
+        finally:
+            self._took = clock.monotonic() - began
+
+    async def _in_process(self, *, begins: Callable[[], None]) -> Any:
+        call = self._call
+        assert call.tool is not None and call.bound is not None
+        binding = call.tool.binding
+
+        def sent() -> None:
+            self._entered = True  # as far as can be known here
+            begins()
+
+        try:
+            report = await self._workers.run_in_process(
+                reported, binding.prepared(call.bound), needs=call.tool.function, begins=sent
+            )
+        except anyio.BrokenWorkerProcess as broken:
+            if not self._entered:
+                raise
+            raise OutcomeUnknown(
+                f"the worker process of tool {call.name!r} died before it said how the call ended"
+            ) from broken
+        self._ledger.charge(report.charged_usd, agent=call.context.agent if call.context else None)
+        return received(report)
+
+    async def _with_deadline(self, invoke: Callable[..., Any], timeout: float | None, *, at_once: bool = False) -> Any:
+        """Await a call that ends at its deadline, which is reckoned from its beginning.
+
+        Args:
+            invoke: What is awaited.
+            timeout: How long it may take.
+            at_once: Whether it begins at once; otherwise it waits for a place first, and calls ``begins`` then.
+        """
+        with anyio.move_on_after(timeout if at_once else None) as scope:
+
+            def begins() -> None:
+                if timeout is not None:
+                    scope.deadline = anyio.current_time() + timeout
+
+            value = await (invoke() if at_once else invoke(begins=begins))
         if scope.cancelled_caught:
+            assert timeout is not None
             raise ToolTimeoutError(self._call.name, timeout)
         if scope.cancel_called:
             self._call.late = True  # it held off the cancellation and finished all the same

@@ -15,8 +15,13 @@ import typing_extensions
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
-from agenthelm.core.sensitive import holds_secrets, is_sensitive, secret_fields
+from agenthelm.core.effects import LostResult
+from agenthelm.core.json_schema import SchemaWithoutSecrets
+from agenthelm.core.lists import keep_lists, reads_once
+from agenthelm.core.redaction import MASK, looks_secret
+from agenthelm.core.sensitive import holds_secrets, is_sensitive, secret_fields, unmarked_fields
 from agenthelm.exceptions import ToolContractError, ToolInputError, ToolOutputError, nearest
+from agenthelm.tracing.marks import hidden
 
 __all__ = ["KEY_PARAMETER", "Binding", "Parameter", "call_by_name", "missing_parameters", "own_copy"]
 
@@ -116,6 +121,13 @@ class Binding:
             else secret_fields(self.result_type)
         )
         self.secret_result: bool = not self.secret_fields and not fields and holds_secrets(self.result_type)
+        self._hidden_fields = (
+            frozenset(name for name, kind in fields.items() if hidden(kind))
+            if fields
+            else unmarked_fields(self.result_type)
+        )
+        self._hidden_result = not self._hidden_fields and not fields and hidden(self.result_type)
+        self.hides: bool = self._hidden_result or bool(self._hidden_fields)
         self._arguments = self._arguments_adapter()
         self._result = self._result_adapter()
 
@@ -143,6 +155,17 @@ class Binding:
                     bound[key] = value
         return bound
 
+    def unfit(self, arguments: Mapping[str, Any]) -> dict[str, str]:
+        """The arguments that don't fit, and those that are missing, each with the reason."""
+        try:
+            self._arguments.validate_python(dict(arguments))
+        except ValidationError as exc:
+            errors = exc.errors(include_url=False, include_input=False)
+            return {str(item["loc"][0]): self._reason(item) for item in reversed(errors)}
+        except Exception:  # noqa: BLE001 - a validator that fails as none should; the call itself will say so
+            return {}
+        return {}
+
     def invoke(self, bound: Mapping[str, Any]) -> Any:
         """Call the function with bound arguments."""
         if not self._positional:
@@ -166,6 +189,10 @@ class Binding:
                 f"tool {self.name!r} returned a coroutine that nobody awaits; define it with 'async def'",
                 tool_name=self.name,
                 ran=False,
+            )
+        if isinstance(value, LostResult):
+            raise ToolOutputError(
+                f"tool {self.name!r} ran, but its result can't leave its process: {value.reason}", tool_name=self.name
             )
         if self._result is None:
             return value
@@ -192,17 +219,21 @@ class Binding:
                 tool_name=self.name,
             ) from exc
 
+    def shown(self, value: Any) -> Any:
+        """A result without what its declaration marks `Redacted` and the value itself knows nothing of."""
+        if not self.hides or value is None:
+            return value
+        if self._hidden_result or not isinstance(value, Mapping):
+            return MASK
+        return {key: MASK if key in self._hidden_fields and item is not None else item for key, item in value.items()}
+
     def fields_of(self, value: Any) -> dict[str, Any]:
         """The fields of a result by name, as compensators receive them."""
         if isinstance(value, Mapping):
             return {str(key): item for key, item in value.items()}
         if self._is_single_field(value):
             return {next(iter(self.result_fields)): value}
-        if hasattr(type(value), "model_fields"):
-            return {key: getattr(value, key) for key in type(value).model_fields}
-        if hasattr(type(value), "__dataclass_fields__"):
-            return {key: getattr(value, key) for key in type(value).__dataclass_fields__}
-        return {}
+        return {key: getattr(value, key) for key in _fields_of_type(type(value)) if hasattr(value, key)}
 
     # -- what others ask ----------------------------------------------------------------------------------------------
 
@@ -211,11 +242,9 @@ class Binding:
         if self.result_fields:
             return frozenset(self.result_fields)
         kind = self.result_type
-        for attribute in ("model_fields", "__dataclass_fields__", "__annotations__"):
-            names = getattr(kind, attribute, None)
-            if isinstance(kind, type) and names and not issubclass(kind, _SCALARS):
-                return frozenset(names)
         origin = typing.get_origin(kind) or kind
+        if isinstance(origin, type) and (names := _fields_of_type(origin)):
+            return frozenset(names)
         if origin is Any or (isinstance(origin, type) and issubclass(origin, Mapping)):
             return None
         if origin in (typing.Union, types.UnionType):
@@ -229,7 +258,7 @@ class Binding:
             ToolContractError: A parameter's type has no JSON schema.
         """
         try:
-            schema = self._arguments.json_schema()
+            schema = self._arguments.json_schema(schema_generator=SchemaWithoutSecrets)
         except PydanticUserError as exc:
             raise ToolContractError(
                 f"tool {self.name!r} has a parameter without a JSON schema, so no LM can call it: {exc}",
@@ -245,6 +274,8 @@ class Binding:
                 parameter is not None
                 and not parameter.required
                 and isinstance(parameter.default, (*_SCALARS, list, dict))
+                and name not in self.guarded
+                and not looks_secret(name)
             ):
                 prop.setdefault("default", parameter.default)
         if "required" in schema:
@@ -276,6 +307,12 @@ class Binding:
         if parameter.kind is parameter.POSITIONAL_ONLY:
             self._positional.append(parameter.name)
         annotation = override.get(parameter.name, hints.get(parameter.name, Any))
+        if reads_once(annotation):
+            raise ToolContractError(
+                f"tool {self.name!r}: {parameter.name!r} takes an iterator, which could be read only once, and is read "
+                f"before the tool runs; take a list instead",
+                tool_name=self.name,
+            )
         self.parameters[parameter.name] = Parameter(
             parameter.name,
             annotation,
@@ -308,11 +345,13 @@ class Binding:
     def _adapter(self, kind: Any, what: str) -> TypeAdapter[Any]:
         try:
             try:
-                return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+                adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
             except PydanticUserError as exc:
                 if exc.code != "type-adapter-config-unused":  # models and TypedDicts bring a config of their own
                     raise
-                return TypeAdapter(kind)
+                adapter = TypeAdapter(kind)
+            keep_lists(adapter, models=what == "a parameter")
+            return adapter
         except (PydanticSchemaGenerationError, PydanticUserError, TypeError) as exc:
             raise ToolContractError(
                 f"tool {self.name!r}: {what} has a type that can't be validated: {str(exc).splitlines()[0]}",
@@ -323,17 +362,30 @@ class Binding:
         return len(self.result_fields) == 1 and not isinstance(value, Mapping)
 
     def _explain(self, error: ValidationError) -> str:
-        parts = []
-        for item in error.errors(include_url=False, include_input=False):
-            where = ".".join(str(part) for part in item["loc"])
-            if item["type"] == "missing":
-                parts.append(f"{where!r} is missing")
-            elif item["type"] == "extra_forbidden":
-                parts.append(f"{where!r} is no parameter.{nearest(where, self.parameters)}".rstrip("."))
-            else:
-                parts.append(f"{where!r}: {item['msg']}")
+        parts = [self._reason(item) for item in error.errors(include_url=False, include_input=False)]
         takes = ", ".join(name for name in self.parameters if name != KEY_PARAMETER) or "nothing"
         return f"{'; '.join(parts)} (it takes {takes})"
+
+    def _reason(self, item: Any) -> str:
+        """One error of a validation in words."""
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "missing":
+            return f"{where!r} is missing"
+        if item["type"] == "extra_forbidden":
+            return f"{where!r} is no parameter.{nearest(where, self.parameters)}".rstrip(".")
+        return f"{where!r}: {item['msg']}"
+
+
+def _fields_of_type(kind: type) -> list[str]:
+    """The names of the fields of a model, a dataclass, a named tuple, or a class that annotates them."""
+    for attribute in ("model_fields", "__dataclass_fields__"):
+        if names := getattr(kind, attribute, None):
+            return list(names)
+    if issubclass(kind, tuple):
+        return list(getattr(kind, "_fields", ()))
+    if issubclass(kind, _SCALARS):
+        return []
+    return list(dict.fromkeys(name for base in reversed(kind.__mro__) for name in inspect.get_annotations(base)))
 
 
 def missing_parameters(function: Callable[..., Any], available: frozenset[str] | set[str]) -> list[str]:
@@ -354,10 +406,17 @@ def call_by_name(function: Callable[..., Any], available: Mapping[str, Any]) -> 
 
 
 def own_copy(bound: dict[str, Any]) -> dict[str, Any]:
-    """Bound arguments that nobody else can change: what was approved and journaled is what every attempt gets."""
+    """Bound arguments that nobody else can change; what can't be copied (handles, locks, clients) is shared."""
     if _IMMUTABLE.issuperset(map(type, bound.values())):
         return bound
     try:
         return copy.deepcopy(bound)
-    except Exception:  # noqa: BLE001 - handles, locks, clients: shared as they are
-        return dict(bound)
+    except Exception:  # noqa: BLE001 - one of them can't be copied: the others can
+        return {name: _own(value) for name, value in bound.items()}
+
+
+def _own(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # noqa: BLE001 - shared as it is
+        return value

@@ -11,7 +11,7 @@ import anyio
 
 from agenthelm._runtime.context import RunContext, new_call_id
 from agenthelm._runtime.retry import Clock
-from agenthelm.core.binding import KEY_PARAMETER
+from agenthelm.core.binding import KEY_PARAMETER, own_copy
 from agenthelm.core.effects import Effect
 from agenthelm.core.redaction import digest, masked
 from agenthelm.core.sensitive import secret_texts, veiled
@@ -24,9 +24,12 @@ from agenthelm.exceptions import (
     ToolInputError,
     ToolTimeoutError,
     UnknownToolError,
+    behind,
     conceal,
+    conceal_notes,
     describe,
     message_of,
+    notes_of,
 )
 from agenthelm.tracing.calls import describe as describe_span
 
@@ -108,7 +111,8 @@ class Call:
                 arguments = {**arguments, KEY_PARAMETER: self.key}
         elif self.key is None:
             self.key = self.id
-        self.bound = tool.binding.bind(arguments)
+        # Nobody else can change it from here on: it is asked about, journaled, shown, and copied for every attempt.
+        self.bound = own_copy(tool.binding.bind(arguments))
         self.compensating_tool = compensating_tool or tool.contract.compensating_tool
         self.is_effect = self.compensates is None and (tool.contract.effectful or compensating_tool is not None)
         self.digest = digest(tool.name, self.bound)
@@ -181,7 +185,7 @@ class Call:
             "timestamp": datetime.fromtimestamp(self.wall, UTC).isoformat(),
             "tool_name": self.name if self.tool is not None else masked(self.name, cap=_LONGEST_NAME),
             "inputs": masked(shown, sensitive=sensitive, hook=redact),
-            "outputs": masked({"result": self.result}, hook=redact) if self.outcome == "success" else {},
+            "outputs": masked({"result": self._result()}, hook=redact) if self.outcome == "success" else {},
             "execution_time": self._seconds(),
             "outcome": self.outcome,
             "error_state": self.error_state,
@@ -203,7 +207,7 @@ class Call:
             "span_id": span.span_id if span is not None else None,
         }
         if self.guarded:
-            self._veil(event, shown, sensitive)
+            self._veil(event)
         self.raised = None  # its traceback holds this call
         if self.reasoning:
             said = masked({"reasoning": self.reasoning}, hook=redact, cap=_LONGEST_REASONING)
@@ -223,6 +227,18 @@ class Call:
         self.error_type = type(error).__name__
         self.error_state = masked(describe(error))
 
+    def _result(self) -> Any:
+        """The result, without what only its declaration says is secret."""
+        tool = self.tool
+        return tool.binding.shown(self.result) if tool is not None and tool.binding.hides else self.result
+
+    def secrets(self) -> list[str]:
+        """What the secret arguments say."""
+        shown = self.arguments if self.bound is None else self.bound
+        sensitive = self._sensitive(shown)
+        found = secret_texts([shown[name] for name in sensitive if name in shown], whole=True)
+        return found + secret_texts([shown[name] for name in self.guarded if name in shown], whole=False)
+
     def _sensitive(self, shown: Mapping[str, Any]) -> AbstractSet[str]:
         """The arguments that are masked whole."""
         tool = self.tool
@@ -234,16 +250,20 @@ class Call:
             return self.guarded and self.guarded | {name for name in shown if name not in tool.parameters}
         return tool.binding.sensitive
 
-    def _veil(self, event: dict[str, Any], shown: Mapping[str, Any], sensitive: AbstractSet[str]) -> None:
+    def _veil(self, event: dict[str, Any]) -> None:
         """Take what the secret arguments say out of everything else: results, errors, other arguments."""
-        secrets = secret_texts([shown[name] for name in sensitive if name in shown], whole=True)
-        secrets += secret_texts([shown[name] for name in self.guarded if name in shown], whole=False)
+        secrets = self.secrets()
         for part in ("inputs", "outputs"):
             event[part] = veiled(event[part], secrets)
         self.reasoning = veiled(self.reasoning, secrets)
-        said = None if self.raised is None else message_of(self.raised)
-        if self.raised is not None and said != (words := veiled(said, secrets)):
-            # From here on it is told in these words, wherever it gets: spans, outer calls, the journal, what an LM sees.
-            conceal(self.raised, words)
-            self._name(self.raised)
-            event["error_state"] = self.error_state
+        if self.raised is None:
+            return
+        # From here on it is told in these words, wherever it gets: spans, outer calls, the journal, what an LM sees.
+        for error in (self.raised, *behind(self.raised)):
+            said, notes = message_of(error), notes_of(error)
+            if notes != (remarks := veiled(notes, secrets)):
+                conceal_notes(error, remarks)
+            if said != (words := veiled(said, secrets)):
+                conceal(error, words)
+        if (said := masked(describe(self.raised))) != self.error_state:
+            self.error_state = event["error_state"] = said

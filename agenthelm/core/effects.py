@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
-__all__ = ["Effect", "EffectLog", "Outcome"]
+__all__ = ["Effect", "EffectLog", "LostResult", "Outcome"]
 
 Outcome = Literal["ok", "failed", "doubt"]
 """How a call ended: with a value, cleanly without an effect, or nobody can say."""
@@ -45,6 +45,19 @@ class Effect(NamedTuple):
     secret_result: bool = False
     trace_id: str | None = None
     span_id: str | None = None
+
+
+class LostResult:
+    """In place of the value of a call that happened, but whose value could not be had.
+
+    Args:
+        reason: Why not.
+    """
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
 
 
 class EffectLog(Protocol):

@@ -31,6 +31,7 @@ from agenthelm.core.contract import ToolContract
 from agenthelm.core.cost import Amount, Budget, Ledger, Reservation
 from agenthelm.core.effects import EffectLog, Outcome
 from agenthelm.core.handlers import ApprovalHandler, AutoDeny
+from agenthelm.core.process import charged_here
 from agenthelm.core.storage.base import EVENTS, BaseStorage, Record
 from agenthelm.core.storage.memory_storage import InMemoryStorage
 from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
@@ -218,14 +219,14 @@ class ToolExecutor:
         books = (hold, ledger)
         effects = self.effects if call.is_effect else None
         context = call.context
-        attempts = Attempts(call, self.workers, late=self.late)
+        attempts = Attempts(call, self.workers, ledger, late=self.late)
         try:
             inside: Any = nullcontext()
             if effects is not None:
                 effect = call.as_effect(effects.next_id())
                 await effects.begin(effect)
                 if context is not None:
-                    inside = entered(context.evolve(effect=effect.id))
+                    inside = entered(context.evolve(effect=effect.id, attempt=1))
                 # What is to be cancelled is better not begun than stopped half-way, when nobody knows what it did.
                 await anyio.lowlevel.checkpoint_if_cancelled()
             with inside, using(inner):
@@ -398,3 +399,5 @@ def charge(usd: float) -> None:
     executor, run = _current.get(), current_run()
     if executor is not None:
         executor.ledger.charge(usd, agent=run.agent if run is not None else None)
+    else:
+        charged_here(usd)

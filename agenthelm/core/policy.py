@@ -31,10 +31,14 @@ class PolicyRule:
     Attributes:
         action: What happens to calls it applies to.
         tool: Patterns for the tool's name; one must match. ``*``, ``?`` and ``[...]`` as in file names, case matters.
+            Here and below a string is one pattern.
         tag: Patterns for tags; one must match one of the tool's.
         side_effect: Patterns for side effects; one must match one of the tool's.
         irreversible: Whether the call must have side effects that nothing undoes; None for either.
         reason: Said with the decision.
+
+    Raises:
+        ConfigError: A field has a value that no rule can have.
     """
 
     action: Action
@@ -43,6 +47,15 @@ class PolicyRule:
     side_effect: tuple[str, ...] = ()
     irreversible: bool | None = None
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        where = "a policy rule"
+        _action(self.action, where, "action")
+        for key in _PATTERNS:
+            if (value := getattr(self, key)) != ():
+                object.__setattr__(self, key, _texts(value, where, key))
+        _flag(self.irreversible, where)
+        _text(self.reason, where)
 
     def applies(self, request: ApprovalRequest) -> bool:
         """Whether all conditions hold."""
@@ -67,7 +80,7 @@ class PolicyHandler(ApprovalHandler):
         name: What the policy calls itself as approver.
 
     Raises:
-        ConfigError: A rule or the default says ``ask``, and there is nobody to ask.
+        ConfigError: A rule or the default says ``ask``, and there is nobody to ask; or the default is no action.
     """
 
     gates = True
@@ -81,7 +94,7 @@ class PolicyHandler(ApprovalHandler):
         name: str = "policy",
     ) -> None:
         self.rules: tuple[PolicyRule, ...] = tuple(rules)
-        self.default = default
+        self.default = _action(default, name, "default")
         self.ask = ask
         self.name = name
         asks = [str(number) for number, rule in enumerate(self.rules, 1) if rule.action == "ask"]
@@ -157,21 +170,29 @@ def _rule(table: Mapping[str, Any], where: str) -> PolicyRule:
     _known(table, _RULE_KEYS, where)
     if "action" not in table:
         raise ConfigError(f"{where}: no action; it is one of {', '.join(_ACTIONS)}", setting="action")
-    irreversible = table.get("irreversible")
-    if irreversible is not None and not isinstance(irreversible, bool):
-        raise ConfigError(f"{where}: irreversible is true or false, not {irreversible!r}", setting="irreversible")
-    reason = table.get("reason", "")
-    if not isinstance(reason, str):
-        raise ConfigError(f"{where}: reason is a text, not {reason!r}", setting="reason")
+    irreversible = _flag(table.get("irreversible"), where)
+    reason = _text(table.get("reason", ""), where)
     patterns = {key: _texts(table[key], where, key) for key in _PATTERNS if key in table}
     action = _action(table["action"], where, "action")
     return PolicyRule(action, irreversible=irreversible, reason=reason, **patterns)
 
 
+def _flag(value: object, where: str) -> bool | None:
+    if value is None or isinstance(value, bool):
+        return value
+    raise ConfigError(f"{where}: irreversible is true or false, not {value!r}", setting="irreversible")
+
+
+def _text(value: object, where: str) -> str:
+    if isinstance(value, str):
+        return value
+    raise ConfigError(f"{where}: reason is a text, not {value!r}", setting="reason")
+
+
 def _texts(value: object, where: str, key: str) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else value
+    texts = (value,) if isinstance(value, str) else value
     # An empty list would hold for every call, which is the opposite of what it looks like.
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
+    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) and text for text in texts):
         raise ConfigError(f"{where}: {key} is a pattern or a list of patterns, not {value!r}", setting=key)
     return tuple(texts)
 

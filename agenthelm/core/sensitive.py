@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
+import json
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date, time
+from decimal import Decimal
+from pathlib import PurePath
 from typing import Any, Final
+from uuid import UUID
 
 import typing_extensions
 from pydantic import BaseModel, SecretBytes, SecretStr
 
-from agenthelm.core.redaction import MASK, Redacted
+from agenthelm.core.redaction import MASK
+from agenthelm.tracing.marks import fields_of, hidden_fields, inside, is_marked
 
-__all__ = ["carries_secret", "holds_secrets", "is_sensitive", "secret_texts", "veiled"]
+__all__ = [
+    "carries_secret",
+    "holds_secrets",
+    "is_sensitive",
+    "secret_fields",
+    "secret_texts",
+    "unmarked_fields",
+    "veiled",
+    "without_marked",
+]
 
 _SHORTEST: Final = 4
 """Shorter texts turn up by chance; masking them everywhere would tell more than it hides."""
+_LONGEST: Final = 8192
+"""Bits of the longest number that is told; Python refuses to print much longer ones."""
+_SPOKEN: Final = (int, float, Decimal, UUID, date, time, PurePath)
+"""What is told by its ``str`` where it is no text."""
 
 
 def is_sensitive(annotation: Any) -> bool:
@@ -24,16 +44,18 @@ def is_sensitive(annotation: Any) -> bool:
     It is or wraps a secret, or has a field marked `Redacted`. Models with ``SecretStr`` fields are not: such fields mask
     themselves.
     """
-    return _secret(annotation) or _found(annotation, _marked, set())
+    return any(map(_is_secret, inside(annotation, enter=_nothing))) or any(
+        map(is_marked, inside(annotation, enter=_everything))
+    )
 
 
 def holds_secrets(annotation: Any) -> bool:
     """Whether a value of this type that was not validated yet may hold a secret at any depth."""
-    return _found(annotation, _secret, set())
+    return any(map(_is_secret, inside(annotation, enter=_everything)))
 
 
 def carries_secret(value: Any) -> bool:
-    """Whether a secret is somewhere in a value, which JSON would carry as a mask."""
+    """Whether a secret is somewhere in a value: one that JSON would carry as a mask, or a field marked `Redacted`."""
     if isinstance(value, (str, int, float, type(None))):
         return False
     if isinstance(value, (SecretStr, SecretBytes)):
@@ -41,19 +63,49 @@ def carries_secret(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(map(carries_secret, value.values()))
     if isinstance(value, BaseModel):
-        return any(map(carries_secret, dict(value).values()))
+        return bool(hidden_fields(type(value))) or any(map(carries_secret, dict(value).values()))
     if isinstance(value, (list, tuple, set, frozenset)):
         return any(map(carries_secret, value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return any(carries_secret(getattr(value, field.name)) for field in dataclasses.fields(value))
+        fields = (getattr(value, field.name) for field in dataclasses.fields(value))
+        return bool(hidden_fields(type(value))) or any(map(carries_secret, fields))
     return False
 
 
 def secret_fields(annotation: Any) -> frozenset[str]:
     """The fields of a declared result whose values must never be stored."""
-    if not isinstance(annotation, type) or typing.get_args(annotation):
-        return frozenset()
-    return frozenset(name for name, kind in _named_fields(annotation).items() if _found(kind, _secret, set()))
+    kind = _class_of(annotation)
+    return frozenset(name for name, field in fields_of(kind).items() if holds_secrets(field)) if kind else frozenset()
+
+
+def unmarked_fields(annotation: Any) -> frozenset[str]:
+    """The fields of a declared TypedDict that must never be shown, and that no value of it knows of."""
+    kind = _class_of(annotation)
+    return hidden_fields(kind) if kind and typing_extensions.is_typeddict(kind) else frozenset()
+
+
+def without_marked(value: Any, shown: Any) -> Any:
+    """A JSON-compatible copy of a value in which fields marked `Redacted` are masked, at any depth.
+
+    Args:
+        value: The value.
+        shown: Its JSON-compatible copy, which is changed.
+    """
+    if isinstance(value, BaseModel) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
+        if isinstance(shown, dict):
+            hidden = hidden_fields(type(value))
+            for name in fields_of(type(value)):
+                if name in shown and (inner := getattr(value, name, None)) is not None:
+                    shown[name] = MASK if name in hidden else without_marked(inner, shown[name])
+            return shown
+    elif isinstance(value, Mapping):
+        if isinstance(shown, dict) and len(value) == len(shown):
+            pairs = zip(shown.items(), value.values(), strict=True)
+            return {name: without_marked(inner, item) for (name, item), inner in pairs}
+    elif isinstance(value, (list, tuple, set, frozenset)) and isinstance(shown, list) and len(value) == len(shown):
+        return [without_marked(inner, item) for inner, item in zip(value, shown, strict=True)]
+    # Of what a serialiser of its own made another shape of, nobody can tell what is what.
+    return MASK if carries_secret(value) else shown
 
 
 def secret_texts(values: Iterable[Any], *, whole: bool) -> list[str]:
@@ -68,28 +120,29 @@ def secret_texts(values: Iterable[Any], *, whole: bool) -> list[str]:
 
 
 def veiled(value: Any, secrets: Sequence[str]) -> Any:
-    """A copy of a JSON-compatible value in which no string contains one of these texts."""
+    """A copy of a JSON-compatible value in which no string contains one of these texts, and no number reads like one."""
     if isinstance(value, str):
         for secret in secrets:
             value = value.replace(secret, MASK)
         return value
     if isinstance(value, dict):
         return {veiled(key, secrets): veiled(item, secrets) for key, item in value.items()}
-    return [veiled(item, secrets) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [veiled(item, secrets) for item in value]
+    return MASK if isinstance(value, (int, float)) and str(value) in secrets else value
 
 
 def _texts(values: Iterable[Any], whole: bool) -> Iterator[str]:
     for value in values:
         if isinstance(value, (SecretStr, SecretBytes)):
             yield from _texts([value.get_secret_value()], True)
-        elif isinstance(value, str):
+        elif isinstance(value, enum.Enum):
+            yield from _texts([value.value], whole)
+        elif isinstance(value, (str, bytes, *_SPOKEN)):
             if whole:
-                yield value
-        elif isinstance(value, bytes):
-            if whole:
-                yield value.decode("utf-8", "replace")
+                yield from _wordings(value)
         elif isinstance(value, Mapping):
-            yield from _texts(value.values(), whole)
+            yield from _texts([*value, *value.values()] if whole else value.values(), whole)
         elif isinstance(value, BaseModel):
             yield from _texts(dict(value).values(), whole)
         elif isinstance(value, (list, tuple, set, frozenset)):
@@ -98,45 +151,33 @@ def _texts(values: Iterable[Any], whole: bool) -> Iterator[str]:
             yield from _texts([getattr(value, field.name) for field in dataclasses.fields(value)], whole)
 
 
-def _marked(annotation: Any) -> bool:
-    return typing.get_origin(annotation) is typing.Annotated and any(
-        mark is Redacted or isinstance(mark, Redacted) for mark in typing.get_args(annotation)[1:]
-    )
+def _wordings(value: Any) -> Iterator[str]:
+    """A scalar as it is told, also between quotes."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, str):
+        yield from (value, repr(value)[1:-1], json.dumps(value)[1:-1])
+    elif not isinstance(value, bool) and not (isinstance(value, int) and value.bit_length() > _LONGEST):
+        yield str(value)
 
 
-def _secret(annotation: Any) -> bool:
-    """Whether an annotation is, or wraps, a secret."""
-    if _marked(annotation) or (isinstance(annotation, type) and issubclass(annotation, (SecretStr, SecretBytes))):
-        return True
-    return any(_secret(part) for part in _parts(annotation))
+def _is_secret(annotation: Any) -> bool:
+    return is_marked(annotation) or (isinstance(annotation, type) and issubclass(annotation, (SecretStr, SecretBytes)))
 
 
-def _parts(annotation: Any) -> list[Any]:
-    """The types that an annotation is made of."""
-    return [part for part in typing.get_args(annotation) if not isinstance(part, (str, int))]
+def _nothing(kind: type) -> bool:
+    return False
 
 
-def _found(annotation: Any, wanted: Callable[[Any], bool], seen: set[type]) -> bool:
-    """Whether an annotation, one of its parts, or a field at any depth is wanted."""
-    if wanted(annotation):
-        return True
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        if annotation in seen:
-            return False
-        seen.add(annotation)
-        return any(_found(field, wanted, seen) for field in _named_fields(annotation).values())
-    return any(_found(part, wanted, seen) for part in _parts(annotation))
+def _everything(kind: type) -> bool:
+    return True
 
 
-def _named_fields(kind: type) -> dict[str, Any]:
-    if issubclass(kind, BaseModel):
-        return {
-            name: typing.Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-            for name, field in kind.model_fields.items()
-        }
-    if not (dataclasses.is_dataclass(kind) or typing_extensions.is_typeddict(kind) or hasattr(kind, "_fields")):
-        return {}
-    try:
-        return typing.get_type_hints(kind, include_extras=True)
-    except (NameError, TypeError):  # pydantic has refused what it could not resolve either
-        return {}
+def _class_of(annotation: Any) -> type | None:
+    """The class whose fields a value of this type has, if it is one class's."""
+    while not isinstance(annotation, type) or typing.get_args(annotation):
+        behind = getattr(annotation, "__value__", None) or getattr(annotation, "__supertype__", None)
+        annotation = behind or (None if is_marked(annotation) else typing.get_origin(annotation))
+        if annotation is typing.Annotated or annotation is None:
+            return None
+    return annotation

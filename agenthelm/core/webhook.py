@@ -103,7 +103,7 @@ class WebhookHandler(ApprovalHandler):
             raise ConfigError(f"the webhook's secret needs at least {_SHORTEST_SECRET} bytes", setting="secret")
         if timeout <= 0:
             raise ConfigError(f"the webhook's timeout must be above 0 s, not {timeout:g}", setting="timeout")
-        self._host = _checked(url)
+        self._host, self._encrypted = _checked(url)
         self._url = url
         self._timeout = timeout
         self._max_bytes = max_bytes
@@ -205,7 +205,7 @@ class WebhookHandler(ApprovalHandler):
             raise _RefusedError("the webhook's answer is too old, or the clocks differ")
 
     def _verification(self) -> ssl.SSLContext | bool:
-        if not self._url.startswith("https"):
+        if not self._encrypted:
             return False  # loopback; spares the certificates
         if self._ssl is None:
             self._ssl = ssl.create_default_context()
@@ -215,8 +215,8 @@ class WebhookHandler(ApprovalHandler):
         return Decision(False, reason=reason, approver=f"webhook {self._host}")
 
 
-def _checked(url: str) -> str:
-    """The host of an address that approvals may be sent to."""
+def _checked(url: str) -> tuple[str, bool]:
+    """The host of an address that approvals may be sent to, and whether it is an https one."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -228,7 +228,7 @@ def _checked(url: str) -> str:
         raise ConfigError("the webhook's address must not carry credentials; requests are signed", setting="url")
     if parts.scheme == "http" and not _is_loopback(host):
         raise ConfigError(f"the webhook at {host} must be https; plain http is for this machine only", setting="url")
-    return host
+    return host, parts.scheme == "https"
 
 
 def _is_loopback(host: str) -> bool:

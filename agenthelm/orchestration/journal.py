@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import anyio
-from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from agenthelm._runtime.retry import Clock
 from agenthelm.core.effects import Effect, Outcome
@@ -19,8 +18,10 @@ from agenthelm.core.sensitive import carries_secret
 from agenthelm.core.storage.base import EVENTS, BaseStorage, Record
 from agenthelm.exceptions import LeaseLostError, StalePositionError, StorageError
 from agenthelm.orchestration.owner import Owner
+from agenthelm.orchestration.values import encode
+from agenthelm.tracing.marks import hidden_fields
 
-__all__ = ["LEASE_SECONDS", "RENEW_SECONDS", "Journal", "encode", "stream_of"]
+__all__ = ["LEASE_SECONDS", "RENEW_SECONDS", "Journal", "ResultForm", "stream_of"]
 
 LEASE_SECONDS = 30.0
 """A run whose journal is silent for so long may be claimed even if its owner can't be seen to be dead."""
@@ -48,15 +49,36 @@ def claims_of(run_id: str) -> str:
     return f"{_CLAIMS}{run_id}"
 
 
-def encode(value: Any) -> tuple[Any, bool]:
-    """A JSON-compatible copy of a value, and whether there is one.
+class ResultForm(NamedTuple):
+    """What a journal holds of a result.
 
-    Secrets (``SecretStr``) come out masked, as pydantic serialises them.
+    Attributes:
+        value: Its JSON form.
+        opaque: Whether there is none.
+        withheld: The fields that are left out of it.
     """
-    try:
-        return to_jsonable_python(value), True
-    except (PydanticSerializationError, ValueError, RecursionError):
-        return None, False
+
+    value: Any = None
+    opaque: bool = False
+    withheld: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, value: Any, about: Effect | None = None) -> ResultForm:
+        """Without what must never be stored."""
+        if about is not None and about.secret_result:
+            return cls(opaque=True)
+        result, possible = encode(value)
+        if not possible:
+            return cls(opaque=True)
+        fields = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
+        kind: type = type(value)
+        secret = hidden_fields(kind) | (about.secret_fields if about is not None else frozenset())
+        if not secret and not carries_secret(value):
+            return cls(result)
+        if not isinstance(result, dict) or fields is None:
+            return cls(opaque=True)
+        withheld = [name for name in result if name in secret or name not in fields or carries_secret(fields[name])]
+        return cls({name: item for name, item in result.items() if name not in withheld}, False, tuple(withheld))
 
 
 class Journal:
@@ -179,7 +201,9 @@ class Journal:
             span_id=span_id,
         )
 
-    async def begin(self, effect: Effect, *, scope: str, contract: str, repeatable: bool = True) -> None:
+    async def begin(
+        self, effect: Effect, *, scope: str, contract: str, repeatable: bool = True, attempt: int = 1
+    ) -> None:
         """Announce an effect, in full but for what must never be stored."""
         arguments: dict[str, Any] = {}
         withheld = []
@@ -204,6 +228,7 @@ class Journal:
             scope=scope,
             contract=contract,
             repeatable=repeatable,
+            attempt=attempt,
             trace_id=effect.trace_id,
             span_id=effect.span_id,
         )
@@ -227,32 +252,14 @@ class Journal:
         effect_id: str,
         outcome: Outcome,
         *,
-        value: Any,
+        result: ResultForm,
         error: str | None,
         event: Mapping[str, Any] | None = None,
-        about: Effect | None = None,
+        attempts: int | None = None,
     ) -> None:
-        """Report how an effect ended, without what must never be stored; its event goes into the same commit."""
-        result, possible, withheld = _result(value, about) if outcome == "ok" else (None, True, [])
+        """Report how an effect ended; its event goes into the same commit."""
         beside = None if event is None else Record(EVENTS, event)
         await self.append(
-            "finish", beside=beside, effect=effect_id, outcome=outcome, result=result, opaque=not possible,
-            withheld=withheld, error=error,
+            "finish", beside=beside, effect=effect_id, outcome=outcome, result=result.value, opaque=result.opaque,
+            withheld=list(result.withheld), error=error, attempts=attempts,
         )  # fmt: skip
-
-
-def _result(value: Any, about: Effect | None) -> tuple[Any, bool, list[str]]:
-    """The journal form of a result, whether there is one, and the fields that are left out."""
-    if about is not None and about.secret_result:
-        return None, False, []
-    result, possible = encode(value)
-    if not possible:
-        return None, False, []
-    fields = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
-    secret = about.secret_fields if about is not None else frozenset()
-    if not secret and not carries_secret(value):
-        return result, True, []
-    if not isinstance(result, dict) or fields is None:
-        return None, False, []
-    withheld = [name for name in result if name in secret or name not in fields or carries_secret(fields[name])]
-    return {name: item for name, item in result.items() if name not in withheld}, True, withheld

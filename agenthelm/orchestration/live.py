@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 
-from agenthelm._runtime.context import StopMark
-from agenthelm.core.effects import Effect, Outcome
+from agenthelm._runtime.context import StopMark, current_run
+from agenthelm.core.effects import Effect, LostResult, Outcome
 from agenthelm.core.tool import ToolRegistry
 from agenthelm.exceptions import PlanError, SagaError, StorageError, describe
-from agenthelm.orchestration.journal import Journal
+from agenthelm.orchestration.journal import Journal, ResultForm
 from agenthelm.orchestration.state import EffectState
 from agenthelm.orchestration.unwind import GRACE_SECONDS
 
@@ -134,11 +134,18 @@ class ScopeLog:
         tool = self.tools.get(effect.tool)
         contract = tool.fingerprint if tool is not None else ""
         repeatable = tool is None or tool.contract.idempotent
-        state = EffectState(effect, self.scope, len(self.run.states), contract=contract, repeatable=repeatable)
+        # What is read only once, the call itself reads; nothing of it is left for undoing.
+        used_up = frozenset(name for name, value in effect.arguments.items() if isinstance(value, Iterator))
+        state = EffectState(
+            effect, self.scope, len(self.run.states), contract=contract, repeatable=repeatable, withheld=used_up,
+            attempt=running.attempt if (running := current_run()) is not None else 1,
+        )  # fmt: skip
         self.run.states[effect.id] = state
         self.run.flying.add(effect.id)
         try:
-            await self.run.journal.begin(effect, scope=self.scope, contract=contract, repeatable=repeatable)
+            await self.run.journal.begin(
+                effect, scope=self.scope, contract=contract, repeatable=repeatable, attempt=state.attempt
+            )
         except StorageError as error:
             self.stop.set(error)
             del self.run.states[effect.id]
@@ -169,13 +176,20 @@ class ScopeLog:
     ) -> None:
         """Record how an effect ended; see `agenthelm.core.effects.EffectLog`."""
         state = self.run.states[effect.id]
-        if outcome == "ok":
-            state.result, state.has_result = value, True
+        result = ResultForm()
+        if isinstance(value, LostResult):
+            result = ResultForm(opaque=True)
+        elif outcome == "ok":
+            result = ResultForm.of(value, effect)
+            state.returned(value, result)
         state.error = describe(error) if error is not None else None
+        state.attempts = event.get("retry_count", 0) + 1
         # Known here before it is known to be on record: unwinding goes by what happened.
         self.run.ended(state, outcome)
         try:
-            await self.run.journal.finish(effect.id, outcome, value=value, error=state.error, event=event, about=effect)
+            await self.run.journal.finish(
+                effect.id, outcome, result=result, error=state.error, event=event, attempts=state.attempts
+            )
         except StorageError as broken:
             self.stop.set(broken)
             raise

@@ -10,6 +10,7 @@ from typing import Any
 
 from agenthelm.core.tool import ToolRegistry
 from agenthelm.exceptions import PlanError, UnknownToolError, nearest
+from agenthelm.orchestration.values import decode
 
 __all__ = ["Plan", "Ref", "Step"]
 
@@ -157,12 +158,19 @@ class Plan:
         ]
 
     @classmethod
-    def from_data(cls, data: Iterable[Mapping[str, Any]]) -> Plan:
-        """From its journal form."""
+    def from_data(cls, data: Iterable[Mapping[str, Any]], tools: ToolRegistry | None = None) -> Plan:
+        """From its journal form; arguments without a `Ref` are of their types again where the tools are known."""
+
+        def argument(tool: str, name: str, form: Any) -> Any:
+            value, entry = from_data(form), tools.get(tool) if tools is not None else None
+            if entry is None or name not in entry.parameters or refs_in(value):
+                return value
+            return decode(entry.parameters[name].annotation, value)
+
         steps = [
             Step(
                 entry["tool_name"],
-                {name: from_data(value) for name, value in entry["arguments"].items()},
+                {name: argument(entry["tool_name"], name, form) for name, form in entry["arguments"].items()},
                 id=entry["id"],
                 depends_on=tuple(entry["depends_on"]),
                 compensate_with=entry["compensate_with"],

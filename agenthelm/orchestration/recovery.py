@@ -20,7 +20,7 @@ from agenthelm.exceptions import (
     StalePositionError,
     describe,
 )
-from agenthelm.orchestration.journal import Journal, run_of, stream_of
+from agenthelm.orchestration.journal import Journal, ResultForm, run_of, stream_of
 from agenthelm.orchestration.plan import Plan
 from agenthelm.orchestration.results import SagaResult, SagaStatus
 from agenthelm.orchestration.saga import run_plan
@@ -187,7 +187,7 @@ class Recovery:
         if state.closed_at is not None:  # it had ended, and who undid it, or a part of it, died
             return await self._unwind(state, journal, "undone on purpose")
         if resume and not state.decided and state.kind == "steps" and state.plan is not None:
-            plan = Plan.from_data(state.plan["steps"])
+            plan = Plan.from_data(state.plan["steps"], self.executor.tools)
             try:
                 plan.check_tools(self.executor.tools)
             except PlanError as unfit:  # what it would do further could perhaps not be undone
@@ -255,15 +255,15 @@ class Recovery:
             if entry.doubtful:
                 verdict = None
                 with anyio.move_on_after(self.grace):
-                    verdict = await self.executor.verify(tool, entry.effect.arguments, entry.effect.key)
+                    verdict = await self.executor.verify(tool, entry.arguments(tool), entry.effect.key)
                 if verdict is None and not tool.contract.idempotent:
                     return None
                 if verdict is not None and verdict.happened:
                     if not verdict.known:
                         return None
-                    await journal.finish(entry.effect.id, "ok", value=verdict.value, error=None)
+                    await journal.finish(entry.effect.id, "ok", result=ResultForm.of(verdict.value), error=None)
                     state.complete(entry, "ok")
-                    entry.result, entry.has_result = verdict.value, True
+                    entry.returned(verdict.value)
                 elif verdict is not None:
                     entry.undone = True
                     await journal.resolved(entry.effect.id, "undone", by="verify")
@@ -272,7 +272,7 @@ class Recovery:
             if entry.outcome == "ok":
                 if not entry.has_result or entry.partial:
                     return None
-                results[step] = entry.result
+                results[step] = entry.value(tool)
         return results
 
     def _as(self, state: RunState) -> RunContext:
@@ -280,12 +280,7 @@ class Recovery:
 
     async def _undo_inner(self, state: RunState, entry: EffectState, journal: Journal) -> bool:
         """Before a step is called again: take back what its first call did inside. False if something stays."""
-        inner, ids = [], {entry.effect.id}
-        for other in state.effects.values():
-            if other.effect.parent in ids:
-                ids.add(other.effect.id)
-                inner.append(other)
-        if inner:
+        if inner := state.inside(entry):
             await shielded(Unwinder(self.executor, journal, self.grace, recorded=True).unwind, inner)
         return all(other.reason is None or other.settled for other in inner)
 

@@ -21,11 +21,11 @@ from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
 from agenthelm.core.tracer import ExecutionTracer
 from agenthelm.exceptions import LeaseLostError, RunTimeoutError, describe
 from agenthelm.orchestration import options
-from agenthelm.orchestration.journal import encode
 from agenthelm.orchestration.plan import Plan, Ref, Step, Steps, resolved
 from agenthelm.orchestration.results import SagaResult, StepRecord, StuckEffect
 from agenthelm.orchestration.scope import Opening, SagaScope, heard
 from agenthelm.orchestration.unwind import GRACE_SECONDS
+from agenthelm.orchestration.values import encode
 from agenthelm.tracing import spans
 
 __all__ = [

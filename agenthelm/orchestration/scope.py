@@ -278,9 +278,8 @@ class SagaScope:
         """Put identity and executor out of force; returns what the block ends with so far."""
         try:
             self._stack.close()
-        except (
-            ValueError
-        ):  # another task's context: nothing can be put back there, and the heartbeat's group not be left
+        except ValueError:
+            # Another task's context: nothing can be put back there, and the heartbeat's group can't be left from here.
             self._elsewhere = True
             misplaced = SagaError(
                 f"saga {self.opening.name!r} was left in another task than it was entered in; enter and leave it in one task"
@@ -334,6 +333,7 @@ class SagaScope:
     async def _unwind(self, effects: list[EffectState], error: BaseException) -> None:
         journal = self._run.journal
         unwinder = Unwinder(self.executor, journal, self.grace)
+        settle_repeated(self._run.states.values(), undone=effects)
         if any(not state.settled for state in effects):
             decided = True
             try:

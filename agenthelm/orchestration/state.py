@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from agenthelm.core.binding import own_copy
 from agenthelm.core.effects import Effect, Outcome
 from agenthelm.core.storage.base import StoredRecord
+from agenthelm.core.tool import Tool
 from agenthelm.exceptions import CorruptRecordError
-from agenthelm.orchestration.journal import LEASE_SECONDS
+from agenthelm.orchestration.journal import LEASE_SECONDS, ResultForm
 from agenthelm.orchestration.owner import Owner
 from agenthelm.orchestration.results import SagaStatus, StuckEffect
+from agenthelm.orchestration.values import decode, encode
 
 __all__ = ["EffectState", "RunState", "fold", "settle_repeated"]
 
@@ -28,15 +31,20 @@ class EffectState:
         order: Its place in the order of beginnings.
         outcome: How the call ended; None while, or because, it never returned.
         completed: Its place in the order of completions.
-        result: What it returned.
+        recorded: Whether it was read from a journal, which holds its arguments and its result as JSON.
+        result: What it returned; see `value`.
         has_result: Whether ``result`` is known.
+        form: What the journal holds of the result, for as long as the result may be a live object; None for nothing.
         withheld: Arguments, and fields of the result, that the journal does not hold.
         partial: Whether ``result`` lacks some of its fields.
         repeatable: Whether its call, made again under its key, is still one effect.
+        attempt: The attempt of the enclosing effect's call in which it was begun.
+        attempts: How many attempts its own call took; None if nobody counted.
         contract: Fingerprint of the tool's contract when it was called.
         undoing: Undos begun without a known end.
         undone: Whether it does not stand any more: undone, or found never to have happened.
         compensated: Whether its compensator ran, or a human did its work, which covers what the tool did inside as well.
+        covered: Whether it was taken back by undoing a call inside which it was made.
         reason: Why the last undo failed.
         accepted: Whether it is let stand: a human said so, or it is one with a later call that succeeded.
     """
@@ -46,16 +54,21 @@ class EffectState:
     order: int
     outcome: Outcome | None = None
     completed: int = -1
+    recorded: bool = False
     result: Any = None
     has_result: bool = False
+    form: Any = None
     withheld: frozenset[str] = frozenset()
     partial: bool = False
     repeatable: bool = True
+    attempt: int = 1
+    attempts: int | None = None
     contract: str = ""
     error: str | None = None
     undoing: bool = False
     undone: bool = False
     compensated: bool = False
+    covered: bool = False
     reason: str | None = None
     accepted: bool = False
 
@@ -66,13 +79,13 @@ class EffectState:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is left to undo: it was undone, or let stand."""
-        return self.undone or self.accepted
+        """Whether nothing is left to undo: it was undone, by itself or with an enclosing call, or let stand."""
+        return self.undone or self.covered or self.accepted
 
     @property
     def status(self) -> EffectStatus:
         """One word for it."""
-        if self.undone:
+        if self.undone or self.covered:
             return "undone"
         if self.accepted:
             return "accepted"
@@ -84,9 +97,43 @@ class EffectState:
             return "begun"
         return {"ok": "finished", "failed": "failed", "doubt": "in doubt"}[self.outcome]  # type: ignore[return-value]
 
+    def returned(self, value: Any, form: ResultForm | None = None) -> None:
+        """Keep what the call returned, and what the journal says of that."""
+        self.result, self.has_result, self.form = value, True, None
+        if form is not None and (form.opaque or form.withheld):
+            self.result = own_copy({"result": value})["result"]
+        elif form is not None:
+            self.form = form.value
+
+    def arguments(self, tool: Tool) -> Mapping[str, Any]:
+        """What the tool was called with, as far as that is known, as it was then."""
+        given = {name: value for name, value in self.effect.arguments.items() if name not in self.withheld}
+        if not self.recorded:
+            return given
+        kinds = {name: parameter.annotation for name, parameter in tool.parameters.items()}
+        return {name: decode(kinds.get(name, Any), value) for name, value in given.items()}
+
+    def value(self, tool: Tool) -> Any:
+        """What the call returned, as it was then, whoever has changed the object since."""
+        if self.recorded:
+            return self.result if self.partial else _typed_result(tool, self.result)
+        if self.form is None or encode(self.result) == (self.form, True):
+            return self.result
+        return _typed_result(tool, self.form)
+
     def stuck(self) -> StuckEffect:
         """It, as a result names it."""
         return StuckEffect(self.effect.id, self.effect.tool, self.effect.step, self.reason or "it was not undone")
+
+
+def _typed_result(tool: Tool, form: Any) -> Any:
+    """A result of a tool from its JSON form."""
+    fields = tool.binding.result_fields
+    if not fields:
+        return decode(tool.binding.result_type, form)
+    if isinstance(form, Mapping):
+        return {name: decode(fields.get(name, Any), item) for name, item in form.items()}
+    return decode(next(iter(fields.values())), form)
 
 
 @dataclass(slots=True)
@@ -139,6 +186,15 @@ class RunState:
             if not scope or state.scope == scope or state.scope.startswith(inside)
         ]
 
+    def inside(self, effect: EffectState) -> list[EffectState]:
+        """The effects that were begun inside a call, at any depth, by beginning."""
+        inner, ids = [], {effect.effect.id}
+        for other in self.effects.values():
+            if other.effect.parent in ids:
+                ids.add(other.effect.id)
+                inner.append(other)
+        return inner
+
     def complete(self, effect: EffectState, outcome: Outcome) -> None:
         """An effect has ended, after all that have ended before."""
         effect.outcome = outcome
@@ -165,20 +221,32 @@ def fold(run_id: str, records: Iterable[StoredRecord]) -> RunState:
                 record.stream, position=record.position, detail=f"{type(exc).__name__}: {exc}"
             ) from exc
         state.position = record.position + 1
+    if not state.decided:
+        settle_repeated(state.effects.values(), undone=state.begun())
     settle_repeated(state.effects.values())
     return state
 
 
-def settle_repeated(effects: Iterable[EffectState]) -> None:
-    """End the doubt about calls that were made again under their key, with success: both are one effect, the later."""
-    doubtful: dict[tuple[str, str], list[EffectState]] = {}
+def settle_repeated(effects: Iterable[EffectState], undone: Iterable[EffectState] | None = None) -> None:
+    """Let calls stand that are one effect with another one: made again under their key, with success.
+
+    It is the last of them that is undone. If only some effects are going to be ``undone``, it is one of the others: who
+    relies on that had it before.
+    """
+    inside = None if undone is None else {id(state) for state in undone}
+    calls: dict[tuple[str, str], list[EffectState]] = {}
     for state in effects:
-        called = (state.effect.tool, state.effect.key)
-        if state.doubtful and not state.settled and state.repeatable:
-            doubtful.setdefault(called, []).append(state)
-        elif state.outcome == "ok" and called in doubtful:
-            for earlier in doubtful.pop(called):
-                earlier.accepted = True
+        if state.repeatable and not state.settled and (state.outcome == "ok" or state.doubtful):
+            calls.setdefault((state.effect.tool, state.effect.key), []).append(state)
+    for same in calls.values():
+        succeeded = [state for state in same if state.outcome == "ok"]
+        if len(same) == 1 or not succeeded:
+            continue
+        outside = [state for state in succeeded if inside is not None and id(state) not in inside]
+        kept = (outside or succeeded)[-1]
+        for state in same:
+            if state is not kept and (inside is None or id(state) in inside):
+                state.accepted = True
 
 
 def _apply(state: RunState, data: Mapping[str, Any]) -> None:
@@ -224,7 +292,9 @@ def _begin(state: RunState, data: Mapping[str, Any]) -> None:
         order=len(state.effects),
         withheld=frozenset(data["withheld"]),
         contract=data["contract"],
+        recorded=True,
         repeatable=data.get("repeatable", True),
+        attempt=data.get("attempt", 1),
     )
 
 
@@ -237,11 +307,14 @@ def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping
             effect.partial = True
             effect.withheld |= {"result", *left_out}
         effect.error = data["error"]
+        effect.attempts = data.get("attempts")
     elif kind == "undoing":
         effect.undoing = True
         effect.reason = None
     elif kind == "undone":
         effect.undoing, effect.undone, effect.compensated, effect.reason = False, True, True, None
+        for covered in data.get("covers", ()):
+            state.effects[covered].covered = True
     elif kind == "undo_failed":
         effect.undoing = bool(data.get("doubt"))
         effect.reason = data["error"]
@@ -250,5 +323,8 @@ def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping
         effect.compensated = effect.undone and data["by"] != "verify"
         effect.accepted = data["as"] == "done"
         effect.reason, effect.undoing = None, False
+        if effect.compensated:
+            for inner in state.inside(effect):
+                inner.covered = inner.covered or (inner.reason is None and inner.outcome != "failed")
     else:
         raise ValueError(f"unknown record type {kind!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from agenthelm.core.tool import Tool, needs_result
 from agenthelm.exceptions import LeaseLostError, StorageError, ToolOutputError, describe
 from agenthelm.orchestration.journal import Journal
 from agenthelm.orchestration.state import EffectState
+from agenthelm.orchestration.values import encode
 
 __all__ = ["GRACE_SECONDS", "Unwinder"]
 
@@ -48,7 +49,9 @@ class Unwinder:
     grace: float = GRACE_SECONDS
     recorded: bool = False
     undone: list[str] = field(default_factory=list)
+    _states: dict[str, EffectState] = field(default_factory=dict)
     _verdicts: dict[str, Verdict | None] = field(default_factory=dict)
+    _unanswered: set[str] = field(default_factory=set)
     _group: TaskGroup = field(init=False)
 
     async def unwind(self, effects: Iterable[EffectState]) -> None:
@@ -58,6 +61,7 @@ class Unwinder:
             LeaseLostError: Another process has claimed the run and goes on with the rest.
         """
         states = list(effects)
+        self._states = {state.effect.id: state for state in states}
         context = current_run() or RunContext(run_id=self.journal.run_id, session_id="", namespace="")
         context = context.evolve(agent=None, step=None, effect=None, stops=())
         executor = replace(
@@ -71,7 +75,7 @@ class Unwinder:
                 self._group = group
                 await self._ask_enclosing(executor, states)
                 for state in self._order(states):
-                    if self.journal.lost is None and not state.settled and not self._covered(state, states):
+                    if self.journal.lost is None and not state.settled and not self._covered(state):
                         await self._one(executor, state)
         if self.journal.lost is not None:
             raise self.journal.lost
@@ -92,24 +96,30 @@ class Unwinder:
                 if verdict is not None and not verdict.happened:
                     await self._did_not_happen(state)
 
-    def _covered(self, state: EffectState, states: list[EffectState]) -> bool:
+    def _enclosing(self, state: EffectState) -> Iterator[tuple[EffectState, EffectState]]:
+        """The calls inside which an effect was begun, inside out, each with what of it stands directly in that call."""
+        inner = state
+        while (parent := self._states.get(inner.effect.parent or "")) is not None:
+            yield parent, inner
+            inner = parent
+
+    def _covered(self, state: EffectState) -> bool:
         """Whether the compensator of an enclosing tool takes this effect back as well."""
-        by_id = {s.effect.id: s for s in states}
-        parent = by_id.get(state.effect.parent or "")
-        while parent is not None:
-            if parent.compensated:
-                return True
-            compensator = self._compensator(parent)
-            tool = self.executor.tools.get(parent.effect.tool)
-            fit = not parent.undone and not isinstance(self._fitness(parent), str)
-            if compensator is not None and tool is not None and fit:
-                happened = parent.outcome == "ok" or self._verdicts.get(parent.effect.id) is not None
-                if happened and (parent.has_result or not needs_result(tool, compensator)):
-                    return True
-                if compensator.contract.idempotent and not needs_result(tool, compensator):
-                    return True
-            parent = by_id.get(parent.effect.parent or "")
-        return False
+        return any(self._covers(parent, inner) for parent, inner in self._enclosing(state))
+
+    def _covers(self, parent: EffectState, inner: EffectState) -> bool:
+        compensator, tool = self._compensator(parent), self.executor.tools.get(parent.effect.tool)
+        by_result = compensator is not None and tool is not None and needs_result(tool, compensator)
+        if by_result and inner.attempt < (parent.attempts or 1):
+            return False  # a result says what the attempt that returned it did, and nothing of those before it
+        if parent.compensated:
+            return True
+        if compensator is None or tool is None or parent.undone or isinstance(self._fitness(parent), str):
+            return False
+        happened = parent.outcome == "ok" or self._verdicts.get(parent.effect.id) is not None
+        if happened and (parent.has_result or not by_result):
+            return True
+        return compensator.contract.idempotent and not by_result
 
     # -- one effect ---------------------------------------------------------------------------------------------------
 
@@ -176,7 +186,6 @@ class Unwinder:
 
     async def _resolve_doubt(self, executor: ToolExecutor, state: EffectState, tool: Tool, compensator: Tool) -> bool:
         """Whether to go on and compensate, once it is known, or does not matter, what happened."""
-        effect = state.effect
         if state.undoing and not compensator.contract.idempotent:
             return await self._resume_undo(executor, state, tool)
         if not state.doubtful:
@@ -186,14 +195,10 @@ class Unwinder:
             await self._did_not_happen(state)
             return False
         if needs_result(tool, compensator) and not state.has_result:
-            await self._stuck(
-                state, f"nobody knows whether {effect.tool} happened, and {compensator.name} needs its result"
-            )
+            await self._stuck(state, f"{self._unknown(state)}, and {compensator.name} needs its result")
             return False
         if verdict is None and not compensator.contract.idempotent:
-            await self._stuck(
-                state, f"nobody knows whether {effect.tool} happened, and {compensator.name} is not idempotent"
-            )
+            await self._stuck(state, f"{self._unknown(state)}, and {compensator.name} is not idempotent")
             return False
         return True
 
@@ -203,7 +208,7 @@ class Unwinder:
             verdict = await self._verdict(executor, state, tool)
             self._verdicts[state.effect.id] = verdict
             if verdict is not None and verdict.known:
-                state.result, state.has_result = verdict.value, True
+                state.returned(verdict.value)
         return self._verdicts[state.effect.id]
 
     async def _verdict(self, executor: ToolExecutor, state: EffectState, tool: Tool) -> Verdict | None:
@@ -214,7 +219,7 @@ class Unwinder:
         async def ask() -> None:
             try:
                 with scope:
-                    answers.append(await executor.verify(tool, state.effect.arguments, state.effect.key))
+                    answers.append(await executor.verify(tool, state.arguments(tool), state.effect.key))
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # noqa: BLE001 - nothing cancels unwinding: it is a cancellation that leaked
@@ -226,10 +231,17 @@ class Unwinder:
         with anyio.move_on_after(self.grace):
             await done.wait()
         if not done.is_set():
-            _log.warning("verify of %s did not answer within %g s", tool.name, self.grace)
+            self._unanswered.add(state.effect.id)
             scope.cancel()
             return None
         return answers[0] if answers else None
+
+    def _unknown(self, state: EffectState) -> str:
+        return f"nobody knows whether {state.effect.tool} happened{self._silence(state)}"
+
+    def _silence(self, state: EffectState) -> str:
+        """Why ``verify`` did not help, if it has not answered."""
+        return f" (its verify did not answer within {self.grace:g} s)" if state.effect.id in self._unanswered else ""
 
     async def _only_verify(self, executor: ToolExecutor, state: EffectState, tool: Tool) -> None:
         """Nothing undoes this effect, but it may not have happened."""
@@ -243,13 +255,16 @@ class Unwinder:
         """An undo was begun and its end is unknown: repeat it only if the effect still stands."""
         verdict = await self._verdict(executor, state, tool)
         if verdict is None:
-            await self._stuck(state, f"an undo of {state.effect.tool} was interrupted; nobody knows whether it worked")
+            silence = self._silence(state)
+            await self._stuck(
+                state, f"an undo of {state.effect.tool} was interrupted; nobody knows whether it worked{silence}"
+            )
             return False
         if not verdict.happened:
             await self._mark_undone(state)
             return False
         if verdict.known:
-            state.result, state.has_result = verdict.value, True
+            state.returned(verdict.value)
         return True
 
     async def _compensate(
@@ -305,14 +320,19 @@ class Unwinder:
         tool = self.executor.tools[state.effect.tool]
         available: dict[str, Any] = {}
         if state.has_result:
-            available = {"result": state.result, **tool.binding.fields_of(state.result)}
-        available.update({k: v for k, v in state.effect.arguments.items() if k not in state.withheld})
+            result = state.value(tool)
+            available = {"result": result, **tool.binding.fields_of(result)}
+        available.update(state.arguments(tool))
         available["idempotency_key"] = state.effect.key
-        return {
+        given = {
             name: value
             for name, value in available.items()
             if name in compensator.parameters or (compensator.binding.open_ended and name != "result")
         }
+        for name in compensator.binding.unfit(given).keys() & given.keys():
+            form, possible = encode(given[name])  # it may want a dict of what is a model, or the text of a date
+            given[name] = form if possible else given[name]
+        return given
 
     # -- the record ---------------------------------------------------------------------------------------------------
 
@@ -333,7 +353,15 @@ class Unwinder:
         state.undoing, state.undone, state.compensated, state.reason = False, True, True, None
         self.undone.append(state.effect.id)
         report(Progress("undone", state.effect.tool, run_id=self.journal.run_id))
-        await self._report(state, "undone")
+        covered = [
+            other
+            for other in self._states.values()
+            if not other.settled and other.reason is None and other.outcome != "failed"
+            and any(parent is state and self._covers(parent, inner) for parent, inner in self._enclosing(other))
+        ]  # fmt: skip
+        for other in covered:
+            other.covered = True
+        await self._report(state, "undone", **({"covers": [other.effect.id for other in covered]} if covered else {}))
 
     async def _stuck(self, state: EffectState, reason: str, *, doubt: bool | None = None) -> None:
         """Leave an effect standing; ``doubt`` says whether its undo may have worked, None that nothing was learnt."""

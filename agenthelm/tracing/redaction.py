@@ -20,9 +20,10 @@ from uuid import UUID
 from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from agenthelm.tracing.marks import hidden_fields
 from agenthelm.tracing.scrub import MASK, scrub
 
-__all__ = ["Hook", "Redacted", "digest", "looks_secret", "masked"]
+__all__ = ["Hook", "digest", "looks_secret", "masked"]
 
 Hook = Callable[[str, Any], Any]
 """``(name, value) -> value``: asked for every named value before it is shown or stored."""
@@ -38,10 +39,6 @@ _LONGEST_NAME: Final = 64
 """Longer keys are text, and take the long way."""
 
 _NO_NAMES: Final[frozenset[str]] = frozenset()
-
-
-class Redacted:
-    """Marks a parameter whose value must never be stored or shown: ``Annotated[str, Redacted]``."""
 
 
 _WORDS: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
@@ -270,12 +267,12 @@ class _Masking:
         if isinstance(value, (list, tuple, set, frozenset)):
             return self.collection(value, lambda: self.items(value))
         if isinstance(value, BaseModel):
-            hidden = _redacted_fields(type(value))
+            hidden = hidden_fields(type(value))
             fields = list(value)
             return self.collection(value, lambda: self.entries(fields, len(fields), hidden))
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             pairs = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-            return self.collection(value, lambda: self.entries(pairs, len(pairs), _NO_NAMES))
+            return self.collection(value, lambda: self.entries(pairs, len(pairs), hidden_fields(type(value))))
         if isinstance(value, BaseException):
             return self.text(f"{type(value).__name__}: {value}")
         return self.text(repr(value))
@@ -334,15 +331,6 @@ class _Masking:
             bits = value.bit_length()
             return int(value) if bits <= _BITS else f"<integer of {bits} bits>"
         return float(value) if math.isfinite(value) else str(float(value))
-
-
-@functools.lru_cache(maxsize=512)
-def _redacted_fields(model: type[BaseModel]) -> frozenset[str]:
-    return frozenset(
-        name
-        for name, field in model.model_fields.items()
-        if any(mark is Redacted or isinstance(mark, Redacted) for mark in field.metadata)
-    )
 
 
 _EXACT_REPR: Final = frozenset({str, int, float, bool, type(None)})

@@ -24,15 +24,8 @@ from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step, saga
 from agenthelm.orchestration.state import RunState, fold
 from agenthelm.testing.storage import FaultyStorage
-from tests.support.saga_leases import ROOT, leave_open, recovering
+from tests.support.saga_leases import ROOT, Later, leave_open, recovering
 from tests.support.saga_world import World, tools_of
-
-
-class Later(SystemClock):
-    """A clock for which every living owner has been silent for longer than a lease."""
-
-    def wall(self) -> float:
-        return time.time() + 31.0
 
 
 async def journal_of(storage: Any) -> RunState:

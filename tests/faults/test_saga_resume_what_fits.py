@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, Field
 
 from agenthelm._runtime.retry import SystemClock
 from agenthelm.core.executor import current_executor
@@ -113,3 +114,37 @@ async def test_no_effect_takes_anothers_place_in_the_journal(tools: ToolRegistry
     result = await resumed(tools, steps, world, after=7, has=["inner", "w", "b"])
     assert result.status == "success"
     assert world == ["inner"]  # which is what undoing `wrap` covers
+
+
+class Room(BaseModel):
+    number: str = Field(alias="roomNumber")
+
+
+async def test_a_resumed_plan_has_its_arguments_and_results_as_their_types_again(world: list[str]) -> None:
+    tools = ToolRegistry()
+
+    @tool(registry=tools, compensating_tool="leave")
+    async def take(room: Room) -> Room:
+        world.append(room.number)
+        return room
+
+    @tool(registry=tools)
+    async def leave(room: Room) -> None:
+        world.remove(room.number)
+
+    storage = Dying(3)
+    steps = [
+        Step("take", {"room": Room(roomNumber="1")}, id="a"),
+        Step("take", {"room": Room(roomNumber="2")}, id="b"),
+        Step("take", {"room": Ref("a")}, id="c"),
+    ]
+    result = await Orchestrator(tools=tools, storage=storage).run_saga(steps)
+    assert result.status == "failed"
+    storage.left = 100
+    [result] = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)
+    assert (result.status, result.error, world) == ("success", None, ["1", "2", "1"])
+    assert [record.result for record in result.steps] == [
+        Room(roomNumber="1"),
+        Room(roomNumber="2"),
+        Room(roomNumber="1"),
+    ]

@@ -247,3 +247,56 @@ def test_a_model_that_a_key_picks_is_named(cli: Cli, server: OpenAIServer) -> No
     done = cli("run", "x", "-a", "writer", "--api-base", server.base_url, OPENAI_API_KEY="sk-test")
     assert "picked by OPENAI_API_KEY" in done.stderr
     assert server.asked == 1
+
+
+# -- secrets -----------------------------------------------------------------------------------------------------------
+
+GUARDED = """
+from typing import Annotated
+
+from pydantic import AfterValidator, SecretStr
+
+from agenthelm import Agent, Redacted, tool
+
+PASSWORD = "correct horse battery staple"
+
+
+def check(value):
+    raise ValueError(f"{value} is too weak")
+
+
+@tool
+def validated(password: Annotated[str, Redacted, AfterValidator(check)]) -> None: ...
+
+
+@tool
+def noted(password: SecretStr) -> None:
+    error = ValueError("denied")
+    error.add_note(f"sent {password.get_secret_value()}")
+    raise error
+
+
+@tool
+def quoted(password: SecretStr) -> None:
+    raise ExceptionGroup(f"with {password.get_secret_value()}", [ValueError(password.get_secret_value()), OSError("b")])
+
+
+class Caller(Agent):
+    async def aforward(self, context, task: str) -> dict:
+        await self.ause(task, password=PASSWORD)
+        return {}
+"""
+
+
+@pytest.mark.parametrize("json", [(), ("--json",)])
+@pytest.mark.parametrize(
+    ("tool", "words"),
+    [("validated", "*** is too weak"), ("noted", "sent ***"), ("quoted", "with ***: ValueError: ***")],
+)
+def test_an_error_is_printed_without_the_secret_that_it_quotes(
+    cli: Cli, tool: str, words: str, json: tuple[str, ...]
+) -> None:
+    cli.write("guarded.py", GUARDED)
+    done = cli("run", tool, "-a", "caller", "--app", "guarded.py", "--model", "offline", *json, code=1)
+    assert "correct horse" not in done.stdout + done.stderr
+    assert words in (done.stderr if not json or tool == "noted" else done.stdout)

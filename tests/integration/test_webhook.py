@@ -270,10 +270,11 @@ async def test_an_answer_without_end_is_cut_off() -> None:
     assert "longer than 5000 bytes" in decision.reason
 
 
-async def test_https_is_verified(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["https", "HTTPS", "Https"])
+async def test_https_is_verified(tmp_path: Path, scheme: str) -> None:
     pem = certificate(tmp_path)
     with webhook_server(certificate=pem) as server:
-        url = f"https://localhost:{server.server_address[1]}/"
+        url = f"{scheme}://localhost:{server.server_address[1]}/"
         trusting = WebhookHandler(url, secret=SECRET, ssl_context=ssl.create_default_context(cafile=str(pem)))
         assert (await trusting.request_approval(approval_request())).approved
         stranger = await WebhookHandler(url, secret=SECRET).request_approval(approval_request())

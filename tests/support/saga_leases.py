@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import anyio
 
+from agenthelm._runtime.retry import SystemClock
 from agenthelm.core.storage import SqliteStorage
 from agenthelm.core.tool import tool
 from agenthelm.orchestration.orchestrator import Orchestrator
@@ -17,6 +19,13 @@ from agenthelm.orchestration.saga import Step
 from tests.support.saga_world import World, tools_of
 
 ROOT = Path(__file__).parents[2]
+
+
+class Later(SystemClock):
+    """A clock for which every living owner has been silent for longer than a lease."""
+
+    def wall(self) -> float:
+        return time.time() + 31.0
 
 
 def leave_open(folder: Path, count: int) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Annotated, Any
 
 import anyio
 import dspy
 import pytest
-from pydantic import SecretStr
+import typing_extensions
+from pydantic import BaseModel, SecretStr
 
 from agenthelm._runtime.context import RunContext, StopMark, entered
 from agenthelm.agent import Agent, ToolAgent
@@ -17,6 +20,7 @@ from agenthelm.agent.offline import request_text
 from agenthelm.agent.toolset import Toolset
 from agenthelm.core.event import ExecutionEvent
 from agenthelm.core.executor import ToolExecutor, detached, using
+from agenthelm.core.redaction import Redacted
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import TOOL_REGISTRY, ToolRegistry, tool
 from agenthelm.exceptions import (
@@ -190,6 +194,103 @@ async def test_tool_errors_are_observations_of_one_line(executor: ToolExecutor) 
     assert "ToolInputError" in prompts(lm)[-1]
     assert "Traceback" not in prompts(lm)[-1]
     assert __file__ not in prompts(lm)[-1]
+
+
+class Account(BaseModel):
+    id: int
+    pin: Annotated[str, Redacted] = "blaue Katze"
+
+
+@dataclass
+class Holder:
+    accounts: list[Account]
+    pin: Annotated[str, Redacted]
+
+
+class Entry(typing_extensions.TypedDict):
+    user: str
+    pin: Annotated[str, Redacted]
+
+
+@pytest.mark.parametrize(
+    ("kind", "result", "shown"),
+    [
+        (Any, [Account(id=1)], '[{"id": 1, "pin": "***"}]'),
+        (Any, Holder([Account(id=2)], "blaue Katze"), '{"accounts": [{"id": 2, "pin": "***"}], "pin": "***"}'),
+        (Entry, {"user": "ann", "pin": "blaue Katze"}, '{"user": "ann", "pin": "***"}'),
+        (Annotated[str, Redacted], "blaue Katze", "***"),
+        (Any, "caf\udce9", "caf\\udce9"),
+        (Any, {"of": ["caf\udce9"]}, '{"of": ["caf\\udce9"]}'),
+        (Any, 10**5000, '"<integer of 16610 bits>"'),
+        (Any, {"raw": b"\xff", "when": date(2026, 1, 31)}, '{"raw": "<1 bytes>", "when": "2026-01-31"}'),
+        (Any, {1, 2}, "[1, 2]"),
+        (Any, "ä" * 3_000_000, f"{'ä' * 100_000}… <100000 of 3000000 characters>\n"),
+        (Any, ["x" * 3_000_000], f'["{"x" * 99_998}… <100000 of 3000004 characters>\n'),
+    ],
+    ids=[
+        "models", "dataclass", "TypedDict", "marked", "lone surrogate", "lone surrogate inside", "huge number", "bytes",
+        "set", "long text", "long list",
+    ],
+)  # fmt: skip
+async def test_the_lm_reads_results_as_json_without_secrets_and_of_a_bearable_size(
+    executor: ToolExecutor, kind: Any, result: Any, shown: str
+) -> None:
+    def give() -> Any:
+        """Give something."""
+        return result
+
+    give.__annotations__ = {"return": kind}
+    lm = ScriptedLM([choose("give"), FINISH, ANSWER])
+    with using(executor):
+        assert await agent(lm, give).run(question="?") == {"answer": "done"}
+    assert f"observation: {shown}" in prompts(lm)[-1]
+    assert "blaue Katze" not in prompts(lm)[-1]
+
+
+async def test_a_result_that_never_ends_is_not_read(executor: ToolExecutor) -> None:
+    def give() -> Any:
+        """Give numbers without end."""
+        return itertools.count()
+
+    lm = ScriptedLM([choose("give"), FINISH, ANSWER])
+    with using(executor):
+        assert await agent(lm, give).run(question="?") == {"answer": "done"}
+    assert 'observation: "count(0)"' in prompts(lm)[-1]
+
+
+async def test_what_a_tool_complains_about_at_length_or_in_no_utf8_does_not_end_the_run(executor: ToolExecutor) -> None:
+    lm = ScriptedLM([choose("broken", reason="caf\udce9 " + "x" * 200_000), FINISH, ANSWER])
+    with using(executor):
+        assert await agent(lm, broken).run(question="?") == {"answer": "done"}
+    assert "observation: error: RuntimeError: no luck: caf\\udce9 xxx" in prompts(lm)[-1]
+    assert len(prompts(lm)[-1]) < 250_000
+
+
+async def test_the_lm_can_not_choose_an_idempotency_key(executor: ToolExecutor) -> None:
+    booked: dict[str, str] = {}
+
+    @tool(side_effects=["booking:write"], registry=ToolRegistry())
+    async def book(city: str, idempotency_key: str) -> str:
+        """Book, once under one key."""
+        return booked.setdefault(idempotency_key, city)
+
+    lm = ScriptedLM([choose("book", city=city, idempotency_key="K") for city in ("Lisbon", "Porto")] + [FINISH, ANSWER])
+    with using(executor):
+        await agent(lm, book).run(question="?")
+    assert list(booked.values()) == ["Lisbon", "Porto"]
+    assert "K" not in booked
+
+
+async def test_a_parameter_that_only_shares_the_keys_name_is_the_lms(executor: ToolExecutor) -> None:
+    @tool(registry=ToolRegistry())
+    async def look(**words: str) -> str:
+        """Look something up."""
+        return repr(words)
+
+    lm = ScriptedLM([choose("look", idempotency_key="K"), FINISH, ANSWER])
+    with using(executor):
+        await agent(lm, look).run(question="?")
+    assert "observation: {'idempotency_key': 'K'}" in prompts(lm)[-1]
 
 
 async def test_a_denial_is_an_observation_with_its_reason(executor: ToolExecutor) -> None:

@@ -416,6 +416,49 @@ class TestDeadlines:
         event = await door.event()
         assert (event.late, event.outcome, len(calls)) == (True, "success", 1)
 
+    async def test_waiting_for_a_thread_makes_nobody_late(self) -> None:
+        door = Door(workers=Workers(1))
+        entered, let_go = threading.Event(), threading.Event()
+
+        @tool(registry=door.tools, timeout=5)
+        def wait() -> None:
+            entered.set()
+            let_go.wait(10)
+
+        @tool(registry=door.tools, timeout=5)
+        def look() -> None: ...
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(door.call, "wait")
+            await anyio.to_thread.run_sync(entered.wait, 10)
+            group.start_soon(door.call, "look")
+            await anyio.wait_all_tasks_blocked()
+            door.clock.now += 6
+            let_go.set()
+        assert {event.tool_name: event.late for event in await door.events()} == {"wait": True, "look": False}
+
+    async def test_neither_does_it_end_a_tool_that_could_be_let_go(self) -> None:
+        door = Door(workers=Workers(1))
+        let_go = threading.Event()
+        waiting = door.executor.workers
+
+        @tool(registry=door.tools, timeout=0.5, abandonable=True)
+        def look() -> str:
+            return "value"
+
+        seen: list[str] = []
+
+        async def call() -> None:
+            seen.append(await door.call("look"))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(waiting.run_abandonable, let_go.wait, 10)
+            await anyio.lowlevel.checkpoint()
+            group.start_soon(call)
+            await anyio.sleep(0.6)  # longer than the deadline, and the place is still taken
+            let_go.set()
+        assert seen == ["value"]
+
     async def test_an_abandonable_tool_is_let_go(self, door: Door) -> None:
         let_go = threading.Event()
 
@@ -487,6 +530,10 @@ class TestVerify:
         assert [e.outcome for e in await door.events()] == ["failed", "in_doubt"]
 
 
+class Order(BaseModel):
+    amount: float
+
+
 class Asked(ApprovalHandler):
     """Remembers what it was asked."""
 
@@ -532,8 +579,8 @@ class TestApproval:
         event = await door.event()
         assert (event.approver, event.approval_reason, event.digest) == ("Ada", "fine", request.digest)
 
-    async def test_arguments_that_change_after_approval_are_refused(self) -> None:
-        payments = [1]
+    async def test_shared_arguments_that_change_after_approval_are_refused(self) -> None:
+        payments = [threading.Lock(), 1]  # a lock can't be copied
 
         def change(_: ApprovalRequest) -> Decision:
             payments.append(1_000_000)
@@ -572,6 +619,49 @@ class TestApproval:
 
         await door.call("pay", amounts=payments)
         assert ran == [[1]]
+
+    @pytest.mark.parametrize("shared", [None, threading.Lock()])
+    @pytest.mark.parametrize("rule", [True, lambda order: order.amount > 100])
+    async def test_nobody_changes_a_call_under_way_also_beside_what_can_not_be_copied(
+        self, rule: Any, shared: Any
+    ) -> None:
+        order = Order(amount=10)
+
+        def change(_: ApprovalRequest) -> Decision:
+            order.amount = 1_000_000
+            return Decision(True, approver="Ada")
+
+        class Log:
+            """An effect log that keeps what it was told."""
+
+            def next_id(self) -> str:
+                return "e1"
+
+            async def begin(self, effect: Any) -> None:
+                self.effect = effect
+                order.amount = 1_000_000
+
+            async def finish(self, effect: Any, outcome: str, *, value: Any, error: Any, event: Any) -> None:
+                self.event = event
+
+        log = Log()
+        door = Door(approval_handler=Asked(change), effects=log)
+        ran: list[float] = []
+
+        @tool(
+            registry=door.tools, requires_approval=rule, side_effects=["pay:send"], retries=1, idempotent=True,
+            backoff=Backoff(initial=0),
+        )  # fmt: skip
+        async def pay(order: Order, client: Any) -> None:
+            ran.append(order.amount)
+            order.amount = 0
+            if len(ran) == 1:
+                raise ValueError("try again")
+
+        await door.call("pay", order=order, client=shared)
+        assert ran == [10, 10]
+        assert log.effect.arguments["order"].amount == 10
+        assert log.event["inputs"]["order"] == {"amount": 10}
 
     async def test_an_approval_that_comes_after_its_expiry_does_not_count(self) -> None:
         class Slow(ApprovalHandler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,6 +99,38 @@ async def test_a_policy_without_rules_denies() -> None:
 async def test_a_rule_applies_where_all_its_conditions_hold(rule: PolicyRule, applies: bool) -> None:
     decision = await PolicyHandler([rule]).request_approval(approval_request())
     assert decision.approved is applies
+
+
+@pytest.mark.parametrize("field", ["tool", "tag", "side_effect"])
+async def test_a_string_is_one_pattern_not_its_characters(field: str) -> None:
+    mine = {"tool": "book_*", "tag": "travel", "side_effect": "booking:*"}[field]
+    stranger = PolicyRule("allow", **{field: "read_*"})  # type: ignore[arg-type]
+    assert not (await PolicyHandler([stranger]).request_approval(approval_request())).approved
+    rule = PolicyRule("deny", **{field: mine})  # type: ignore[arg-type]
+    assert rule == PolicyRule("deny", **{field: (mine,)})  # type: ignore[arg-type]
+    assert not (await PolicyHandler([rule], default="allow").request_approval(approval_request())).approved
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"action": "alow"}, "action is one of .* Did you mean 'allow'"),
+        ({"action": "allow", "tool": 5}, "tool is a pattern or a list"),
+        ({"action": "allow", "tag": ("a", 5)}, "tag is a pattern or a list"),
+        ({"action": "allow", "side_effect": []}, "side_effect is a pattern or a list"),
+        ({"action": "allow", "tool": ""}, "tool is a pattern or a list"),
+        ({"action": "allow", "irreversible": "no"}, "irreversible is true or false"),
+        ({"action": "allow", "reason": 5}, "reason is a text"),
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PolicyRule(**fields)
+
+
+def test_a_default_that_is_no_action_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"policy: default is one of .* Did you mean 'allow'"):
+        PolicyHandler(default="alow")  # type: ignore[arg-type]
 
 
 async def test_the_first_rule_that_applies_wins() -> None:

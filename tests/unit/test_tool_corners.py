@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pytest
 from pydantic import BaseModel, Field, SecretBytes, field_validator
+from typing_extensions import TypedDict
 
 from agenthelm.core.event import ExecutionEvent
 from agenthelm.core.executor import ToolExecutor, charge
@@ -148,6 +150,80 @@ class TestShapes:
     def test_what_a_plan_can_not_hold_is_named(self) -> None:
         with pytest.raises(PlanError, match=r"Steps and lists of Steps, not 'book'"):
             Plan.of([["book"]])  # type: ignore[list-item]
+
+
+class Basket(TypedDict):
+    items: Iterable[int]
+
+
+class Frozen(BaseModel):
+    items: Iterable[int]
+
+
+class TestWhatCanBeReadOnlyOnce:
+    async def test_an_iterable_argument_is_a_list_for_everybody_who_looks(self, tools: ToolRegistry) -> None:
+        seen: list[Any] = []
+
+        @tool(registry=tools, side_effects=["pay:write"], requires_approval=lambda amounts: sum(amounts) > 100)
+        async def pay(amounts: Iterable[int], more: dict[str, Iterable[int]] | None = None) -> int:
+            seen.append((amounts, more))
+            return sum(amounts)
+
+        storage = InMemoryStorage()
+        async with saga(tools=tools, storage=storage) as scope:
+            assert await scope.use("pay", amounts=iter([1, 2]), more={"a": (3, "4")}) == 3
+            with pytest.raises(ApprovalDeniedError):
+                await scope.use("pay", amounts=[101])
+        assert seen == [([1, 2], {"a": [3, 4]})]
+        (run,) = await storage.streams(prefix="run:")
+        (begun,) = [r.data["arguments"] for r in await storage.read(run.name) if r.data["type"] == "begin"]
+        assert begun == {"amounts": [1, 2], "more": {"a": [3, 4]}}
+
+    async def test_also_within_a_typed_dict(self, tools: ToolRegistry) -> None:
+        @tool(registry=tools)
+        async def add(basket: Basket) -> int:
+            return sum(basket["items"]) + sum(basket["items"])
+
+        assert await ToolExecutor(tools, InMemoryStorage()).call("add", {"basket": {"items": [1, 2]}}) == 6
+
+    @pytest.mark.parametrize("kind", [Iterable[int], Iterator[int], dict[str, Iterable[int]], Basket])
+    async def test_an_iterable_result_can_be_read_twice(self, tools: ToolRegistry, kind: Any) -> None:
+        async def produce() -> Any:
+            return map(int, "12") if kind in {Iterable[int], Iterator[int]} else {"items": map(int, "12")}
+
+        produce.__annotations__["return"] = kind
+        value = await ToolExecutor(ToolRegistry([produce]), InMemoryStorage()).call("produce", {})
+        assert (value["items"] if isinstance(value, dict) else value) == [1, 2]
+
+    @pytest.mark.parametrize("kind", [Iterator[int], Generator[int, None, None], list[Iterator[int]], Iterator])
+    def test_an_iterator_is_no_argument(self, tools: ToolRegistry, kind: Any) -> None:
+        def add(items: Any) -> None: ...
+
+        add.__annotations__["items"] = kind
+        with pytest.raises(ToolContractError, match=r"'add': 'items' takes an iterator.* take a list"):
+            tools.register(add)
+
+    def test_neither_is_a_model_that_holds_one(self, tools: ToolRegistry) -> None:
+        def add(frozen: Frozen | None) -> None: ...
+
+        with pytest.raises(
+            ToolContractError, match=r"'add': a parameter has .*: Frozen has an Iterable field.* a list"
+        ):
+            tools.register(add)
+
+    async def test_a_model_that_holds_one_can_be_a_result(self, tools: ToolRegistry) -> None:
+        @tool(registry=tools)
+        async def make() -> Frozen:
+            return Frozen(items=[1, 2])
+
+        assert list((await ToolExecutor(tools, InMemoryStorage()).call("make", {})).items) == [1, 2]
+
+    async def test_a_function_that_takes_an_iterator_may_be_an_argument(self, tools: ToolRegistry) -> None:
+        @tool(registry=tools)
+        async def apply(function: Callable[[Iterator[int]], int]) -> int:
+            return function(iter([1, 2]))
+
+        assert await ToolExecutor(tools, InMemoryStorage()).call("apply", {"function": sum}) == 3
 
 
 class TestValidation:

@@ -1,0 +1,103 @@
+"""A tool in a worker process: how it ended comes back whatever it returned or raised, and with what it charged."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from agenthelm.core.effects import LostResult
+from agenthelm.core.ledger import Ledger
+from agenthelm.exceptions import OutcomeUnknown, describe, message_of
+
+__all__ = ["Report", "charged_here", "received", "reported"]
+
+_books: Ledger | None = None
+"""What the function that runs in this worker process spends; a worker runs one at a time."""
+
+
+class Report(NamedTuple):
+    """How a function ended, in a form that every pipe can carry.
+
+    Attributes:
+        outcome: Whether it returned, raised, or returned what does not pickle.
+        content: The value or the exception, pickled; for what does not pickle, why.
+        charged_usd: What it spent, by `charge`.
+    """
+
+    outcome: Literal["returned", "raised", "lost"]
+    content: bytes
+    charged_usd: float
+
+
+def reported(function: Callable[[], Any]) -> Report:
+    """Run a function in this worker process and say how it ended; never raises."""
+    global _books
+    books = _books = Ledger("worker")
+    outcome: Literal["returned", "raised", "lost"] = "raised"
+    try:
+        value = function()
+    except BaseException as error:  # noqa: BLE001 - raised again where the call is awaited
+        content = _portable(error)
+    else:
+        try:
+            outcome, content = "returned", pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        except Exception as error:  # noqa: BLE001 - somebody else's class; the function has run all the same
+            outcome, content = "lost", describe(error).encode("utf-8", "replace")
+    finally:
+        _books = None
+    return Report(outcome, content, books.charged_usd)
+
+
+def received(report: Report) -> Any:
+    """What the function returned, or a `LostResult` if that can't be had here.
+
+    Raises:
+        BaseException: What it raised; where that does not pickle, the nearest of its classes that does, with its message.
+        OutcomeUnknown: It raised what can't be read here.
+    """
+    # Classes of the program's own main module have this name in a worker, as they have with multiprocessing.
+    sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
+    if report.outcome == "lost":
+        return LostResult(report.content.decode())
+    try:
+        content = pickle.loads(report.content)  # noqa: S301 - from a process of our own
+    except Exception as error:
+        if report.outcome == "raised":
+            raise OutcomeUnknown(f"it raised what can't be read outside of its process ({describe(error)})") from error
+        return LostResult(describe(error))
+    if report.outcome == "raised":
+        raise content if isinstance(content, BaseException) else _made(*content)
+    return content
+
+
+def charged_here(usd: float) -> None:
+    """Book money in a worker process; elsewhere it is nobody's."""
+    if _books is not None:
+        _books.charge(usd)
+
+
+def _portable(error: BaseException) -> bytes:
+    """An exception, pickled; where that can't be read again, a class and a message to make it from."""
+    try:
+        content = pickle.dumps(error, pickle.HIGHEST_PROTOCOL)
+        if type(pickle.loads(content)) is type(error):  # noqa: S301 - it was made one line above
+            return content
+    except Exception:  # noqa: BLE001, S110 - somebody else's class; the next ones are tried
+        pass
+    for kind in type(error).__mro__:
+        message = (message_of(error) or "") if kind is type(error) else describe(error)
+        try:
+            _made(kind, message)
+            return pickle.dumps((kind, message), pickle.HIGHEST_PROTOCOL)
+        except Exception:  # noqa: BLE001, S112 - a local class, or one that can't be made so
+            continue
+    raise AssertionError("every exception is an Exception or a BaseException")
+
+
+def _made(kind: type[BaseException], message: str) -> BaseException:
+    """An exception of a class whose constructor may want something else."""
+    error = kind.__new__(kind, message)
+    error.args = (message,)
+    return error

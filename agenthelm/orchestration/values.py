@@ -1,0 +1,111 @@
+"""Values on their way into a journal and back: by field, under the fields' own names."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, RootModel, TypeAdapter
+from pydantic.errors import PydanticUserError
+from pydantic_core import to_jsonable_python
+
+__all__ = ["decode", "encode"]
+
+_DEEPEST: Final = 200
+"""Levels of nesting that every JSON encoder and decoder can take."""
+_SMALL: Final = 10**18
+
+
+def encode(value: Any) -> tuple[Any, bool]:
+    """A JSON-compatible copy of a value, and whether there is one. Never raises, and uses nothing up.
+
+    Models, dataclasses and named tuples are told by their fields, never by serializers, aliases and computed fields of
+    theirs: those say how a value is shown, and undoing needs what it is. Secrets (``SecretStr``) come out masked.
+    """
+    try:
+        return _form(value, 0), True
+    except Exception:  # noqa: BLE001 - what a value's own methods raise must not fail the call it is recorded for
+        return None, False
+
+
+def decode(kind: Any, form: Any) -> Any:
+    """A value of a type again, from what `encode` made of one; that itself where the two would not say the same."""
+    try:
+        value = _adapter(kind).validate_json(json.dumps(form), by_alias=False, by_name=True)
+    except Exception:  # noqa: BLE001 - validators are somebody else's code, and the form is as good as before
+        return form
+    return value if encode(value) == (form, True) else form
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # models and TypedDicts bring a config of their own
+        return TypeAdapter(kind)
+
+
+def _form(value: Any, depth: int) -> Any:
+    kind = type(value)
+    if value is None or kind is str or kind is bool or kind is float:
+        return value
+    if kind is int:
+        return _number(value)
+    if depth > _DEEPEST:
+        raise ValueError("nested too deeply")
+    depth += 1
+    if kind is dict:
+        return _entries(value, depth)
+    if kind is list or kind is tuple:
+        return [_form(item, depth) for item in value]
+    return _other(value, depth)
+
+
+def _other(value: Any, depth: int) -> Any:
+    """The form of what is not plain JSON data."""
+    if isinstance(value, RootModel):
+        return _form(value.root, depth)
+    if isinstance(value, BaseModel):
+        held = value.__dict__
+        fields = {name: held[name] for name in type(value).model_fields if name in held}
+        return _entries({**fields, **(value.__pydantic_extra__ or {})}, depth)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _entries({field.name: getattr(value, field.name) for field in dataclasses.fields(value)}, depth)
+    if isinstance(value, enum.Enum):
+        return _form(value.value, depth)
+    if isinstance(value, Mapping):
+        return _entries(value, depth)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return _entries(dict(zip(value._fields, value, strict=True)), depth)
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
+        return [_form(item, depth) for item in value]
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return _number(int(value))
+    if isinstance(value, Iterator):
+        raise TypeError("an iterator is read only once")
+    return to_jsonable_python(value)
+
+
+def _entries(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+    form = {
+        key if type(key) is str else _key(key): item if type(item) is str else _form(item, depth)
+        for key, item in value.items()
+    }
+    if len(form) != len(value):
+        raise ValueError("two keys are one in JSON")
+    return form
+
+
+def _key(key: Any) -> str:
+    return str(next(iter(to_jsonable_python({key: None}))))
+
+
+def _number(value: int) -> int:
+    if not -_SMALL < value < _SMALL:
+        str(value)  # raises where JSON would, whose limit of digits it shares
+    return value

@@ -1,0 +1,111 @@
+"""What a tool does through other tools: which of it the tool's own compensator takes back, and what is told of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agenthelm._runtime.retry import Backoff
+from agenthelm.core.executor import current_executor
+from agenthelm.core.storage import InMemoryStorage
+from agenthelm.core.tool import ToolRegistry, tool
+from agenthelm.orchestration.journal import stream_of
+from agenthelm.orchestration.orchestrator import Orchestrator
+from agenthelm.orchestration.saga import Step
+from agenthelm.orchestration.state import RunState, fold
+
+live_or_later = pytest.mark.parametrize("live", [True, False], ids=["live", "later"])
+
+
+class Hotel:
+    """Rooms that a trip reserves through another tool; the first tries to fill in the form fail."""
+
+    def __init__(self, *, failures: int = 1) -> None:
+        self.tools = ToolRegistry()
+        self.storage = InMemoryStorage()
+        self.rooms: list[str] = []
+        self.undone: list[str] = []
+        self.tries = 0
+        again = {"retries": 1, "backoff": Backoff(0.0)}
+
+        @tool(registry=self.tools, compensating_tool="free", side_effects=["room:write"])
+        async def reserve() -> dict[str, str]:
+            room = f"room{self.tries}"
+            self.rooms.append(room)
+            return {"room": room}
+
+        @tool(registry=self.tools)
+        async def free(room: str) -> None:
+            self.undone.append(f"free {room}")
+            self.rooms.remove(room)
+
+        async def trip() -> dict[str, str]:
+            self.tries += 1
+            room: dict[str, str] = await current_executor().call("reserve", {})  # type: ignore[union-attr]
+            if self.tries <= failures:
+                raise ValueError("the form was incomplete")
+            return room
+
+        for undo in ("undo_trip", "undo_all"):
+            tool(registry=self.tools, name=f"trip_{undo}", compensating_tool=undo, **again)(trip)  # type: ignore[arg-type]
+
+        @tool(registry=self.tools)
+        async def undo_trip(room: str) -> None:
+            self.undone.append(f"undo_trip {room}")
+            self.rooms.remove(room)
+
+        @tool(registry=self.tools, idempotent=True)
+        async def undo_all(idempotency_key: str) -> None:
+            self.undone.append("undo_all")
+            self.rooms.clear()
+
+        @tool(registry=self.tools)
+        async def fail() -> None:
+            raise ValueError("no car left")
+
+    async def undo(self, step: str, *, live: bool) -> Any:
+        orchestrator = Orchestrator(tools=self.tools, storage=self.storage)
+        result = await orchestrator.run_saga([Step(step), Step("fail")] if live else [Step(step)])
+        return result if live else await orchestrator.undo(result.run_id)
+
+    async def state(self, run_id: str) -> RunState:
+        return fold(run_id, await self.storage.read(stream_of(run_id)))
+
+
+@live_or_later
+async def test_what_a_failed_attempt_did_inside_is_undone_by_itself(live: bool) -> None:
+    hotel = Hotel()
+    result = await hotel.undo("trip_undo_trip", live=live)
+    assert (result.status, hotel.rooms) == ("rolled_back", [])
+    assert hotel.undone == ["undo_trip room2", "free room1"]
+
+
+@live_or_later
+async def test_a_compensator_that_needs_no_result_takes_back_what_every_attempt_did(live: bool) -> None:
+    hotel = Hotel()
+    result = await hotel.undo("trip_undo_all", live=live)
+    assert (result.status, hotel.rooms, hotel.undone) == ("rolled_back", [], ["undo_all"])
+
+
+@live_or_later
+async def test_what_went_with_its_enclosing_call_is_told_as_undone(live: bool) -> None:
+    hotel = Hotel(failures=0)
+    result = await hotel.undo("trip_undo_trip", live=live)
+    state = await hotel.state(result.run_id)
+    assert (result.undone, result.irreversible) == (("e1",), ())
+    assert [effect.status for effect in state.effects.values()] == ["undone", "undone"]
+    again = await Orchestrator(tools=hotel.tools, storage=hotel.storage).undo(result.run_id)
+    assert (again.status, again.undone, hotel.undone) == ("rolled_back", ("e1",), ["undo_trip room1"])
+
+
+async def test_a_human_who_undid_a_call_undid_what_it_did_inside(anyio_backend: Any) -> None:
+    hotel = Hotel(failures=0)
+    orchestrator = Orchestrator(tools=hotel.tools, storage=hotel.storage)
+    run = await orchestrator.run_saga([Step("trip_undo_trip")])
+    hotel.rooms.clear()  # somebody was quicker, so that undoing fails
+    stuck = await orchestrator.undo(run.run_id)
+    assert [effect.effect_id for effect in stuck.stuck] == ["e1"]
+    result = await orchestrator.resolve(run.run_id, "e1", outcome="undone")
+    assert (result.status, result.stuck) == ("rolled_back", ())
+    assert [effect.status for effect in (await hotel.state(run.run_id)).effects.values()] == ["undone", "undone"]

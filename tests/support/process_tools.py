@@ -1,0 +1,93 @@
+"""Functions for worker processes, which import them from here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from agenthelm import charge
+
+
+class PeculiarError(Exception):
+    """One that pickles, and can't be read again."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one} {other}")
+
+
+def _note(path: str) -> None:
+    with Path(path).open("a") as file:
+        file.write("x")
+
+
+def die(path: str) -> None:
+    _note(path)
+    os._exit(9)
+
+
+def give_what_does_not_pickle(path: str) -> Any:
+    _note(path)
+    return lambda: None
+
+
+class Unreadable:
+    def __reduce__(self) -> Any:
+        return _only_in, (os.getpid(),)
+
+
+def _only_in(pid: int) -> Unreadable:
+    if pid != os.getpid():
+        raise ValueError("not here")
+    return Unreadable()
+
+
+class UnreadableError(Exception):
+    def __reduce__(self) -> Any:
+        return _raised_only_in, (os.getpid(),)
+
+
+def _raised_only_in(pid: int) -> UnreadableError:
+    if pid != os.getpid():
+        raise ValueError("not here")
+    return UnreadableError()
+
+
+def give_what_is_unreadable_elsewhere(path: str) -> Any:
+    _note(path)
+    return Unreadable()
+
+
+def raise_what_is_unreadable_elsewhere(path: str) -> None:
+    _note(path)
+    raise UnreadableError
+
+
+def raise_peculiar(path: str) -> None:
+    _note(path)
+    raise PeculiarError("a", "b")
+
+
+def raise_local(path: str) -> None:
+    class LineWentDeadError(ConnectionError):
+        """Nobody else knows this class."""
+
+    _note(path)
+    raise LineWentDeadError("at once")
+
+
+def raise_plain(path: str) -> None:
+    _note(path)
+    raise KeyError("plain")
+
+
+def leave(path: str) -> None:
+    _note(path)
+    sys.exit(4)
+
+
+def spend(usd: float, fails: bool = False) -> None:
+    charge(usd)
+    if fails:
+        raise ValueError("after it had spent")
