@@ -82,6 +82,8 @@ __all__ = [
     "nearest",
 ]
 
+_LONGEST_NAME: Final = 200
+
 
 def nearest(name: str, known: Iterable[str], *, prefix: str = "") -> str:
     """Say which known names come closest to a mistyped one.
@@ -97,6 +99,13 @@ def nearest(name: str, known: Iterable[str], *, prefix: str = "") -> str:
     bare = [one.removeprefix(prefix) for one in known]
     matches = difflib.get_close_matches(name.removeprefix(prefix), bare, n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(prefix + match) for match in matches)}?" if matches else ""
+
+
+def _quoted(name: str) -> str:
+    """A name that is some caller's text, cut where it is too long for a message."""
+    if len(name) <= _LONGEST_NAME:
+        return repr(name)
+    return f"{name[:_LONGEST_NAME]!r}… <{_LONGEST_NAME} of {len(name)} characters>"
 
 
 class AgentHelmError(Exception):
@@ -150,7 +159,7 @@ class UnknownToolError(ToolError, LookupError):
         names = sorted(known)
         listing = f" It has: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}." if names else " It is empty."
         super().__init__(
-            f"no tool named {tool_name!r} in {where}.{nearest(tool_name, names) or listing}", tool_name=tool_name
+            f"no tool named {_quoted(tool_name)} in {where}.{nearest(tool_name, names) or listing}", tool_name=tool_name
         )
         self.known: Sequence[str] = names
 
@@ -255,7 +264,9 @@ class UnknownAgentError(AgentError, LookupError):
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        super().__init__(f"no agent named {name!r}.{nearest(name, names)} Known agents: {', '.join(names) or 'none'}.")
+        super().__init__(
+            f"no agent named {_quoted(name)}.{nearest(name, names)} Known agents: {', '.join(names) or 'none'}."
+        )
         self.name = name
         self.known: Sequence[str] = names
 

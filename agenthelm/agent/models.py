@@ -88,7 +88,7 @@ def resolve_model(
     if key and not api_base and api_key is None and not os.environ.get(key):
         raise ModelNotConfiguredError(
             f"model {name!r} needs a key.\n"
-            f"Set it: export {key}=... , or point --api-base to a server that needs none.\n"
+            f"Set it: export {key}=<your key>, or point --api-base to a server that needs none.\n"
             "Or try everything without a model and without cost: --model offline"
         )
     return lm

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["arguments_line", "clean", "err", "escape_controls", "note", "out", "print_json", "say", "table", "to_json"]
 
+_BITS = 8192
 _PIPE_WIDTH = 200  # no terminal to fit into: wide enough that nothing worth grepping is wrapped
 
 
@@ -86,8 +87,10 @@ def _cell(value: object) -> RenderableType:
 
 def to_json(value: Any) -> Any:
     """A JSON-compatible copy of anything: models and dataclasses by their fields, the rest by ``str``."""
-    if value is None or isinstance(value, str | bool | int):
+    if value is None or isinstance(value, str | bool):
         return value
+    if isinstance(value, int):  # Python refuses to print what has very many digits
+        return value if value.bit_length() <= _BITS else f"<integer of {value.bit_length()} bits>"
     if isinstance(value, float):  # NaN and infinities are no JSON: they become their names
         return value if value - value == 0 else str(value)
     if isinstance(value, Mapping):

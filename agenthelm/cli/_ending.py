@@ -1,18 +1,30 @@
-"""How the process ends, even when a thread does not."""
+"""How the process begins to print, and how it ends, even when a thread does not."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 
-__all__ = ["USAGE_ERROR", "end_process"]
+__all__ = ["USAGE_ERROR", "end_process", "open_streams"]
 
 USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]
 """What stands for wrong usage in whichever copy of Click this Typer stands on."""
+
+
+def open_streams() -> None:
+    """See to it that there are streams to print to, and that they take any text, whatever the terminal's encoding."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell, as ``>&-`` does
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - the process closes it
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def end_process(code: int, *, force: bool = False) -> NoReturn:

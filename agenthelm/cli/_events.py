@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,10 @@ from agenthelm.exceptions import ConfigError, RunNotFoundError, nearest
 if TYPE_CHECKING:
     from agenthelm.core.storage.base import BaseStorage, StoredRecord
 
-__all__ = ["OUTCOMES", "conditions", "last_run", "pages", "parse_when"]
+__all__ = ["KINDS", "OUTCOMES", "Reading", "conditions", "last_run", "one_of", "parse_when"]
 
 OUTCOMES = ("success", "failed", "denied", "over_budget", "timeout", "cancelled", "invalid", "in_doubt")
+KINDS = ("tool", "lm")
 
 _SPAN = re.compile(r"(\d+)\s*(s|m|h|d|w)")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -31,15 +33,15 @@ def parse_when(text: str, *, option: str = "since") -> datetime:
     if match := _SPAN.fullmatch(text.strip()):
         try:
             return datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
-        except OverflowError:
+        except (OverflowError, ValueError):  # before any date there is, or more digits than Python reads
             return datetime(1970, 1, 1, tzinfo=UTC)
     try:
         moment = datetime.fromisoformat(text.strip())
-    except ValueError:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise ConfigError(
             f"--{option} takes a span like 30m, 12h, 7d, 2w, or a date like 2026-01-31, not {text!r}", setting=option
         ) from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def conditions(
@@ -58,15 +60,12 @@ def conditions(
     """The ``where`` of a storage read.
 
     Raises:
-        ConfigError: A status or a time that makes no sense.
+        ConfigError: A status, a kind or a time that makes no sense.
     """
     from agenthelm.core.storage.base import Between
 
-    if status is not None and status not in OUTCOMES:
-        raise ConfigError(
-            f"--status must be one of {', '.join(OUTCOMES)}, not {status!r}.{nearest(status, OUTCOMES)}",
-            setting="status",
-        )
+    one_of("status", status, OUTCOMES)
+    one_of("kind", kind, KINDS)
     equal = {
         "run_id": run,
         "agent_name": agent,
@@ -78,26 +77,82 @@ def conditions(
     where: dict[str, Any] = {field: value for field, value in equal.items() if value is not None}
     if since is not None or until is not None:
         where["timestamp"] = Between(
-            parse_when(since).isoformat() if since else None,
-            parse_when(until, option="until").isoformat() if until else None,
+            None if since is None else parse_when(since).isoformat(),
+            None if until is None else parse_when(until, option="until").isoformat(),
         )
     if longer_than is not None:
-        where["execution_time"] = Between(longer_than, None)
+        where["execution_time"] = Between(_above(longer_than), None)
     if cost_over is not None:
-        where["estimated_cost_usd"] = Between(cost_over, None)
+        where["estimated_cost_usd"] = Between(_above(cost_over), None)
     return where
 
 
-async def pages(
-    storage: BaseStorage, where: Mapping[str, Any], *, limit: int | None = None
-) -> AsyncIterator[list[StoredRecord]]:
-    """The events that fulfil ``where``, oldest first, a page at a time: a million of them take the memory of one page.
+def one_of(option: str, value: str | None, known: Collection[str]) -> None:
+    """Refuse the value of an option that is none of those it takes.
+
+    Raises:
+        ConfigError: With the nearest.
+    """
+    if value is not None and value not in known:
+        raise ConfigError(
+            f"--{option} must be one of {', '.join(known)}, not {value!r}.{nearest(value, known)}", setting=option
+        )
+
+
+def _above(number: float) -> float:
+    """The least number that is more: the ranges of a storage include their ends."""
+    return math.nextafter(number, math.inf)
+
+
+class Reading:
+    """The events that fulfil ``where``, without those that can't be read.
 
     Args:
         storage: Where they are.
         where: What they fulfil.
-        limit: Only the latest so many.
     """
+
+    def __init__(self, storage: BaseStorage, where: Mapping[str, Any]) -> None:
+        self._storage = storage
+        self._where = where
+        self._left_out = 0
+
+    @property
+    def skipped(self) -> int:
+        """How many events were left out so far."""
+        return self._storage.skipped + self._left_out
+
+    async def latest(self, limit: int | None, *, after: int | None = None) -> list[StoredRecord]:
+        """The latest, newest first; those older than ``after``, where it is given."""
+        from agenthelm.core.storage.base import EVENTS
+
+        found = await self._storage.read(EVENTS, where=self._where, limit=limit, newest_first=True, after=after)
+        return self._sound(found)
+
+    async def pages(self, *, limit: int | None = None) -> AsyncIterator[list[StoredRecord]]:
+        """Oldest first, a page at a time: a million of them take the memory of one page; only the latest ``limit``."""
+        async for page in _latest_pages(self._storage, self._where, limit=limit):
+            if sound := self._sound(page):
+                yield sound
+
+    def _sound(self, records: list[StoredRecord]) -> list[StoredRecord]:
+        sound = [record for record in records if _is_event(record.data)]
+        self._left_out += len(records) - len(sound)
+        return sound
+
+
+def _is_event(data: Mapping[str, Any]) -> bool:
+    """Whether what was written by hand, say, has the shapes that are counted on."""
+    for name in ("execution_time", "estimated_cost_usd"):
+        number = data.get(name)
+        if number is not None and not (isinstance(number, (int, float)) and math.isfinite(number)):
+            return False
+    return all(isinstance(data.get(name) or {}, dict) for name in ("inputs", "outputs", "token_usage"))
+
+
+async def _latest_pages(
+    storage: BaseStorage, where: Mapping[str, Any], *, limit: int | None
+) -> AsyncIterator[list[StoredRecord]]:
     before: int | None = None
     if limit is not None and limit <= _PAGE:
         found = [record async for page in _pages(storage, where, limit=limit, newest_first=True) for record in page]

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-from agenthelm.cli._console import clean, to_json
+from agenthelm.cli._console import clean, escape_controls, to_json
 from agenthelm.exceptions import ConfigError, StorageError
 
 __all__ = ["FORMATS", "target"]
@@ -47,12 +48,18 @@ def _csv_lines(rows: Sequence[Sequence[object]]) -> str:
     return text.getvalue()
 
 
+_FORMULA = re.compile(r"(^|\n)(?=[=+\-@\t＝＋－＠])")
+
+
 def _csv_cell(value: object) -> object:
-    """Spreadsheets run what begins with ``=`` and its like; an apostrophe makes it a text."""
+    """Spreadsheets run what begins with ``=`` and its like; an apostrophe makes it a text.
+
+    Control characters are told: what reads the file may take any line break for the end of a row, also between quotes.
+    """
     if value is None or isinstance(value, bool | int | float):
         return value
     text = value if isinstance(value, str) else json.dumps(to_json(value), ensure_ascii=False)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return _FORMULA.sub(r"\1'", escape_controls(text))
 
 
 async def _as_markdown(pages: _Pages) -> AsyncIterator[str]:
@@ -97,7 +104,7 @@ def target(output: Path | None) -> Iterator[IO[str]]:
     whole = not path.exists() or path.is_file()  # what is neither, such as a pipe, is written as it comes
     place = path.resolve().with_name(f".{path.name}.{os.getpid()}") if whole else path
     try:
-        with place.open("w", encoding="utf-8") as stream:
+        with place.open("w", encoding="utf-8", errors="backslashreplace") as stream:
             yield stream
         if whole:
             place.replace(path.resolve())

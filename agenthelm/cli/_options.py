@@ -9,6 +9,7 @@ import typer
 from agenthelm.exceptions import ConfigError
 
 __all__ = [
+    "MOST",
     "AgentName",
     "Agents",
     "ApiBase",
@@ -28,6 +29,9 @@ __all__ = [
     "Yes",
     "check_timeout",
 ]
+
+MOST = 2**63 - 1
+"""The largest number that a storage counts to."""
 
 
 def _agent_names(incomplete: str) -> list[str]:
@@ -55,7 +59,7 @@ Approve = Annotated[
 ]
 Dollars = Annotated[float | None, typer.Option("--budget", metavar="USD", min=0, help="Stop before spending more.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, nothing else.")]
-Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=MOST, help="At most so many.")]
 MaxCalls = Annotated[int | None, typer.Option("--max-calls", min=1, help="Stop before making more LM calls.")]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens-total", min=1, help="Stop before using more tokens.")]
 Model = Annotated[

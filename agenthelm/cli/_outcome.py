@@ -43,9 +43,16 @@ async def perform(
 
     results, names = await _perform.perform(settings, View(), named, json=json, memory=False, budget=budget)
     _show(results, names, json=json)
-    codes = [3 if result.status == "failed" else 0 if result.status in wanted else 1 for result in results]
+    codes = [_code(result, wanted) for result in results]
     if any(codes):
         raise Failure(max(codes))
+
+
+def _code(result: SagaResult, wanted: frozenset[str]) -> int:
+    if result.status == "failed":
+        return 3
+    # An exception of this process is a plan's that went on here and failed, however well it was undone.
+    return 0 if result.status in wanted and result.exception is None else 1
 
 
 async def _tools(storage: BaseStorage, run: str) -> dict[str, str]:
@@ -58,6 +65,7 @@ async def _tools(storage: BaseStorage, run: str) -> dict[str, str]:
 
 
 def _show(results: list[SagaResult], names: Mapping[str, Mapping[str, str]], *, json: bool) -> None:
+    from agenthelm.cli import _saga
     from agenthelm.cli._console import clean, out, print_json, say
 
     if json:
@@ -73,6 +81,8 @@ def _show(results: list[SagaResult], names: Mapping[str, Mapping[str, str]], *, 
             say(f"step {step} failed: {clean(error)}")
         for effect in result.stuck:
             say(f"could not be undone: {effect.tool} ({clean(effect.reason)})", style="bold red")
+        if result.stuck:
+            say(_saga.what_to_do(result.run_id))
         called = names.get(result.run_id, {})
         named = {effect.effect_id for effect in result.stuck}
         for words, effects in (

@@ -18,8 +18,10 @@ __all__ = ["preview", "read"]
 _FIELDS = ("tool", "arguments", "id", "depends_on", "compensate_with")
 
 
-def read(path: Path) -> list[Step | list[Step]]:
-    """The steps of a file: a list (nested lists run at once), or a mapping with such a list under ``steps``.
+def read(path: Path) -> tuple[str, list[Step | list[Step]]]:
+    """The name and the steps of a file: a list (nested lists run at once), or a mapping with such a list under ``steps``.
+
+    The name is what a mapping has under ``name``, else the file's.
 
     A step is ``{tool, arguments, id, depends_on, compensate_with}``; ``{"$ref": "step.field"}`` in arguments stands for
     an earlier result.
@@ -32,10 +34,14 @@ def read(path: Path) -> list[Step | list[Step]]:
     except (OSError, UnicodeDecodeError) as exc:
         raise PlanError(f"can't read {path}: {getattr(exc, 'strerror', None) or exc}") from exc
     document = _parsed(path, text)
+    name = path.stem
     if isinstance(document, Mapping):
         if unknown := [key for key in document if key not in ("steps", "name")]:
             raise PlanError(f"{path}: unknown key {unknown[0]!r}.{nearest(str(unknown[0]), ('steps', 'name'))}")
+        name = document.get("name", name)
         document = document.get("steps")
+    if not isinstance(name, str) or not name.strip():
+        raise PlanError(f"{path}: name must be a text, not {name!r:.80}")
     if not isinstance(document, list) or not document:
         raise PlanError(f"{path} holds no steps; write a list of steps, or one under the key steps")
     steps: list[Step | list[Step]] = []
@@ -44,7 +50,7 @@ def read(path: Path) -> list[Step | list[Step]]:
             steps.append([_step(path, f"{number}.{inner}", item) for inner, item in enumerate(entry, 1)])
         else:
             steps.append(_step(path, str(number), entry))
-    return steps
+    return name, steps
 
 
 def _parsed(path: Path, text: str) -> Any:
@@ -64,10 +70,10 @@ def _step(path: Path, number: str, entry: Any) -> Step:
     def refuse(what: str) -> PlanError:
         return PlanError(f"{path}, step {number}: {what}")
 
+    if isinstance(entry, Mapping) and (unknown := [key for key in entry if key not in _FIELDS]):
+        raise refuse(f"unknown key {unknown[0]!r}.{nearest(str(unknown[0]), _FIELDS)}")
     if not isinstance(entry, Mapping) or not isinstance(entry.get("tool"), str):
         raise refuse("a step needs a tool, as in {tool: book_hotel, arguments: {city: Lisbon}}")
-    if unknown := [key for key in entry if key not in _FIELDS]:
-        raise refuse(f"unknown key {unknown[0]!r}.{nearest(str(unknown[0]), _FIELDS)}")
     arguments = entry.get("arguments") or {}
     if not isinstance(arguments, Mapping):
         raise refuse("arguments must be names and values")

@@ -11,11 +11,13 @@ from agenthelm.exceptions import CorruptRecordError, RunNotFoundError, StorageEr
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from agenthelm.core.storage.base import BaseStorage, StreamInfo
+    from agenthelm.core.storage.base import BaseStorage
+    from agenthelm.core.tool import ToolRegistry
     from agenthelm.orchestration.results import SagaResult, SagaStatus
     from agenthelm.orchestration.state import EffectState, RunState
 
 __all__ = [
+    "STATES",
     "effect_names",
     "ended",
     "facts",
@@ -27,9 +29,12 @@ __all__ = [
     "runs",
     "tree",
     "undo_preview",
+    "what_to_do",
 ]
 
 _OPEN = "open"
+STATES = (_OPEN, "success", "rolled_back", "stopped", "failed")
+"""What a journal may be in, from its beginning to its end."""
 _STYLES = {
     "finished": "green", "undone": "cyan", "accepted": "green", "failed": "dim", "in doubt": "bold yellow",
     "begun": "bold yellow", "undoing": "yellow", "stuck": "bold red",
@@ -103,16 +108,25 @@ async def runs(storage: BaseStorage, *, state: str | None, limit: int) -> AsyncI
 
 async def prune(storage: BaseStorage, *, before: float, dry_run: bool) -> list[str]:
     """Drop the journals of runs that were closed before then; open runs and stuck ones stay."""
-    from agenthelm.orchestration.journal import claims_of, run_of, stream_of
+    from agenthelm._runtime.retry import SystemClock
+    from agenthelm.exceptions import LeaseLostError
+    from agenthelm.orchestration.journal import Journal, claims_of, run_of, stream_of
 
-    def old(stream: StreamInfo) -> bool:
-        return stream.updated_at < before and stream.state not in (_OPEN, "failed", None)
-
-    found = [run_of(stream.name) for stream in await storage.streams(prefix=stream_of("")) if old(stream)]
-    for run_id in [] if dry_run else found:
-        await storage.drop(stream_of(run_id))
-        await storage.drop(claims_of(run_id))
-    return found
+    dropped: list[str] = []
+    for stream in await storage.streams(prefix=stream_of("")):
+        if stream.updated_at >= before or stream.state in (_OPEN, "failed", None):
+            continue
+        run_id = run_of(stream.name)
+        if not dry_run:
+            try:
+                # Who claims it from here on fails; and if somebody has done so since it was listed, this does.
+                await Journal(storage, run_id, SystemClock(), position=stream.position).append("pruned", state="pruned")
+            except LeaseLostError:
+                continue
+            await storage.drop(stream_of(run_id))
+            await storage.drop(claims_of(run_id))
+        dropped.append(run_id)
+    return dropped
 
 
 def status(run: RunState) -> str:
@@ -210,7 +224,9 @@ def _line(effect: EffectState) -> Any:
     tool = f"  {effect.effect.tool}" if effect.effect.step not in (None, effect.effect.tool) else ""
     line.append(f"{tool}({shown})", "dim")
     line.append(f"  {effect.status}", style)
-    if effect.effect.compensating_tool:
+    if effect.covered:
+        line.append("  with the call above", "dim")
+    elif effect.effect.compensating_tool:
         line.append(f"  {'by' if effect.undone else 'undone by'} {effect.effect.compensating_tool}", "dim")
     for problem in (effect.error, effect.reason):
         if problem:
@@ -219,19 +235,25 @@ def _line(effect: EffectState) -> Any:
     return line
 
 
-def undo_preview(run: RunState) -> list[str]:
-    """What undoing a run would do, in the order in which it would; empty when it would do nothing."""
-    if run.status == "failed":
-        return []
+def undo_preview(run: RunState, tools: ToolRegistry, storage: BaseStorage, *, refuse: bool) -> list[str]:
+    """What undoing a run would do, in the order in which it would; empty when it would do nothing.
+
+    Raises:
+        PlanError: Tools that it takes are missing, and that is to be refused.
+    """
+    from agenthelm.core.executor import ToolExecutor
+    from agenthelm.orchestration.recovery import Recovery
+
     names = effect_names(run)
-    open_effects = [e for e in run.effects.values() if not e.settled and e.outcome != "failed"]
-    doubtful = sorted((e for e in open_effects if e.doubtful), key=lambda e: -e.order)
-    certain = sorted((e for e in open_effects if not e.doubtful), key=lambda e: -e.completed)
     lines = []
-    for effect in (*doubtful, *certain):
+    for effect, problem in Recovery(ToolExecutor(tools, storage)).preview(run, refuse=refuse):
         by = effect.effect.compensating_tool
-        what = names[effect.effect.id] + (", in doubt," if effect.doubtful else "")
-        lines.append(f"undo {what} by {by}" if by else f"CAN'T undo {what}: nothing undoes it")
+        note = ", in doubt," if effect.doubtful else ", which failed," if effect.outcome == "failed" else ""
+        what = names[effect.effect.id] + note
+        if problem is not None:
+            lines.append(f"CAN'T undo {what}: {problem}")
+        else:
+            lines.append(f"undo {what} by {by}" if by else f"ask whether {what} happened: no tool undoes it")
     return lines
 
 
@@ -239,9 +261,14 @@ def nothing_to_undo(run: RunState) -> str:
     """Why undoing a run would do nothing."""
     if run.status != "failed":
         return "nothing to undo"
+    return f"nothing to undo: what is left of run {run.run_id} is stuck; {what_to_do(run.run_id)}"
+
+
+def what_to_do(run_id: str) -> str:
+    """What to do about what could not be undone."""
     return (
-        f"nothing to undo: what is left of run {run.run_id} is stuck; try it again with 'agenthelm saga retry {run.run_id}', "
-        f"or say what became of it with 'agenthelm saga resolve {run.run_id} STEP --as done|undone'"
+        f"try it again with 'agenthelm saga retry {run_id} --app APP', "
+        f"or say what became of it with 'agenthelm saga resolve {run_id} STEP --as done|undone'"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agenthelm.cli._command import command
+from agenthelm.cli._command import Failure, command
 from agenthelm.cli._options import Json, Since
 from agenthelm.cli._units import count, dollars
 
@@ -42,11 +42,14 @@ async def report(
         async with _session.open_storage(settings) as storage:
             if run:
                 where["run_id"] = run = await _events.last_run(storage, run)
-            async for page in _events.pages(storage, where):
+            events = _events.Reading(storage, where)
+            async for page in events.pages():
                 for record in page:
                     bill.add(record.data)
                     if (name := _group(record.data, by)) is not None:
                         groups.setdefault(name, _Spent()).add(record.data, tools=by == "tool")
+            if events.skipped:
+                _console.say(f"{events.skipped} unreadable records were left out", style="yellow")
             called_nothing = run is not None and await storage.streams(prefix=f"run:{run}", limit=1)
     if run and not bill.run and not called_nothing:
         raise RunNotFoundError(run)
@@ -225,9 +228,10 @@ def models(
         _console.print_json(
             {"source": METADATA.source, "models": [{"model": name, **_console.to_json(price)} for name, price in known]}
         )
-        return
     if not known:
         _console.note(f"no price is known for {pattern!r}; set one under [pricing] in agenthelm.toml")
+        raise Failure(1)
+    if json:
         return
     rows = [(name, _million(p.input), _million(p.output), _million(p.cached_input), p.source) for name, p in known]
     sources = {row[4] for row in rows}

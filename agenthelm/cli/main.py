@@ -132,6 +132,9 @@ def root(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script."""
+    from agenthelm.cli._ending import open_streams
+
+    open_streams()
     try:
         app(arguments, prog_name="agenthelm")
     except SystemExit as ending:

@@ -47,8 +47,9 @@ async def list_runs(
     json: Json = False,
 ) -> None:
     """The runs with a journal, newest first."""
-    from agenthelm.cli import _console, _saga, _session
+    from agenthelm.cli import _console, _events, _saga, _session
 
+    _events.one_of("state", state, _saga.STATES)
     settings = _session.settings_from()
     runs: list[RunState] = []
     if _session.stored(settings):
@@ -110,13 +111,13 @@ async def run_plan(
     check_timeout(timeout)
     settings = _session.settings_from(app=app, budget_usd=budget, approve=approve, trace=trace)
     _session.load_app(settings, agents=False)
-    steps = _plan.read(plan)
+    name, steps = _plan.read(plan)
     if dry_run:
         _plan.preview(steps, TOOL_REGISTRY, json=json)
         return
 
     async def work(orchestrator: Any) -> list[SagaResult]:
-        return [await orchestrator.run_saga(steps, on_error=on_error, name=plan.stem, timeout=timeout)]
+        return [await orchestrator.run_saga(steps, on_error=on_error, name=name, timeout=timeout)]
 
     limits = _session.budget_from(settings, tokens=max_tokens_total, calls=max_calls)
     await _outcome.perform(settings, work, wanted=frozenset({"success"}), json=json, budget=limits)
@@ -133,16 +134,17 @@ def undo(
 ) -> None:
     """Take back a finished run, after a preview and a yes."""
     from agenthelm.cli import _console, _loop, _outcome, _saga, _session
+    from agenthelm.core.tool import TOOL_REGISTRY
 
     settings = _existing(_session.settings_from(app=app, trace=trace), run)
     _session.load_app(settings, agents=False)
 
-    async def look() -> RunState:
+    async def look() -> tuple[RunState, list[str]]:
         async with _session.open_storage(settings) as storage:
-            return await _saga.read(storage, run)
+            state = await _saga.read(storage, run)
+            return state, _saga.undo_preview(state, TOOL_REGISTRY, storage, refuse=not dry_run)
 
-    state = _loop.run(look)
-    lines = _saga.undo_preview(state)
+    state, lines = _loop.run(look)
     if dry_run or not json:
         for line in lines or [_saga.nothing_to_undo(state)]:
             _console.say(line)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from agenthelm.cli._command import command
 from agenthelm.cli._options import App, Json
+from agenthelm.cli._types import function_name, type_name
+from agenthelm.exceptions import ToolContractError
 
 if TYPE_CHECKING:
-    from agenthelm.core.tool import Tool
+    from agenthelm.core.tool import Backoff, Tool
 
 __all__ = ["app", "facts", "undo_line"]
+
+_TOLD: Final = (str, int, float, type(None))
+_LONGEST: Final = 60
+"""Characters of a default that are shown."""
 
 app: typer.Typer = typer.Typer(help="List and show tools with their contracts.", no_args_is_help=True)
 
@@ -53,12 +60,12 @@ def show(
     _session.load_app(_session.settings_from(app=app), agents=False)
     tool = TOOL_REGISTRY.resolve(name)
     if json:
-        _console.print_json({**facts(tool), "schema": tool.json_schema})
+        _console.print_json({**facts(tool), "schema": _schema(tool)})
         return
     console = _console.out()
-    console.print(f"{tool.name}({', '.join(_parameter(tool, key) for key in tool.parameters)})", style="bold")
+    console.print(_console.escape_controls(_heading(tool)), style="bold")
     if tool.description:
-        console.print(tool.description)
+        console.print(_console.escape_controls(tool.description))
     rows = [(label, value) for label, value in _lines(tool) if value]
     console.print(_console.table(["contract", ""], rows))
 
@@ -69,7 +76,10 @@ def facts(tool: Tool) -> dict[str, Any]:
     return {
         "name": tool.name,
         "description": tool.description,
-        "parameters": {key: _type_name(parameter.annotation) for key, parameter in tool.parameters.items()},
+        "parameters": {key: type_name(parameter.annotation) for key, parameter in tool.parameters.items()},
+        "result": type_name(tool.binding.result_type),
+        "inputs": {key: type_name(tool.parameters[key].annotation) for key in contract.inputs or ()},
+        "outputs": {key: type_name(kind) for key, kind in tool.binding.result_fields.items()},
         "is_async": tool.is_async,
         "side_effects": list(contract.side_effects),
         "compensating_tool": contract.compensating_tool,
@@ -80,6 +90,7 @@ def facts(tool: Tool) -> dict[str, Any]:
         "max_cost": contract.max_cost,
         "timeout": contract.timeout,
         "retries": contract.retries,
+        "backoff": {name: getattr(contract.backoff, name) for name in ("initial", "factor", "maximum", "jitter")},
         "retry_on": [error.__name__ for error in contract.retry_on],
         "unknown_on": [error.__name__ for error in contract.unknown_on],
         "abandonable": contract.abandonable,
@@ -99,6 +110,7 @@ def _lines(tool: Tool) -> list[tuple[str, str]]:
     contract = tool.contract
     approval = contract.requires_approval
     return [
+        ("gives", _fields(tool.binding.result_fields)),
         ("changes", ", ".join(contract.side_effects) or "nothing"),
         ("undone by", undo_line(tool)),
         ("verified by", _named(contract.verify) or ""),
@@ -110,6 +122,7 @@ def _lines(tool: Tool) -> list[tuple[str, str]]:
             "retries",
             f"{contract.retries}, on {', '.join(e.__name__ for e in contract.retry_on)}" if contract.retries else "",
         ),
+        ("backs off", _backoff(contract.backoff) if contract.retries else ""),
         ("in doubt after", ", ".join(error.__name__ for error in contract.unknown_on)),
         (
             "runs in",
@@ -121,18 +134,40 @@ def _lines(tool: Tool) -> list[tuple[str, str]]:
     ]
 
 
+def _heading(tool: Tool) -> str:
+    result = tool.binding.result_type
+    gives = "" if result is Any else f" -> {type_name(result)}"
+    return f"{tool.name}({', '.join(_parameter(tool, key) for key in tool.parameters)}){gives}"
+
+
 def _parameter(tool: Tool, key: str) -> str:
+    from agenthelm.core.redaction import looks_secret, masked
+
     parameter = tool.parameters[key]
-    return f"{key}: {_type_name(parameter.annotation)}" + ("" if parameter.required else " = …")
+    told = f"{key}: {type_name(parameter.annotation)}"
+    if parameter.required:
+        return told
+    if key in tool.binding.guarded or looks_secret(key) or not isinstance(parameter.default, _TOLD):
+        return f"{told} = …"
+    default = masked(parameter.default, cap=_LONGEST)
+    return f"{told} = {default if default is None or not isinstance(parameter.default, str) else repr(default)}"
 
 
-def _type_name(annotation: Any) -> str:
-    if annotation is None or annotation is type(None):
-        return "None"
-    if isinstance(annotation, type) and not getattr(annotation, "__args__", None):
-        return annotation.__name__
-    return str(annotation).replace("typing.", "")
+def _schema(tool: Tool) -> dict[str, Any] | None:
+    """The schema that an LM is shown; None where a parameter has none, so that only code can call the tool."""
+    try:
+        return tool.json_schema
+    except ToolContractError:
+        return None
+
+
+def _fields(fields: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}: {type_name(kind)}" for name, kind in fields.items())
+
+
+def _backoff(backoff: Backoff) -> str:
+    return f"up to {backoff.initial:g} s, then {backoff.factor:g} times as long each, at most {backoff.maximum:g} s"
 
 
 def _named(verify: Any) -> str | None:
-    return verify if isinstance(verify, str) or verify is None else getattr(verify, "__name__", str(verify))
+    return verify if isinstance(verify, str) or verify is None else function_name(verify)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agenthelm.cli._command import command
-from agenthelm.cli._options import Json, Limit, Since
+from agenthelm.cli._options import MOST, Json, Limit, Since
 
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from agenthelm.core.storage.base import BaseStorage, StoredRecord
+    from agenthelm.cli._events import Reading
+    from agenthelm.core.storage.base import StoredRecord
 
 __all__ = ["app"]
 
@@ -56,7 +57,8 @@ async def filter_events(
     cost_over: CostOver = None,
     limit: Limit = 50,
     before: Annotated[
-        int | None, typer.Option("--before", metavar="NUMBER", help="The next page: older than this call.")
+        int | None,
+        typer.Option("--before", metavar="NUMBER", min=0, max=MOST, help="The next page: older than this call."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -86,31 +88,30 @@ async def _list(wanted: dict[str, Any], *, limit: int, after: int | None, json: 
 
 
 async def _read(wanted: dict[str, Any], *, limit: int | None, after: int | None = None) -> list[StoredRecord]:
-    from agenthelm.core.storage.base import EVENTS
-
-    async with _opened(wanted) as (storage, where):
-        return await storage.read(EVENTS, where=where, limit=limit, newest_first=True, after=after)
+    async with _opened(wanted) as events:
+        return await events.latest(limit, after=after)
 
 
 @asynccontextmanager
-async def _opened(wanted: dict[str, Any]) -> AsyncIterator[tuple[BaseStorage, dict[str, Any]]]:
-    """The storage and what to look for in it; at the end it is told what could not be read."""
+async def _opened(wanted: dict[str, Any]) -> AsyncIterator[Reading]:
+    """The events that are looked for; at the end it is told how many could not be read."""
     from agenthelm.cli import _console, _events, _session
     from agenthelm.core.storage import InMemoryStorage
 
     settings = _session.settings_from()
     where = _events.conditions(**{**wanted, "run": None if wanted.get("run") == "last" else wanted.get("run")})
     if not _session.stored(settings):
-        yield InMemoryStorage(), where  # looking makes no files
+        yield _events.Reading(InMemoryStorage(), where)  # looking makes no files
         return
     async with _session.open_storage(settings) as storage:
         if wanted.get("run") == "last":
             where["run_id"] = await _events.last_run(storage, "last")
-        yield storage, where
-        if storage.skipped:
+        events = _events.Reading(storage, where)
+        yield events
+        if events.skipped:
             from agenthelm.cli._units import count
 
-            _console.say(f"left out: {count(storage.skipped, 'unreadable record')}", style="yellow")
+            _console.say(f"left out: {count(events.skipped, 'unreadable record')}", style="yellow")
 
 
 def _row(record: StoredRecord) -> Sequence[object]:
@@ -251,10 +252,12 @@ async def export(
     until: Until = None,
     longer_than: LongerThan = None,
     cost_over: CostOver = None,
-    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Only the latest so many.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", min=1, max=MOST, help="Only the latest so many.")
+    ] = None,
 ) -> None:
     """Write calls to a file or to stdout, oldest first, as JSON, CSV or Markdown."""
-    from agenthelm.cli import _console, _events, _export
+    from agenthelm.cli import _console, _export
     from agenthelm.cli._units import count
     from agenthelm.exceptions import ConfigError
 
@@ -273,11 +276,11 @@ async def export(
         "cost_over": cost_over,
     }
     written = 0
-    async with _opened(wanted) as (storage, where):
+    async with _opened(wanted) as events:
 
         async def found() -> AsyncIterator[Sequence[Mapping[str, Any]]]:
             nonlocal written
-            async for page in _events.pages(storage, where, limit=limit):
+            async for page in events.pages(limit=limit):
                 written += len(page)
                 yield [record.data for record in page]
 
@@ -293,12 +296,12 @@ async def stats(
     run: Run = None, agent: AgentName = None, since: Since = None, until: Until = None, json: Json = False
 ) -> None:
     """Calls, failures, durations and cost by tool and model."""
-    from agenthelm.cli import _console, _events
+    from agenthelm.cli import _console
     from agenthelm.cli._units import dollars, seconds
 
     groups: dict[tuple[str, str], _Stats] = {}
-    async with _opened({"run": run, "agent": agent, "since": since, "until": until}) as (storage, where):
-        async for page in _events.pages(storage, where):
+    async with _opened({"run": run, "agent": agent, "since": since, "until": until}) as events:
+        async for page in events.pages():
             for record in page:
                 event = record.data
                 key = (str(event.get("kind", "tool")), str(event.get("tool_name")))

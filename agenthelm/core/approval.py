@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import anyio
 
@@ -16,6 +16,9 @@ from agenthelm.exceptions import ApprovalDeniedError
 from agenthelm.tracing import names
 
 __all__ = ["approve"]
+
+_LONGEST: Final = 1000
+"""Characters of a reason, or of an approver's name; neither an agent's prompt nor the record is a place for essays."""
 
 
 async def approve(
@@ -42,9 +45,10 @@ async def approve(
     asked = call.clock.monotonic()
     decision = await _ask(handler, request, timeout)
     waited = call.clock.monotonic() - asked
-    call.approver = decision.approver or type(handler).__name__
-    call.approval_reason = masked(decision.reason) or None
-    reason = decision.reason or "no reason given"
+    call.approver = _said(decision.approver) or type(handler).__name__
+    reason = _said(decision.reason)
+    call.approval_reason = reason or None
+    reason = reason or "no reason given"
     approved = decision.approved is True
     if approved and decision.digest is not None and decision.digest != request.digest:
         approved, reason = False, "the approval is for other arguments"
@@ -58,11 +62,17 @@ async def approve(
         call.span.set(names.APPROVAL_WAIT, waited)
     if approved:
         return
-    call.approval_reason = masked(reason)
+    call.approval_reason = reason
     error = ApprovalDeniedError(call.tool.name, reason=reason, approver=call.approver)
     if on_denial == "stop" and call.context is not None and call.context.stops:
         call.context.stops[0].set(error)
     raise error
+
+
+def _said(words: object) -> str:
+    """What a handler said, as a text that may be stored and shown, whatever it handed over."""
+    text = masked(words, cap=_LONGEST)
+    return "" if text is None else text if isinstance(text, str) else str(text)
 
 
 def _required(call: Call) -> bool:

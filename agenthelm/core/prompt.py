@@ -21,11 +21,15 @@ from agenthelm.tracing.scrub import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 __all__ = ["CliHandler"]
 
 APPROVER: Final = "the terminal"
+_QUESTION: Final = "Approve? [y]es, [n]o, or a reason to deny: "
 _LINE: Final = 4096
+_NARROW: Final = 40
+"""Columns below which the call is told in lines; the terminal breaks those by itself."""
 
 _terminal: RunVar[anyio.Lock] = RunVar("agenthelm_terminal")
 """There is one terminal, so there is one prompt at a time, whoever asks."""
@@ -93,7 +97,7 @@ class CliHandler(ApprovalHandler):
         _show(console, request, self._left(request))
         _forget_typed()
         while True:
-            console.print("Approve? [y]es, [n]o, or a reason to deny: ", end="", markup=False, highlight=False)
+            console.print(_QUESTION, end="", markup=False, highlight=False, soft_wrap=True)
             line = _read_line(stop, self._left(request))
             if isinstance(line, Decision):
                 console.print()
@@ -130,15 +134,9 @@ def _stderr() -> Console:
 
 def _show(console: Console, request: ApprovalRequest, left: float | None) -> None:
     """The call with all that a person needs to decide. Plain texts throughout: data is never markup."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(show_header=False, title=Text(f"Approval needed: {plain(request.tool_name)}"), title_justify="left")
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
-    for name, value in request.arguments.items():
-        table.add_row(Text(plain(name)), Text(_json(value)))
-    table.add_section()
+    arguments = [(plain(name), _json(value)) for name, value in request.arguments.items()]
     facts: list[tuple[str, str]] = [
         ("does", request.reason),
         ("changes", ", ".join(request.side_effects)),
@@ -148,10 +146,29 @@ def _show(console: Console, request: ApprovalRequest, left: float | None) -> Non
         ("expires", "" if left is None else f"in {int(left)} s"),
         ("digest", request.digest[:16]),
     ]
+    told = [(label, plain(fact)) for label, fact in facts if fact]
+    title = f"Approval needed: {plain(request.tool_name)}"
+    # A table would cut off what it has no room for, and nobody can say yes to what was not shown.
+    if console.width < _NARROW or any(len(name) > console.width // 3 for name, _ in arguments):
+        for line in (title, *(f"{label}: {text}" for label, text in (*arguments, *told))):
+            console.print(Text(line), soft_wrap=True)
+        return
+    console.print(_table(title, arguments, told))
+
+
+def _table(title: str, arguments: list[tuple[str, str]], facts: list[tuple[str, str]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, title=Text(title), title_justify="left")
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, value in arguments:
+        table.add_row(Text(name), Text(value))
+    table.add_section()
     for label, fact in facts:
-        if fact:
-            table.add_row(Text(label, style="dim"), Text(plain(fact)))
-    console.print(table)
+        table.add_row(Text(label, style="dim"), Text(fact))
+    return table
 
 
 def _json(value: Any) -> str:

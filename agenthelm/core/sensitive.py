@@ -175,9 +175,11 @@ def _everything(kind: type) -> bool:
 
 def _class_of(annotation: Any) -> type | None:
     """The class whose fields a value of this type has, if it is one class's."""
-    while not isinstance(annotation, type) or typing.get_args(annotation):
-        behind = getattr(annotation, "__value__", None) or getattr(annotation, "__supertype__", None)
-        annotation = behind or (None if is_marked(annotation) else typing.get_origin(annotation))
-        if annotation is typing.Annotated or annotation is None:
+    while not isinstance(annotation, type):
+        if annotation is None or is_marked(annotation):
             return None
+        if (origin := typing.get_origin(annotation)) is typing.Annotated:
+            annotation = typing.get_args(annotation)[0]
+        else:
+            annotation = getattr(annotation, "__value__", None) or getattr(annotation, "__supertype__", origin)
     return annotation

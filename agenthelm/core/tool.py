@@ -217,12 +217,20 @@ class ToolRegistry(Mapping[str, Tool]):
         """
         for entry in self._tools.values():
             self.check_compensation(entry, entry.contract.compensating_tool)
-            verify = entry.contract.verify
-            if isinstance(verify, str) and verify not in self._tools:
-                raise PlanError(
-                    f"tool {entry.name!r} names {verify!r} as verify, but no such tool is registered"
-                    f"{_hint(verify, self._tools)}"
-                )
+            self.check_verify(entry)
+
+    def check_verify(self, entry: Tool) -> None:
+        """Make sure that whoever knows what a tool did can be asked.
+
+        Raises:
+            PlanError: Its ``verify`` tool is unknown.
+        """
+        verify = entry.contract.verify
+        if isinstance(verify, str) and verify not in self._tools:
+            raise PlanError(
+                f"tool {entry.name!r} names {verify!r} as verify, but no such tool is registered"
+                f"{_hint(verify, self._tools)}"
+            )
 
     def check_compensation(self, entry: Tool, compensating_tool: str | None) -> None:
         """Make sure that one tool could be undone by another.

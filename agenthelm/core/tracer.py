@@ -20,11 +20,11 @@ __all__ = ["ExecutionTracer"]
 class ExecutionTracer:
     """Calls tools under their contracts and keeps an event of each call.
 
-    Inside a run, calls belong to that run: its saga undoes them, its budget pays for them. Outside of one the contract
-    holds just the same, and nothing is undone.
+    Inside a run, calls belong to that run: its saga undoes them, its budget pays for them, its storage has their events.
+    Outside of one the contract holds just the same, and nothing is undone.
 
     Args:
-        storage: Where events go; in memory by default.
+        storage: Where the events of calls outside of any run go; in memory by default.
         approval_handler: Who decides; by default nobody, so calls that need approval are denied.
         cost_tracker: Adds up what this tracer's calls cost; model calls of the code around it can be added to it.
         tools: The tools it knows by name.
@@ -47,10 +47,8 @@ class ExecutionTracer:
         """Call one tool under its whole contract; see `ToolExecutor.call` for what is raised."""
         running = current_executor()
         executor = self.executor
-        if running is not None and running.effects is not None:
-            executor = replace(
-                running, storage=self.storage, approval_handler=self.approval_handler, tools=self.executor.tools
-            )
+        if running is not None and (running.effects is not None or running.passes_doors):
+            executor = replace(running, approval_handler=self.approval_handler, tools=self.executor.tools)
         books = executor.ledger.child("run")
         try:
             return await replace(executor, ledger=books).call(tool, kwargs)
@@ -58,6 +56,6 @@ class ExecutionTracer:
             self.cost_tracker.charge(books.priced_usd)
 
     async def events(self, *, limit: int | None = None) -> list[ExecutionEvent]:
-        """The events so far, newest first."""
+        """The events in this tracer's storage so far, newest first."""
         records = await self.storage.read(EVENTS, limit=limit, newest_first=True)
         return [ExecutionEvent.model_validate(dict(record.data)) for record in records]

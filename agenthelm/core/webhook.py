@@ -33,7 +33,7 @@ SIGNATURE_HEADER: Final = "X-AgentHelm-Signature"
 
 _SHORTEST_SECRET: Final = 16
 _LONGEST_TEXT: Final = 1000
-"""Characters of a reason that are passed on; an agent's prompt is no place for a peer's essay."""
+"""Characters of a reason, and of an approver's name, that are passed on; an agent's prompt is no place for a peer's essay."""
 _TOLERANCE: Final = 300.0
 """Seconds by which the clocks of both sides may differ."""
 
@@ -150,7 +150,7 @@ class WebhookHandler(ApprovalHandler):
         return Decision(
             decision.approved,
             reason=scrub(reason)[:_LONGEST_TEXT],
-            approver=approver[:_LONGEST_TEXT],
+            approver=scrub(approver)[:_LONGEST_TEXT],
             digest=decision.digest,
         )
 

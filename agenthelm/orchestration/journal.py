@@ -7,7 +7,7 @@ what it announces, or before what it reports is told to anybody.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import anyio
@@ -131,17 +131,24 @@ class Journal:
             LeaseLostError: Another process holds the run now.
             StorageError: The log can't be written, or an earlier record of this run could not.
         """
+        await self._write([(kind, data, state)], beside)
+
+    async def _write(
+        self, entries: Sequence[tuple[str, Mapping[str, Any], str | None]], beside: Record | None = None
+    ) -> None:
+        """Append records of kind, data and state, all of them or none."""
         if self.lost is not None:
             raise self.lost
         if self.broken is not None:
             raise self.broken
-        records = [Record(self.stream, {"type": kind, "at": self._clock.wall(), "epoch": self.epoch, **data}, state)]
+        stamp = {"at": self._clock.wall(), "epoch": self.epoch}
+        records = [Record(self.stream, {"type": kind, **stamp, **data}, state) for kind, data, state in entries]
         if beside is not None:
             records.append(beside)
         expected = {self.stream: self._position}
         if self._under_way:
             expected = {claims_of(self.run_id): self.epoch, **expected}
-        self._position += 1
+        self._position += len(entries)
         self._under_way += 1
         try:
             await self.storage.append(records, expected)
@@ -243,9 +250,30 @@ class Journal:
         """End a run's journal."""
         await self.append("closed", state=status, status=status, error=error)
 
-    async def resolved(self, effect_id: str, outcome: Literal["done", "undone"], *, by: str) -> None:
-        """Report that somebody knows better than the journal what became of an effect."""
-        await self.append("resolved", effect=effect_id, by=by, **{"as": outcome})  # type: ignore[arg-type]
+    async def resolved(
+        self,
+        effect_ids: Iterable[str],
+        outcome: Literal["done", "undone"],
+        *,
+        by: str,
+        status: str | None = None,
+        error: str | None = None,
+    ) -> None:
+        """Report that somebody knows better than the journal what became of effects.
+
+        Args:
+            effect_ids: The effects.
+            outcome: Whether they stand, or don't.
+            by: Who says so.
+            status: How the run, which had ended, ends anew with that.
+            error: Why, with ``status``.
+        """
+        entries: list[tuple[str, Mapping[str, Any], str | None]] = [
+            ("resolved", {"effect": effect_id, "by": by, "as": outcome}, None) for effect_id in effect_ids
+        ]
+        if status is not None:
+            entries.append(("closed", {"status": status, "error": error}, status))
+        await self._write(entries)
 
     async def finish(
         self,

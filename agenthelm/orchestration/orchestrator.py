@@ -282,6 +282,7 @@ class Orchestrator:
         Raises:
             RunNotFoundError: There is no such run.
             RunBusyError: It is running, or somebody is undoing it.
+            PlanError: Tools that undoing takes are not registered here; nothing was undone or written.
             CorruptRecordError: Its journal can't be read.
         """
         async with self._recovery() as recovery:
@@ -292,13 +293,16 @@ class Orchestrator:
 
         Args:
             run_id: One run; all that can be claimed by default.
-            resume: Whether plans of steps go on from where they were, where that is safe. Everything else is undone.
+            resume: Whether plans of steps go on from where they were, where that is safe, with the budget and the deadline
+                they were begun with, counted anew. Everything else is undone.
 
         Returns:
-            How each ended. A run whose journal can't be read is left alone and has ``failed``, with the reason.
+            How each ended. A run whose journal can't be read, or whose tools are not registered here, is left alone and
+            has ``failed``, with the reason.
 
         Raises:
             RunBusyError: The one run that was asked for is held by a living process.
+            PlanError: Tools that undoing the one run takes are not registered here; nothing was undone or written.
             CorruptRecordError: The journal of the one run that was asked for can't be read.
         """
         async with self._recovery() as recovery:
@@ -483,4 +487,4 @@ class Orchestrator:
         )
         executor = self._executor(storage=self.storage)
         async with self._models(executor, context) as identity:
-            yield Recovery(executor, self._grace, identity)
+            yield Recovery(executor, self._grace, identity, self.budget)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from agenthelm.core.tool import ToolRegistry
+from agenthelm.core.binding import KEY_PARAMETER
+from agenthelm.core.tool import Tool, ToolRegistry
 from agenthelm.exceptions import PlanError, UnknownToolError, nearest
 from agenthelm.orchestration.values import decode
 
@@ -89,16 +90,15 @@ class Plan:
         """Read a plan: a list is sequential, a nested list concurrent; or ``depends_on`` makes a DAG.
 
         Raises:
-            PlanError: It is empty, mixes both forms, names a step twice, depends on a step that is not there or on
+            PlanError: It is no list of steps, is empty, mixes both forms, names a step twice, depends on a step that is not there or on
                 itself, or a `Ref` points at a step that does not run before.
         """
-        groups = [[entry] if isinstance(entry, Step) else list(entry) for entry in steps]
+        groups = [[entry] if isinstance(entry, Step) else _group(entry) for entry in _group(steps)]
         flat = [step for group in groups for step in group]
         if not flat or not all(groups):
             raise PlanError("a plan needs at least one step, and each of its groups too")
         for step in flat:
-            if not isinstance(step, Step):
-                raise PlanError(f"a plan holds Steps and lists of Steps, not {step!r}")
+            _check_step(step)
         if twice := sorted(name for name, count in Counter(step.name for step in flat).items() if count > 1):
             raise PlanError(f"two steps are called {twice[0]!r}; give them an id each")
         as_dag = any(step.depends_on for step in flat)
@@ -111,7 +111,7 @@ class Plan:
         return plan
 
     def check_tools(self, tools: ToolRegistry) -> None:
-        """Make sure that every step's tool is there and could be undone as planned.
+        """Make sure that every step's tool is there, takes what the plan says, and could be undone as planned.
 
         Raises:
             PlanError: One is not.
@@ -123,14 +123,13 @@ class Plan:
                     tools.resolve(step.compensate_with)
             except UnknownToolError as exc:
                 raise PlanError(f"step {step.name!r}: {exc}") from exc
-            tools.check_compensation(entry, step.compensate_with or entry.contract.compensating_tool)
-            if unknown := [
-                name for name in step.arguments if name not in entry.parameters and not entry.binding.open_ended
-            ]:
+            if step.compensate_with == entry.name:
                 raise PlanError(
-                    f"step {step.name!r}: tool {entry.name!r} takes no {unknown[0]!r}."
-                    f"{nearest(unknown[0], entry.parameters)}"
+                    f"step {step.name!r}: {entry.name!r} can't be undone by itself; name the tool that undoes it"
                 )
+            tools.check_compensation(entry, step.compensate_with or entry.contract.compensating_tool)
+            tools.check_verify(entry)
+            _check_arguments(step, entry)
 
     def order(self) -> list[list[str]]:
         """The steps in waves: each wave needs only earlier ones."""
@@ -221,6 +220,42 @@ class Plan:
             reached.update(dict.fromkeys(new))
             ahead += new
         return False
+
+
+def _group(entries: Any) -> list[Any]:
+    if isinstance(entries, (str, Mapping, Step)) or not isinstance(entries, Iterable):
+        raise PlanError(f"a plan is a list of Steps and lists of Steps, not {entries!r:.80}")
+    return list(entries)
+
+
+def _check_step(step: Any) -> None:
+    if not isinstance(step, Step):
+        raise PlanError(f"a plan holds Steps and lists of Steps, not {step!r:.80}")
+    if not isinstance(step.tool_name, str):
+        raise PlanError(f"a Step takes the name of a tool, not {step.tool_name!r:.80}")
+    if not isinstance(step.arguments, Mapping):
+        raise PlanError(f"step {step.name!r}: arguments are names and values, not {step.arguments!r:.80}")
+
+
+def _check_arguments(step: Step, entry: Tool) -> None:
+    """Refuse what the tool would refuse, as far as that is known before earlier results are.
+
+    Raises:
+        PlanError: An argument is unknown, missing, of the wrong type, or the executor's to give.
+    """
+    if unknown := [name for name in step.arguments if name not in entry.parameters and not entry.binding.open_ended]:
+        raise PlanError(
+            f"step {step.name!r}: tool {entry.name!r} takes no {unknown[0]!r}.{nearest(unknown[0], entry.parameters)}"
+        )
+    if entry.binding.takes_key and KEY_PARAMETER in step.arguments:
+        raise PlanError(
+            f"step {step.name!r}: leave out {KEY_PARAMETER!r}; each step gets its own, the same whenever it is repeated"
+        )
+    # Results are not there yet, and what is read only once must be left to the call.
+    known = {name: v for name, v in step.arguments.items() if not refs_in(v) and not isinstance(v, Iterator)}
+    for name, reason in entry.binding.unfit(known).items():
+        if name in known or name not in {*step.arguments, KEY_PARAMETER}:
+            raise PlanError(f"step {step.name!r}: tool {entry.name!r}: {reason}")
 
 
 def _sequential(groups: list[list[Step]]) -> list[Step]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,6 +11,7 @@ import anyio
 
 from agenthelm._runtime.context import RunContext, entered
 from agenthelm._runtime.groups import beside, in_child, shielded
+from agenthelm.core.cost import Budget
 from agenthelm.core.executor import ToolExecutor
 from agenthelm.exceptions import (
     CorruptRecordError,
@@ -17,7 +19,7 @@ from agenthelm.exceptions import (
     PlanError,
     RunBusyError,
     RunNotFoundError,
-    StalePositionError,
+    StorageError,
     describe,
 )
 from agenthelm.orchestration.journal import Journal, ResultForm, run_of, stream_of
@@ -42,11 +44,13 @@ class Recovery:
         executor: Its registry must hold the tools of the runs; its storage their journals.
         grace: Seconds for one compensation, its retries included.
         identity: What all of it is done under; each run brings its own id, session and tenant.
+        budget: What a resumed run may spend from then on, if it was begun without a budget.
     """
 
     executor: ToolExecutor
     grace: float = field(default=GRACE_SECONDS)
     identity: RunContext = field(default_factory=lambda: RunContext(run_id="recovery", session_id="", namespace=""))
+    budget: Budget | None = None
 
     async def load(self, run_id: str) -> RunState:
         """Read one run's journal.
@@ -56,9 +60,22 @@ class Recovery:
             CorruptRecordError: It can't be read.
         """
         records = await self.executor.storage.read(stream_of(run_id))
-        if not records:
+        state = fold(run_id, records)
+        if not records or state.status == "pruned":
             raise RunNotFoundError(run_id)
-        return fold(run_id, records)
+        return state
+
+    def preview(self, state: RunState, *, refuse: bool = False) -> list[tuple[EffectState, str | None]]:
+        """What undoing a run would undo, in that order, and with what it could not why.
+
+        Raises:
+            PlanError: Tools that it takes are not registered here, and that is to be refused.
+        """
+        if state.status in ("rolled_back", "failed"):
+            return []
+        if refuse:
+            self._refuse_missing(state, state.effects.values())
+        return Unwinder(self.executor, self._journal(state), recorded=True).preview(state.effects.values())
 
     async def undo(self, run_id: str) -> SagaResult:
         """Undo a run on purpose; see `Orchestrator.undo`."""
@@ -67,6 +84,7 @@ class Recovery:
             return _as_found(state)
         if state.status is None and not state.claimable(self.executor.clock.wall()):
             raise RunBusyError(run_id, owner=str(state.owner))
+        self._refuse_missing(state, state.effects.values())
         return await shielded(self._take, state, "undone on purpose")
 
     async def recover(self, run_id: str | None = None, *, resume: bool = False) -> list[SagaResult]:
@@ -90,14 +108,23 @@ class Recovery:
                     results.append(unread)
         for state in states:
             if state.status is None and state.claimable(self.executor.clock.wall()):
-                with entered(self._as(state)):
-                    try:
-                        if (result := await in_child(self._take_over, state, resume)) is not None:
-                            results.append(result)
-                    except LeaseLostError as lost:  # this process was held up, and another one goes on with it
-                        if run_id is not None:
-                            raise
-                        _log.warning("%s", lost)
+                try:
+                    self._refuse_missing(state, _to_be_undone(state))
+                except PlanError as unknown:  # whoever has its tools may recover it
+                    if run_id is not None:
+                        raise
+                    _log.warning("%s", unknown)
+                    results.append(
+                        SagaResult("failed", error=describe(unknown), exception=unknown, run_id=state.run_id)
+                    )
+                    continue
+                try:
+                    with entered(self._as(state)):
+                        results.append(await in_child(self._take_over, state, resume))
+                except (LeaseLostError, RunBusyError, RunNotFoundError) as taken:  # another process goes on with it
+                    if run_id is not None:
+                        raise
+                    _log.warning("%s", taken)
         return results
 
     async def retry(self, run_id: str) -> SagaResult:
@@ -106,15 +133,18 @@ class Recovery:
         Raises:
             RunBusyError: Somebody else holds the run.
             RunNotFoundError: There is no such run.
+            PlanError: Tools that it takes are not registered here; nothing was written.
         """
         state = await self.load(run_id)
         if state.status is None:
             if recovered := await self.recover(run_id):
                 return recovered[0]
-            raise RunBusyError(run_id, owner="another process, which claimed it just now")
+            state = await self.load(run_id)  # somebody ended it just now
         if not any(s.reason is not None and not s.settled for s in state.effects.values()):
             return _as_found(state)
-        return await shielded(self._take, state, "tried again on purpose", _apart_from_stuck(state))
+        kept = _apart_from_stuck(state)
+        self._refuse_missing(state, state.begun() if kept else state.effects.values())
+        return await shielded(self._take, state, "tried again on purpose", kept)
 
     async def resolve(self, run_id: str, step: str, *, outcome: Literal["done", "undone"]) -> SagaResult:
         """Record a human's word on an effect that could not be undone, or of which nobody knew whether it happened.
@@ -138,17 +168,18 @@ class Recovery:
         if not chosen:
             left = ", ".join(s.effect.id for s in open_ones) or "none"
             raise PlanError(f"run {run_id!r} has no effect or step {step!r} left to resolve; stuck or in doubt: {left}")
-        # A run that got stuck ends anew; one that went well is not claimed, so that nobody ever takes it for a dead one.
-        if state.status == "failed":
-            journal = await self._claim(state, kept=_apart_from_stuck(state))
-        else:
-            journal = self._journal(state)
-        if journal is None:
-            raise RunBusyError(run_id, owner="another process, which claimed it just now")
-        for entry in chosen:
-            await journal.resolved(entry.effect.id, outcome, by="a human")
-            entry.undone, entry.accepted, entry.reason = outcome == "undone", outcome == "done", None
-        return await self._close(state, journal) if state.status is None else _as_found(state)
+        status: SagaStatus | None = None
+        if state.status == "failed":  # what got stuck ends anew
+            stuck = [s for s in open_ones if s.reason is not None and all(s is not entry for entry in chosen)]
+            status = "failed" if stuck else _apart_from_stuck(state) or "rolled_back"
+        try:
+            # All of it at once and unclaimed, so that nobody ever takes the run for a dead one and undoes it.
+            await self._journal(state).resolved(
+                [entry.effect.id for entry in chosen], outcome, by="a human", status=status, error=state.reason
+            )
+        except LeaseLostError as taken:
+            raise RunBusyError(run_id, owner="another process, which claimed it just now") from taken
+        return _as_found(await self.load(run_id))
 
     # -- how ----------------------------------------------------------------------------------------------------------
 
@@ -156,13 +187,39 @@ class Recovery:
         executor = self.executor
         return Journal(executor.storage, state.run_id, executor.clock, position=state.position, epoch=state.epoch)
 
-    async def _claim(self, state: RunState, *, kept: SagaStatus | None = None) -> Journal | None:
-        """Take a run over, or find that somebody else was first; ``kept``: its end, when only a part of it is undone."""
+    def _refuse_missing(self, state: RunState, effects: Iterable[EffectState]) -> None:
+        """Refuse to undo, before the run is claimed, what would get stuck only because of what is loaded here.
+
+        Raises:
+            PlanError: Naming what is missing.
+        """
+        unwinder = Unwinder(self.executor, self._journal(state), recorded=True)
+        found = {
+            f"the{missing[3:]} of {s.effect.tool!r}" if missing.startswith("its") else missing: None
+            for s in effects
+            if (missing := unwinder.missing(s))
+        }
+        if found:
+            raise PlanError(
+                f"run {state.run_id!r} can't be undone here and was left as it is: {', '.join(found)} "
+                f"{'is' if len(found) == 1 else 'are'} not registered; load the app that defines them"
+            )
+
+    async def _claim(self, state: RunState, *, kept: SagaStatus | None = None) -> Journal:
+        """Take a run over; ``kept``: its end, when only a part of it is undone.
+
+        Raises:
+            RunBusyError: Somebody else was first.
+            RunNotFoundError: Its journal was dropped meanwhile.
+        """
         journal = self._journal(state)
         try:
             await journal.claimed(kept)
-        except (LeaseLostError, StalePositionError):
-            return None
+        except LeaseLostError as taken:
+            raise RunBusyError(state.run_id, owner="another process, which claimed it just now") from taken
+        except StorageError:
+            await self.load(state.run_id)
+            raise
         state.status, state.kept = None, kept
         return journal
 
@@ -173,14 +230,16 @@ class Recovery:
             RunBusyError: Somebody else was first.
         """
         journal = await self._claim(state, kept=kept)
-        if journal is None:
-            raise RunBusyError(state.run_id, owner="another process, which claimed it just now")
         return await beside(journal.keep, self._unwind, state, journal, reason)
 
-    async def _take_over(self, state: RunState, resume: bool) -> SagaResult | None:
-        """Claim a run that somebody left, and end it; None if somebody else was first."""
+    async def _take_over(self, state: RunState, resume: bool) -> SagaResult:
+        """Claim a run that somebody left, and end it.
+
+        Raises:
+            RunBusyError: Somebody else was first.
+        """
         journal = await self._claim(state, kept=state.kept)
-        return None if journal is None else await beside(journal.keep, self._finish, state, journal, resume)
+        return await beside(journal.keep, self._finish, state, journal, resume)
 
     async def _finish(self, state: RunState, journal: Journal, resume: bool) -> SagaResult:
         reason = "its process died"
@@ -266,7 +325,7 @@ class Recovery:
                     entry.returned(verdict.value)
                 elif verdict is not None:
                     entry.undone = True
-                    await journal.resolved(entry.effect.id, "undone", by="verify")
+                    await journal.resolved([entry.effect.id], "undone", by="verify")
             if entry.outcome != "ok" and not await self._undo_inner(state, entry, journal):
                 return None
             if entry.outcome == "ok":
@@ -286,10 +345,12 @@ class Recovery:
 
     async def _resume(self, state: RunState, plan: Plan, journal: Journal, results: dict[str, object]) -> SagaResult:
         context = self._as(state)
+        budget = state.plan.get("budget")
         scope = SagaScope(
             self.executor,
             context,
             Opening(state.name, "steps", state.plan, state.trace_id, state.span_id),
+            budget=self.budget if budget is None else Budget(**budget),
             rollback=state.rollback,
             grace=self.grace,
             protected=True,
@@ -302,9 +363,17 @@ class Recovery:
             context,
             on_error=state.plan["on_error"],
             name=state.name,
+            timeout=state.plan.get("timeout"),
             scope=scope,
             results=results,
         )
+
+
+def _to_be_undone(state: RunState) -> list[EffectState]:
+    """What recovering a run that died would undo, unless it goes on with it."""
+    if state.closed_at is not None:
+        return state.begun() if state.kept else list(state.effects.values())
+    return list(state.effects.values()) if state.decided or state.rollback else state.begun()
 
 
 def _apart_from_stuck(state: RunState) -> SagaStatus | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import anyio
 
@@ -19,7 +19,7 @@ from agenthelm.core.storage.base import BaseStorage
 from agenthelm.core.storage.memory_storage import InMemoryStorage
 from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
 from agenthelm.core.tracer import ExecutionTracer
-from agenthelm.exceptions import LeaseLostError, RunTimeoutError, describe
+from agenthelm.exceptions import LeaseLostError, PlanError, RunTimeoutError, describe, nearest
 from agenthelm.orchestration import options
 from agenthelm.orchestration.plan import Plan, Ref, Step, Steps, resolved
 from agenthelm.orchestration.results import SagaResult, StepRecord, StuckEffect
@@ -124,7 +124,7 @@ class SagaOrchestrator:
         Args:
             steps: A list is sequential, a nested list concurrent; or ``depends_on`` makes a DAG.
             on_error: ``"rollback"`` undoes what was done; ``"stop"`` leaves it; ``"continue"`` goes on with the steps
-                that don't depend on what failed.
+                that don't depend on what failed, and leaves what was done when a budget or the deadline ends it.
             name: What the journal calls it.
             budget: What the plan may spend.
             timeout: Its deadline in seconds.
@@ -184,13 +184,23 @@ async def run_plan(
         scope: The scope of a claimed run, when it is resumed.
         results: The steps that are done already, when it is resumed.
         begun: Gets the scope; see `heard`.
+
+    Raises:
+        PlanError: There is no such ``on_error``.
     """
+    if on_error not in get_args(OnError):
+        raise PlanError(
+            f"on_error must be {', '.join(map(repr, get_args(OnError)))}, not {on_error!r}."
+            f"{nearest(str(on_error), get_args(OnError))}"
+        )
     context = context.evolve(loop=anyio.lowlevel.current_token())
     # A claimed run is another process's: its own trace goes on there, and this one links to it.
     links = () if scope is None else ((scope.opening.trace_id, scope.opening.span_id, "continues"),)
     with spans.workflow(name, run_id=context.run_id, session_id=context.session_id, links=links) as span:
         if scope is None:
-            opening = Opening(name, "steps", _stored(plan, executor, on_error), span.trace_id, span.span_id)
+            opening = Opening(
+                name, "steps", _stored(plan, executor, on_error, budget, timeout), span.trace_id, span.span_id
+            )
             scope = SagaScope(
                 executor, context, opening, budget=budget, rollback=on_error == "rollback", grace=grace, protected=True
             )
@@ -214,7 +224,7 @@ async def run_plan(
         return scope.result
 
 
-def _stored(plan: Plan, executor: ToolExecutor, on_error: OnError) -> Any:
+def _stored(plan: Plan, executor: ToolExecutor, on_error: OnError, budget: Budget | None, timeout: float | None) -> Any:
     """The plan as the journal holds it, or None when it holds what no journal may: then it can't be resumed."""
     for step in plan.steps.values():
         entry = executor.tools.get(step.tool_name)
@@ -222,7 +232,8 @@ def _stored(plan: Plan, executor: ToolExecutor, on_error: OnError) -> Any:
             return None
         if carries_secret(step.arguments):
             return None
-    data, possible = encode({"steps": plan.data(), "on_error": on_error})
+    limits = {"budget": budget, "timeout": timeout}
+    data, possible = encode({"steps": plan.data(), "on_error": on_error, **limits})
     return data if possible else None
 
 

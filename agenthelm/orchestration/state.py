@@ -268,6 +268,8 @@ def _apply(state: RunState, data: Mapping[str, Any]) -> None:
     elif kind == "closed":
         state.status = data["status"]
         state.closed_at = state.last_at
+    elif kind == "pruned":
+        state.status = "pruned"
     elif kind != "renewed":
         _about_effect(state, kind, state.effects[data["effect"]], data)
 

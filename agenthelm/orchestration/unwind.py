@@ -80,6 +80,16 @@ class Unwinder:
         if self.journal.lost is not None:
             raise self.journal.lost
 
+    def preview(self, effects: Iterable[EffectState]) -> list[tuple[EffectState, str | None]]:
+        """What `unwind` would undo, in that order, and with what it could not why."""
+        self._states = {state.effect.id: state for state in effects}
+        found = [
+            (state, self._fitness(state))
+            for state in self._order(list(self._states.values()))
+            if not state.settled and not self._covered(state)
+        ]
+        return [(state, problem) for state, problem in found if problem != ""]
+
     def _order(self, states: list[EffectState]) -> list[EffectState]:
         doubtful = sorted((s for s in states if s.doubtful), key=lambda s: -s.order)
         return doubtful + sorted((s for s in states if not s.doubtful), key=lambda s: -s.completed)
@@ -152,22 +162,17 @@ class Unwinder:
 
     def _fitness(self, state: EffectState) -> str | None:
         """None if the effect is to be undone; ``""`` if there is nothing to undo; else why it can't be."""
-        name = state.effect.tool
-        tool = self.executor.tools.get(name)
-        wanted = state.effect.compensating_tool
-        if tool is None:
-            return f"tool {name!r} is not registered here; load the app that defines it"
+        name, wanted = state.effect.tool, state.effect.compensating_tool
+        tool, compensator = self.executor.tools.get(name), self._compensator(state)
+        if (unknown := self.missing(state)) is not None:
+            return f"{unknown} is not registered here; load the app that defines it"
+        if wanted is None and (tool is None or state.outcome == "failed"):
+            return "" if state.outcome == "failed" else "no tool undoes it"
+        assert tool is not None
         if self.recorded and state.contract != tool.fingerprint:
             return f"tool {name!r} has changed its contract since it was called"
-        if wanted is None:
-            if state.outcome == "failed":
-                return ""
-            if state.doubtful and self._asks_nobody(tool):
-                return f"its verify tool {tool.contract.verify!r} is not registered here; load the app that defines it"
-            return None if state.doubtful and tool.contract.verify is not None else "no tool undoes it"
-        compensator = self.executor.tools.get(wanted)
         if compensator is None:
-            return f"its compensating tool {wanted!r} is not registered here; load the app that defines it"
+            return None if state.doubtful and tool.contract.verify is not None else "no tool undoes it"
         wants_result = needs_result(tool, compensator)
         if state.outcome == "failed" and (wants_result or not compensator.contract.idempotent):
             return ""
@@ -175,9 +180,24 @@ class Unwinder:
             return f"{wanted} needs {missing[0]!r}, which the journal must not hold"
         if state.outcome == "ok" and wants_result and not state.has_result:
             return f"{wanted} needs the result, which could not be stored"
-        certain = compensator.contract.idempotent and (not wants_result or not state.doubtful)
+        return None
+
+    def missing(self, state: EffectState) -> str | None:
+        """What undoing an effect takes and is not registered here; None if nothing is."""
+        wanted = state.effect.compensating_tool
+        if state.settled or (wanted is None and not state.doubtful):
+            return None
+        tool, compensator = self.executor.tools.get(state.effect.tool), self._compensator(state)
+        if tool is None:
+            return f"tool {state.effect.tool!r}"
+        certain = False
+        if wanted is not None:
+            if compensator is None:
+                return f"its compensating tool {wanted!r}"
+            wants_result = needs_result(tool, compensator)
+            certain = compensator.contract.idempotent and (not wants_result or not state.doubtful)
         if (state.doubtful or state.undoing) and not certain and self._asks_nobody(tool):
-            return f"its verify tool {tool.contract.verify!r} is not registered here; load the app that defines it"
+            return f"its verify tool {tool.contract.verify!r}"
         return None
 
     def _asks_nobody(self, tool: Tool) -> bool:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import anyio
 import pytest
 from pydantic import BaseModel, Field
 
 from agenthelm._runtime.retry import SystemClock
+from agenthelm.core.cost import Budget
 from agenthelm.core.executor import current_executor
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
-from agenthelm.exceptions import SagaError, StorageError
+from agenthelm.exceptions import RunTimeoutError, SagaError, StorageError
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.results import SagaResult
 from agenthelm.orchestration.saga import Ref, Step, saga
@@ -148,3 +150,36 @@ async def test_a_resumed_plan_has_its_arguments_and_results_as_their_types_again
         Room(roomNumber="2"),
         Room(roomNumber="1"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("began_with", "resumed_with", "ends"),
+    [
+        (Budget(tool_calls=2), None, "rolled_back"),  # its own, counted anew
+        (Budget(tool_calls=3), Budget(tool_calls=1), "success"),
+        (None, Budget(tool_calls=2), "rolled_back"),
+        (None, None, "success"),
+    ],
+)
+async def test_a_resumed_plan_has_a_budget_again(
+    tools: ToolRegistry, world: list[str], began_with: Budget | None, resumed_with: Budget | None, ends: str
+) -> None:
+    storage = Dying(3)
+    steps = [Step("make", {"name": name}, id=name) for name in "abcd"]
+    await Orchestrator(tools=tools, storage=storage).run_saga(steps, budget=began_with)
+    storage.left = 1000
+    later = Orchestrator(tools=tools, storage=storage, clock=Later(), budget=resumed_with)
+    (result,) = await later.recover(resume=True)
+    assert (result.status, world) == (ends, list("abcd") if ends == "success" else [])
+
+
+async def test_a_resumed_plan_has_a_deadline_again(tools: ToolRegistry, world: list[str]) -> None:
+    @tool(registry=tools)
+    async def wait() -> None:
+        await anyio.sleep_forever()
+
+    storage = Dying(3)
+    await Orchestrator(tools=tools, storage=storage).run_saga([Step("make", {"name": "a"}), Step("wait")], timeout=0.05)
+    storage.left = 1000
+    (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)
+    assert (result.status, type(result.exception), world) == ("rolled_back", RunTimeoutError, [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import pytest
@@ -31,7 +31,7 @@ class Later(SystemClock):
 
 
 class InStep(InMemoryStorage):
-    """Takes the first two claims on a run at the same moment, when both claimers have read its journal."""
+    """Takes the first two claims (or human words) on a run at the same moment, when both have read its journal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class InStep(InMemoryStorage):
         self.both = anyio.Event()
 
     async def append(self, records: Any, expected: Any = None) -> dict[str, int]:
-        if any(record.data.get("type") == "claimed" for record in records):
+        if any(record.data.get("type") in ("claimed", "resolved") for record in records):
             self.claims += 1
             if self.claims == 2:
                 self.both.set()
@@ -145,6 +145,20 @@ async def test_of_two_that_end_a_run_at_once_one_does_and_the_other_hears_of_it(
     assert "claimed it just now" in str(refused)
     assert result.status == "rolled_back"
     assert world.undone == ([] if end is resolve else ["a"])
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_a_run_about_which_a_human_said_something_is_never_taken_for_a_dead_one(
+    world: World, moment: Literal["before", "after"]
+) -> None:
+    storage = InMemoryStorage()
+    run_id = await world.stuck_run(storage)
+    dying = FaultyStorage(storage, at=1, do="crash", moment=moment)
+    with pytest.raises(SimulatedCrash):
+        await resolve(world.orchestrator(dying), run_id)
+    assert await world.orchestrator(storage, Later()).recover() == []
+    result = await world.orchestrator(storage, Later()).retry(run_id)
+    assert (result.status, world.undone) == ("rolled_back", [] if moment == "after" else ["a"])
 
 
 async def test_one_run_is_recovered_by_name_once_its_owner_is_gone(world: World) -> None:

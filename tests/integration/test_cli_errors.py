@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.apps import AGENTS
-from tests.support.cli import Cli
+from tests.support.cli import Cli, environment
 from tests.support.openai_server import Behaviour, OpenAIServer
 
 COUNTER = """
@@ -61,7 +63,7 @@ def test_neither_model_nor_key_is_said_in_three_lines(cli: Cli) -> None:
 
 def test_a_missing_key_is_named(cli: Cli) -> None:
     done = cli("run", "x", "-a", "writer", "--model", "openai/gpt-4o-mini", code=2)
-    assert "OPENAI_API_KEY" in done.stderr
+    assert "Set it: export OPENAI_API_KEY=<your key>, or point --api-base" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -166,6 +168,74 @@ def test_unreadable_lines_of_a_log_are_left_out_and_counted(cli: Cli) -> None:
     done = cli("traces", "list", "--json", **storage)
     assert len(json.loads(done.stdout)) == len(before)
     assert "left out: 1 unreadable record\n" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        '"execution_time": "abc"', '"execution_time": 1e999', '"execution_time": NaN', '"estimated_cost_usd": [1]',
+        '"inputs": "none"', '"outputs": [1]', '"token_usage": 5',
+    ],
+)  # fmt: skip
+def test_an_event_of_a_wrong_shape_is_left_out_and_counted(cli: Cli, wrong: str) -> None:
+    storage = {"AGENTHELM_STORAGE": "events.jsonl"}
+    cli("run", "x", "--app", "app.py", "-a", "planner", "--model", "offline", **storage)
+    calls = json.loads(cli("traces", "list", "--json", **storage).stdout)
+    log = cli.folder / "events.jsonl"
+    lines = log.read_text().splitlines()
+    number, event = next((n, line) for n, line in enumerate(lines) if '"tool_name"' in line)
+    name = wrong.partition(":")[0]
+    assert name in event
+    at = event.index(name)
+    wrong_event = event[:at] + wrong + ', "was' + event[at + 1 :]
+    log.write_text("\n".join([*lines[:number], wrong_event, *lines[number + 1 :]]) + "\n")
+    for command in ("list", "stats", "export", "show last"):
+        done = cli("traces", *command.split(), **storage)
+        assert "left out: 1 unreadable record\n" in done.stderr, command
+        assert done.stdout
+    assert "left out: 1 unreadable record\n" in cli("cost", "report", **storage).stderr
+    assert len(json.loads(cli("traces", "list", "--json", **storage).stdout)) == len(calls) - 1
+
+
+# -- the terminal -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_of_any_encoding_is_printed_to(cli: Cli, encoding: str) -> None:
+    cli.write("trip.yaml", "- {tool: book, arguments: {what: größer 漢字 🎉}}\n")
+    cli("saga", "run", "trip.yaml", "--app", "app.py")
+    for command in ("traces show last", "traces list", "traces list --json", "traces export -f csv", "saga show last"):
+        done = subprocess.run(
+            [sys.executable, "-m", "agenthelm.cli.main", *command.split()],
+            check=False,
+            cwd=cli.folder,
+            env=environment(cli.folder, {"PYTHONIOENCODING": encoding}),
+            capture_output=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, b""), command
+        printed = done.stdout.decode(encoding)
+        if command in ("traces show last", "traces list --json"):
+            assert ("漢字" if encoding == "utf-8" else "\\u6f22\\u5b57") in printed
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_is_not_printed_to(cli: Cli, closed: str) -> None:
+    cli.write("trip.yaml", "- {tool: book, arguments: {what: x}}\n")
+    cli("saga", "run", "trip.yaml", "--app", "app.py")
+    for command, code in (("traces list", 0), ("saga list --json", 0), ("traces show nowhere", 2)):
+        done = subprocess.run(
+            ["sh", "-c", f"exec {sys.executable} -m agenthelm.cli.main {command} {closed}"],
+            check=False,
+            cwd=cli.folder,
+            env=environment(cli.folder),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == code, command
+        assert "Traceback" not in done.stderr
+        assert bool(done.stdout) is (code == 0 and closed.split()[0] != ">&-" and " >&-" not in closed)
 
 
 # -- the model's endpoint -----------------------------------------------------------------------------------------------

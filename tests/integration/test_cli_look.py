@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agenthelm.cli._export import _csv_cell
 from tests.support.apps import AGENTS
 from tests.support.cli import Cli
 
@@ -138,6 +139,64 @@ def test_a_contract_is_shown_as_a_person_reads_it(cli: Cli) -> None:
     assert "Did you mean 'book'" in cli("tools", "show", "boook", "--app", "app.py", code=2).stderr
 
 
+CONTRACTS = """
+import functools
+from typing import Annotated, Callable, Literal, NewType
+
+from pydantic import BaseModel, Field
+from typing_extensions import TypeAliasType
+
+from agenthelm import Redacted, tool
+
+class Model(BaseModel):
+    a: int
+
+Name = NewType("Name", str)
+Alias = TypeAliasType("Alias", list[Model])
+
+@tool(retries=2, verify=functools.partial(lambda x: True), side_effects=["a:write"])
+def odd(
+    x: Annotated[int, Field(ge=1)],
+    models: "list[Model] | None" = None,
+    *,
+    pin: Annotated[str, Redacted] = "correct horse",
+    api_key: str = "correct horse",
+    which: Literal["a", "[/b]"] = "a",
+    back: Callable[[int], str] | None = None,
+    name: Name = Name("ann"),
+    alias: Alias = [],
+    many: tuple[int, ...] = (),
+    huge: int = 10**5000,
+) -> dict[str, Model]:
+    \"\"\"Do [bold]odd[/nope] things with \x1b[31mcolour.\"\"\"
+
+@tool(inputs={"a": int}, outputs={"b": str, "c": Annotated[str, Redacted]})
+def named(a):
+    return {"b": "x", "c": "y"}
+"""
+
+
+def test_a_contract_names_types_and_defaults_as_they_were_written_and_no_secret(cli: Cli) -> None:
+    cli.write("contracts.py", CONTRACTS)
+    stdout = cli("tools", "show", "odd", "--app", "contracts.py", COLUMNS="400").stdout
+    heading, description, *_ = stdout.splitlines()
+    assert heading.rstrip() == (
+        "odd(x: int, models: list[Model] | None = None, pin: str (secret) = …, api_key: str = …, "
+        "which: Literal['a', '[/b]'] = 'a', back: Callable[[int], str] | None = None, name: Name = 'ann', "
+        "alias: Alias = …, many: tuple[int, ...] = …, huge: int = <integer of 16610 bits>) -> dict[str, Model]"
+    )
+    assert description.rstrip() == "Do [bold]odd[/nope] things with \\x1b[31mcolour."
+    assert "up to 0.5 s, then 2 times as long each, at most 30 s" in stdout
+    assert "0x" not in stdout
+    document = json.loads(cli("tools", "show", "odd", "--app", "contracts.py", "--json").stdout)
+    assert document["schema"] is None  # a callable has none
+    assert (document["result"], document["parameters"]["models"]) == ("dict[str, Model]", "list[Model] | None")
+    assert document["backoff"] == {"initial": 0.5, "factor": 2.0, "maximum": 30.0, "jitter": True}
+    assert "b: str, c: str (secret)" in cli("tools", "show", "named", "--app", "contracts.py").stdout
+    document = json.loads(cli("tools", "show", "named", "--app", "contracts.py", "--json").stdout)
+    assert (document["inputs"], document["outputs"]) == ({"a": "int"}, {"b": "str", "c": "str (secret)"})
+
+
 # -- traces -------------------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +231,8 @@ def test_calls_are_listed_newest_first_and_paged(ran: Cli) -> None:
         (("--until", "2020-01-01"), []),
         (("--longer-than", "60"), []),
         (("--cost-over", "0.01"), []),
+        (("--cost-over", "0"), []),
+        (("--longer-than", "0", "--tool", "cancel"), ["cancel"]),
     ],
 )
 def test_calls_are_filtered(ran: Cli, options: tuple[str, ...], expected: list[str]) -> None:
@@ -181,7 +242,25 @@ def test_calls_are_filtered(ran: Cli, options: tuple[str, ...], expected: list[s
 
 def test_filters_that_make_no_sense_are_refused(cli: Cli) -> None:
     assert "Did you mean 'success'" in cli("traces", "filter", "--status", "succes", code=2).stderr
-    assert "30m, 12h, 7d, 2w" in cli("traces", "filter", "--since", "yesterdayish", code=2).stderr
+    assert "Did you mean 'tool'" in cli("traces", "filter", "--kind", "tol", code=2).stderr
+    for when in ("yesterdayish", "", " ", "0001-01-01T00:00:00+14:00", "9999-12-31T23:00:00-14:00"):
+        for option in ("--since", "--until"):
+            assert "30m, 12h, 7d, 2w" in cli("traces", "filter", option, when, code=2).stderr
+    assert cli("traces", "filter", "--since", f"{'9' * 5000}d").stdout == ""
+    for command in (
+        "traces filter --limit", "traces list --limit", "traces filter --before", "traces export --limit", "saga list --limit",
+    ):  # fmt: skip
+        done = cli(*command.split(), "99999999999999999999", code=2)
+        assert done.stderr.startswith("error: ")
+        assert len(done.lines) == 1
+    assert "Did you mean 'rolled_back'" in cli("saga", "list", "--state", "rolledback", code=2).stderr
+
+
+def test_a_call_that_took_or_cost_exactly_so_much_is_not_over_it(ran: Cli) -> None:
+    (call,) = json.loads(ran("traces", "filter", "--tool", "cancel", "--json").stdout)
+    options = ("traces", "filter", "--tool", "cancel", "--json", "--longer-than")
+    assert json.loads(ran(*options, repr(call["execution_time"])).stdout) == []
+    assert json.loads(ran(*options, repr(call["execution_time"] * 0.999)).stdout) == [call]
 
 
 def test_a_run_is_shown_as_a_tree(ran: Cli) -> None:
@@ -228,6 +307,25 @@ def test_a_spreadsheet_runs_nothing_of_an_export(cli: Cli) -> None:
     assert rows[0]["tool_name"] == "'=1+1"
 
 
+def test_no_line_break_in_a_call_begins_a_row_and_no_control_character_is_printed(cli: Cli) -> None:
+    said = "a\r=1+1\n=2+2\n-3\x1b[2J\x85\u2028＝4 \r\n@5"
+    cli.write("app2.py", f"from agenthelm import tool\n\n@tool\ndef f() -> None:\n    raise ValueError({said!r})\n")
+    cli.write("f.yaml", "- {tool: f}\n")
+    cli("saga", "run", "f.yaml", "--app", "app2.py", code=1)
+    csv_text = cli("traces", "export", "-f", "csv").stdout
+    assert csv_text.replace("\n", "").isprintable()
+    for line in csv_text.splitlines():
+        assert line[0] not in "=+-@"
+    (row,) = csv.DictReader(io.StringIO(csv_text, newline=""))
+    assert row["outcome"] == "failed"
+    assert row["error_state"].startswith("ValueError: a\\x0d=1+1")
+
+
+def test_a_cell_with_lines_stays_one_cell() -> None:
+    cell = _csv_cell("=1\n+2\r-3\n\n@4\nplain\n＝5")
+    assert cell == "'=1\n'+2\\x0d-3\n\n'@4\nplain\n'＝5"
+
+
 def test_exported_data_can_neither_break_a_table_nor_be_markup(cli: Cli) -> None:
     hostile = '[/bold] | <b> a_b *c* `d` \\n=HYPERLINK("x")'
     cli.write("trip.yaml", json.dumps([{"tool": "book", "arguments": {"what": hostile}}]))
@@ -262,7 +360,8 @@ def test_prices_are_printed_with_the_datas_date(cli: Cli) -> None:
     (entry,) = json.loads(cli("cost", "models", "house", "--json").stdout)["models"]
     assert entry["model"] == "house/model"
     assert entry["input"] == pytest.approx(1e-6)
-    assert "[pricing]" in cli("cost", "models", "no-such-model").stderr
+    assert "[pricing]" in cli("cost", "models", "no-such-model", code=1).stderr
+    assert json.loads(cli("cost", "models", "no-such-model", "--json", code=1).stdout)["models"] == []
 
 
 @pytest.mark.parametrize(

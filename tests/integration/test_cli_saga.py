@@ -131,7 +131,8 @@ def test_a_plan_takes_the_same_limits_as_agents_do(cli: Cli) -> None:
     [
         ("", ["plan.yaml", "no steps"]),
         ("a: [", ["plan.yaml", "not valid YAML"]),
-        ("- {tol: book}", ["plan.yaml, step 1", "needs a tool"]),
+        ("- {id: book}", ["plan.yaml, step 1", "needs a tool"]),
+        ("- {tol: book}", ["plan.yaml, step 1", "'tol'", "Did you mean 'tool'"]),
         ("- {tool: book, argments: {}}", ["plan.yaml, step 1", "'argments'", "Did you mean 'arguments'"]),
         ("- {tool: boook}", ["no tool named 'boook'", "Did you mean 'book'"]),
         ("- {tool: book, arguments: {wat: 1}}", ["takes no 'wat'", "Did you mean 'what'"]),
@@ -190,9 +191,11 @@ def test_a_good_run_is_taken_back_after_a_preview_and_a_yes(cli: Cli) -> None:
 def test_undo_without_the_app_says_which_tool_is_missing(cli: Cli) -> None:
     cli("saga", "run", "trip.yaml")
     cli.write("agenthelm.toml", "")
-    done = cli("saga", "undo", "last", "--yes", code=3)
-    assert "book" in done.stderr
-    cli("saga", "retry", "last", "--app", "world.py")
+    done = cli("saga", "undo", "last", "--dry-run")
+    assert done.stderr.count("CAN'T undo book") == 3
+    done = cli("saga", "undo", "last", "--yes", code=2)
+    assert "tool 'book' is not registered; load the app that defines" in done.stderr
+    cli("saga", "undo", "last", "--yes", "--app", "world.py")
     assert world(cli) == ["cancelled"] * 3
 
 
@@ -243,3 +246,80 @@ def test_runs_of_agents_are_in_the_same_list_and_taken_back_the_same_way(cli: Cl
     assert world(cli) == ["cancelled"]
     done = cli("traces", "filter", "--run", run, "--tool", "cancel", "--json")
     assert json.loads(done.stdout)[0]["compensates"]
+
+
+@pytest.mark.parametrize("seconds", ["-1", "0", "nan"])
+def test_a_deadline_that_is_none_is_refused(cli: Cli, seconds: str) -> None:
+    assert "--timeout must be above 0" in cli("saga", "run", "trip.yaml", "--timeout", seconds, code=2).stderr
+    assert world(cli) == []
+
+
+def test_a_plan_may_say_what_it_is_called(cli: Cli) -> None:
+    cli.write("named.yaml", "name: my trip\nsteps:\n- {tool: book, arguments: {what: flight}}\n")
+    cli("saga", "run", "named.yaml")
+    assert json.loads(cli("saga", "list", "--json").stdout)[0]["name"] == "my trip"
+    cli.write("named.yaml", "name: [3]\nsteps:\n- {tool: book, arguments: {what: flight}}\n")
+    assert "name must be a text" in cli("saga", "run", "named.yaml", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        ("{tool: book, arguments: {what: 3}}", "'what': Input should be a valid string"),
+        ("{tool: book}", "'what' is missing"),
+    ],
+)
+def test_a_plan_that_could_not_run_is_refused_beforehand(cli: Cli, step: str, says: str) -> None:
+    cli.write("bad.yaml", f"- {{tool: book, id: a, arguments: {{what: flight}}}}\n- {step}\n")
+    for dry in ([], ["--dry-run"]):
+        assert says in cli("saga", "run", "bad.yaml", *dry, code=2).stderr
+    assert world(cli) == []
+
+
+@pytest.mark.parametrize(("resume", "code"), [(["--resume"], 1), ([], 0)])
+def test_a_resumed_plan_that_fails_is_a_run_that_failed(cli: Cli, resume: list[str], code: int) -> None:
+    cli.write(
+        "world.py",
+        WORLD
+        + """
+
+@tool
+def power_cut():
+    import os, signal
+    if not Path("cut").exists():
+        Path("cut").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+""",
+    )
+    steps = "- {tool: book, arguments: {what: flight}}\n- {tool: power_cut}\n- {tool: explode}\n"
+    cli.write("cut.yaml", steps)
+    cli.process("saga", "run", "cut.yaml", code=-9)
+    done = cli("saga", "recover", *resume, code=code)
+    assert "rolled_back" in done.stderr
+    assert world(cli) == ["cancelled"]
+
+
+def test_what_goes_with_its_enclosing_call_is_previewed_and_drawn_so(cli: Cli) -> None:
+    cli.write(
+        "world.py",
+        WORLD
+        + """
+from agenthelm.core.executor import current_executor
+
+@tool(compensating_tool="undo_trip")
+async def trip() -> dict:
+    await current_executor().call("book", {"what": "flight"})
+    return {"id": 1}
+
+@tool
+def undo_trip(id: int) -> None:
+    put("trip", "undone")
+""",
+    )
+    cli.write("nested.yaml", "- {tool: trip}\n")
+    cli("saga", "run", "nested.yaml")
+    assert cli("saga", "undo", "last", "--dry-run").stderr.splitlines() == ["undo trip by undo_trip"]
+    cli("saga", "undo", "last", "--yes")
+    drawn = cli("saga", "show", "last").stdout
+    assert "undone  with the call above" in drawn
+    assert "finished" not in drawn

@@ -297,9 +297,10 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
     assert not [asked for asked in proxy.asked if "otlp" not in asked.headers.get("user-agent", "").lower()]
 
 
-async def test_secrets_in_an_answer_s_reason_are_not_passed_on() -> None:
-    decision = await _ask(lambda s, a: Reply({"approved": False, "reason": "password=correct-horse"}))
-    assert decision.reason == "password=***"
+async def test_secrets_in_an_answer_are_not_passed_on() -> None:
+    said = "password=correct-horse"
+    decision = await _ask(lambda s, a: Reply({"approved": False, "reason": said, "approver": f"bot {said}"}))
+    assert (decision.reason, decision.approver) == ("password=***", "bot password=***")
 
 
 @pytest.mark.parametrize(

@@ -559,6 +559,36 @@ class TestApproval:
         assert (event.outcome, event.approver, event.retry_count) == ("denied", "auto-deny", 0)
         assert event.approval_reason == "no approval handler is configured"
 
+    @pytest.mark.parametrize("approved", [True, False])
+    @pytest.mark.parametrize(
+        ("said", "kept"),
+        [
+            (42, "42"),
+            (["ann", "bob"], "['ann', 'bob']"),
+            ("bot token=sk-abcdefghijklmnop", "bot token=***"),
+            ("caf\udce9", "caf\\udce9"),
+            (f"password=hunter22 {'y' * 100_000}", f"password=*** {'y' * 982}"),
+        ],
+    )
+    async def test_whatever_a_handler_says_the_record_can_hold_and_show(
+        self, approved: bool, said: Any, kept: str
+    ) -> None:
+        door = Door(approval_handler=Asked(Decision(approved, said, said)))
+
+        @tool(registry=door.tools, requires_approval=True)
+        async def pay() -> None:
+            """Pay."""
+
+        if approved:
+            await door.call("pay")
+        else:
+            with pytest.raises(ApprovalDeniedError) as caught:
+                await door.call("pay")
+            assert (caught.value.approver[:995], caught.value.reason[:995]) == (kept, kept)
+        event = await door.event()
+        assert str(event.approver)[:995] == str(event.approval_reason)[:995] == kept
+        assert len(str(event.approver)) < 1100
+
     async def test_what_is_asked_is_what_is_run(self) -> None:
         handler = Asked(Decision(True, "fine", "Ada"))
         door = Door(approval_handler=handler)

@@ -131,6 +131,19 @@ async def test_data_can_neither_be_markup_nor_steer_the_terminal(terminal: Termi
     assert '"one\\ntwo"' in terminal.plain
 
 
+@pytest.mark.parametrize("columns", [1, 8, 39, 40, 80])
+@pytest.mark.parametrize("name", ["n" * 90, "n" * 26, "界" * 40])
+async def test_every_value_is_shown_however_long_a_name_and_however_narrow_the_terminal(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, columns: int, name: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    arguments = MappingProxyType({"amount": 1_000_000, "to": "mallory", name: "x" * 300 + "the end"})
+    await _answered(terminal, "n\n", arguments=arguments)
+    shown = re.sub(r"[\s│┃]", "", terminal.plain)
+    for text in ("1000000", '"mallory"', f'"{"x" * 300}theend"', name, "Bookahotel.", "cancel_hotel"):
+        assert text in shown
+
+
 async def test_what_was_typed_before_the_question_does_not_count(terminal: Terminal) -> None:
     terminal.attach()
     terminal.type("y\n")

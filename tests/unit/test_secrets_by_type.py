@@ -15,7 +15,7 @@ from agenthelm import InMemoryStorage, Redacted, ToolRegistry, saga
 from agenthelm.core.executor import ToolExecutor
 from agenthelm.core.handlers import ApprovalHandler, ApprovalRequest, Decision
 from agenthelm.core.redaction import MASK
-from agenthelm.core.sensitive import carries_secret, secret_texts, without_marked
+from agenthelm.core.sensitive import carries_secret, holds_secrets, secret_fields, secret_texts, without_marked
 from agenthelm.core.storage.base import EVENTS
 from agenthelm.core.tool import Tool, ToolContract
 from agenthelm.exceptions import message_of, notes_of
@@ -48,6 +48,10 @@ class Entry(typing_extensions.TypedDict, Generic[T]):
 class Plain(typing_extensions.TypedDict):
     pin: Annotated[str, Redacted]
     user: str
+
+
+PlainAlias = typing_extensions.TypeAliasType("PlainAlias", Plain)
+PlainNew = NewType("PlainNew", Plain)  # type: ignore[valid-newtype]
 
 
 class Row(NamedTuple):
@@ -97,6 +101,9 @@ RESULTS: dict[str, tuple[Any, Any, Any]] = {
     "optional": (Annotated[str, Redacted] | None, SECRET, MASK),
     "optional, none": (Annotated[str, Redacted] | None, None, None),
     "TypedDict": (Plain, {"pin": SECRET, "user": "ann"}, {"pin": MASK, "user": "ann"}),
+    "alias of a TypedDict": (PlainAlias, {"pin": SECRET, "user": "ann"}, {"pin": MASK, "user": "ann"}),
+    "new type of a TypedDict": (PlainNew, {"pin": SECRET, "user": "ann"}, {"pin": MASK, "user": "ann"}),
+    "annotated TypedDict": (Annotated[Plain, "a"], {"pin": SECRET, "user": "ann"}, {"pin": MASK, "user": "ann"}),
     "generic TypedDict": (Entry[int], BOX, {"pin": MASK, "other": 1}),
     "list of TypedDicts": (list[Plain], [{"pin": SECRET, "user": "ann"}], MASK),
     "named tuple": (Row, Row(SECRET, "ann"), MASK),
@@ -256,6 +263,12 @@ def test_the_schema_for_an_lm_holds_no_secret_default() -> None:
     fields = schema["$defs"]["WithDefault"]["properties"]
     assert fields["user"]["default"] == "ann"
     assert fields["inner"]["default"] == {"pin": MASK, "user": "bob"}
+
+
+def test_what_an_undefined_alias_stands_for_is_not_looked_for() -> None:
+    alias = typing_extensions.TypeAliasType("alias", "Nowhere | None")  # noqa: F821
+    assert not holds_secrets(alias)
+    assert secret_fields(alias) == frozenset()
 
 
 class Odd(BaseModel):

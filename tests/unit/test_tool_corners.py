@@ -25,6 +25,8 @@ from agenthelm.exceptions import (
     StorageError,
     ToolContractError,
     ToolOutputError,
+    UnknownAgentError,
+    UnknownToolError,
 )
 from agenthelm.orchestration.plan import Plan, Ref, Step
 from agenthelm.orchestration.saga import SagaOrchestrator, saga
@@ -331,6 +333,37 @@ class TestRecords:
                 assert world == ["a"]
                 raise ValueError("no")
         assert world == []
+
+    @pytest.mark.parametrize("kind", [UnknownToolError, UnknownAgentError])
+    def test_a_name_without_end_is_cut_in_the_message(self, kind: type[Exception]) -> None:
+        error = kind("x" * 100_000, ["known"])  # type: ignore[call-arg]
+        assert len(str(error)) < 400
+        assert f"named '{'x' * 200}'… <200 of 100000 characters>" in str(error)
+        assert f"named '{'x' * 200}'" in str(kind("x" * 200, []))  # type: ignore[call-arg]
+
+    async def test_what_a_tracer_calls_inside_a_run_is_in_the_log_of_the_run(self, tools: ToolRegistry) -> None:
+        own, log = InMemoryStorage(), InMemoryStorage()
+        tracer = ExecutionTracer(own, tools=tools)
+
+        @tool(registry=tools, compensating_tool="unmake")
+        async def make() -> None: ...
+
+        @tool(registry=tools)
+        async def look() -> None: ...
+
+        @tool(registry=tools)
+        async def unmake() -> None:
+            await tracer.trace_and_execute("look")
+
+        with pytest.raises(ValueError, match="no"):
+            async with saga(tools=tools, storage=log):
+                await tracer.trace_and_execute("make")
+                await tracer.trace_and_execute("look")
+                raise ValueError("no")
+        assert [record.data["tool_name"] for record in await log.read("events")] == ["make", "look", "look", "unmake"]
+        assert await tracer.events() == []
+        await tracer.trace_and_execute("look")
+        assert [event.tool_name for event in await tracer.events()] == ["look"]
 
     async def test_doubt_that_verify_settles_for_a_tool_without_a_result_is_a_success(
         self, tools: ToolRegistry
