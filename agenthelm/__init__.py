@@ -22,11 +22,22 @@ if TYPE_CHECKING:
         CliHandler,
         Decision,
         PolicyHandler,
+        PolicyRule,
         WebhookHandler,
     )
     from agenthelm.core.redaction import Redacted
-    from agenthelm.core.storage import BaseStorage, InMemoryStorage, JsonStorage, SqliteStorage
-    from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolContract, ToolRegistry, tool
+    from agenthelm.core.storage import (
+        EVENTS,
+        BaseStorage,
+        Between,
+        InMemoryStorage,
+        JsonStorage,
+        Record,
+        SqliteStorage,
+        StoredRecord,
+        StreamInfo,
+    )
+    from agenthelm.core.tool import TOOL_REGISTRY, Backoff, Tool, ToolContract, ToolRegistry, tool
     from agenthelm.core.tracer import ExecutionTracer
     from agenthelm.exceptions import (
         AgentHelmError,
@@ -74,11 +85,22 @@ _HOMES = {
         "CliHandler",
         "Decision",
         "PolicyHandler",
+        "PolicyRule",
         "WebhookHandler",
     ),
     "agenthelm.core.redaction": ("Redacted",),
-    "agenthelm.core.storage": ("BaseStorage", "InMemoryStorage", "JsonStorage", "SqliteStorage"),
-    "agenthelm.core.tool": ("TOOL_REGISTRY", "Tool", "ToolContract", "ToolRegistry", "tool"),
+    "agenthelm.core.storage": (
+        "EVENTS",
+        "BaseStorage",
+        "Between",
+        "InMemoryStorage",
+        "JsonStorage",
+        "Record",
+        "SqliteStorage",
+        "StoredRecord",
+        "StreamInfo",
+    ),
+    "agenthelm.core.tool": ("TOOL_REGISTRY", "Backoff", "Tool", "ToolContract", "ToolRegistry", "tool"),
     "agenthelm.core.tracer": ("ExecutionTracer",),
     "agenthelm.exceptions": (
         "AgentHelmError",
@@ -113,6 +135,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AGENT_REGISTRY",
+    "EVENTS",
     "MODEL_PRICING",
     "TOOL_REGISTRY",
     "Agent",
@@ -125,7 +148,9 @@ __all__ = [
     "ApprovalRequest",
     "AutoApprove",
     "AutoDeny",
+    "Backoff",
     "BaseStorage",
+    "Between",
     "Budget",
     "BudgetExceededError",
     "CliHandler",
@@ -145,6 +170,8 @@ __all__ = [
     "Pipeline",
     "PlanError",
     "PolicyHandler",
+    "PolicyRule",
+    "Record",
     "Redacted",
     "Ref",
     "ResearcherAgent",
@@ -161,6 +188,8 @@ __all__ = [
     "SqliteStorage",
     "Step",
     "StepRecord",
+    "StoredRecord",
+    "StreamInfo",
     "StuckEffect",
     "SyncMemoryContext",
     "TokenUsage",
@@ -180,19 +209,21 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # a type checker must see which names are not there
 
-        value: object = version("agenthelm")
-    elif name in _HOME:
-        from importlib import import_module
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from importlib.metadata import version
 
-        value = getattr(import_module(_HOME[name]), name)
-    else:
-        raise AttributeError(f"module 'agenthelm' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+            value: object = version("agenthelm")
+        elif name in _HOME:
+            from importlib import import_module
+
+            value = getattr(import_module(_HOME[name]), name)
+        else:
+            raise AttributeError(f"module 'agenthelm' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -149,9 +149,8 @@ def _from_environment(environment: Mapping[str, str]) -> list[_Entry]:
             name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
             if name not in _READERS or name == "pricing":
                 known = [ENVIRONMENT_PREFIX + setting.upper() for setting in _READERS if setting != "pricing"]
-                raise ConfigError(
-                    f"unknown setting {variable} in the environment.{nearest(variable, known)}", setting=variable
-                )
+                hint = nearest(variable, known, prefix=ENVIRONMENT_PREFIX)
+                raise ConfigError(f"unknown setting {variable} in the environment.{hint}", setting=variable)
             entries.append((name, _Text(text), variable))
     return entries
 

@@ -43,7 +43,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 __all__ = [
     "AgentError",
@@ -85,14 +85,20 @@ __all__ = [
 _LONGEST_NAME: Final = 200
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], *, prefix: str = "") -> str:
     """Say which known names come closest to a mistyped one.
+
+    Args:
+        name: The mistyped one.
+        known: The known ones.
+        prefix: What all of them begin with, shown but not compared: it would make everything look alike.
 
     Returns:
         ``" Did you mean 'a' or 'b'?"`` with its leading space, or an empty string when nothing is close.
     """
-    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
-    return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
+    bare = [one.removeprefix(prefix) for one in known]
+    matches = difflib.get_close_matches(name.removeprefix(prefix), bare, n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(prefix + match) for match in matches)}?" if matches else ""
 
 
 def _quoted(name: str) -> str:
@@ -103,7 +109,19 @@ def _quoted(name: str) -> str:
 
 
 class AgentHelmError(Exception):
-    """The root of every error this package raises."""
+    """The root of every error this package raises.
+
+    Exceptions of other classes that leave a run carry these attributes as well.
+
+    Attributes:
+        run_id: The run that it ended, or is about; None where there is none.
+        saga: How that run's effects were undone: a `SagaResult`. None where no run was ended.
+        usage: What the run had spent by then: a `Totals`. None as above.
+    """
+
+    run_id: str | None = None
+    saga: Any = None
+    usage: Any = None
 
 
 class ConfigError(AgentHelmError, ValueError):
@@ -352,7 +370,7 @@ class RunNotFoundError(SagaError, LookupError):
 
     def __init__(self, run_id: str) -> None:
         super().__init__(f"no run {run_id!r} in this storage; `agenthelm saga list` shows the runs it holds")
-        self.run_id = run_id
+        self.run_id: str = run_id
 
 
 class RunBusyError(SagaError, RuntimeError):
@@ -360,7 +378,7 @@ class RunBusyError(SagaError, RuntimeError):
 
     def __init__(self, run_id: str, *, owner: str) -> None:
         super().__init__(f"run {run_id!r} is held by {owner}; wait for it to end, or for its lease to expire")
-        self.run_id = run_id
+        self.run_id: str = run_id
         self.owner = owner
 
 
@@ -369,7 +387,7 @@ class LeaseLostError(SagaError, RuntimeError):
 
     def __init__(self, run_id: str) -> None:
         super().__init__(f"run {run_id!r} was claimed by another process, which undoes it; this one stopped")
-        self.run_id = run_id
+        self.run_id: str = run_id
 
 
 class StorageError(AgentHelmError, OSError):
@@ -477,13 +495,19 @@ def message_of(error: BaseException) -> str | None:
 
 
 def describe(error: BaseException) -> str:
-    """One line that names an exception's type even when its message is empty."""
+    """One line that names an exception's type even when its message is empty; a cancellation is just called that."""
     text = message_of(error)
+    if type(error).__module__.partition(".")[0] in _LOOPS and type(error).__name__ in _CANCELLATIONS:
+        # Its own words are an event loop's: which scope, and which task with which frames.
+        return "cancelled: a deadline passed" if (text or "").endswith(_DEADLINE) else "cancelled"
     text = "(its message can't be read)" if text is None else text.strip().replace("\n", " ")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 _CONCEALED: Final = "__agenthelm_concealed__"
+_LOOPS: Final = ("asyncio", "trio")
+_CANCELLATIONS: Final = ("CancelledError", "Cancelled")
+_DEADLINE: Final = ("deadline exceeded", "due to deadline")
 _CONCEALED_NOTES: Final = "__agenthelm_concealed_notes__"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import os
 import subprocess
 import sys
@@ -80,6 +82,27 @@ def run(command: list[str], folder: Path) -> str:
 @pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in RUNNABLE])
 def test_the_blocks_of_a_page_run_in_order_as_one_program(page: Path, tmp_path: Path) -> None:
     run([sys.executable, str(RUNNER), str(page)], tmp_path)
+
+
+def test_the_programs_of_a_tutorial_that_has_several_need_nothing_from_each_other() -> None:
+    page = ROOT / "docs" / "tutorials" / "undo-a-run.md"
+    for block in blocks(page.read_text("utf-8")):
+        if block.language == "python":
+            nodes = list(ast.walk(ast.parse(block.text)))
+            bound = {
+                alias.asname or alias.name
+                for node in nodes
+                if isinstance(node, (ast.Import, ast.ImportFrom))
+                for alias in node.names
+            }
+            bound |= {
+                node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+            }
+            bound |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+            bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+            bound |= {node.name for node in nodes if isinstance(node, ast.ExceptHandler) and node.name}
+            read = {node.id for node in nodes if isinstance(node, ast.Name)}
+            assert read - bound - set(dir(builtins)) == set(), f"line {block.line}"
 
 
 @pytest.mark.parametrize("example", [pytest.param(example, id=example.name) for example in EXAMPLES])

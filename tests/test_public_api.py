@@ -53,12 +53,24 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_type_checkers_and_the_running_program_find_the_same_names_in_the_same_places() -> None:
-    (checked,) = (node for node in tree_of("agenthelm").body if isinstance(node, ast.If))
+    checked, hidden = (node for node in tree_of("agenthelm").body if isinstance(node, ast.If))
+    assert ast.unparse(hidden.test) == "not TYPE_CHECKING"
     seen = {
         alias.name: node.module for node in checked.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
     assert seen == agenthelm._HOME
     assert {*seen, "__version__"} == set(agenthelm.__all__)
+
+
+@pytest.mark.parametrize(
+    "name", ["agenthelm.agent", "agenthelm.orchestration", "agenthelm.testing", "agenthelm.tracing"]
+)
+def test_a_rooms_names_come_when_they_are_asked_for(name: str) -> None:
+    package = importlib.import_module(name)
+    assert set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match="no attribute 'Agnet'"):
+        package.Agnet  # noqa: B018
+    assert loaded(f"import {name}") == set()
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -24,7 +24,15 @@ from agenthelm._runtime.context import current_run, entered
 from agenthelm._runtime.groups import in_child, wait_through
 from agenthelm._runtime.wake import wake
 
-__all__ = ["DEFAULT_WORKERS", "Outlasted", "Workers", "hop_back"]
+__all__ = [
+    "DEFAULT_WORKERS",
+    "Outlasted",
+    "Workers",
+    "await_on_loop",
+    "hop_back",
+    "in_worker_thread",
+    "on_event_loop",
+]
 
 T = TypeVar("T")
 
@@ -222,6 +230,29 @@ class Workers:
 
 def _is_there(_: Any) -> None:
     """What a worker process does first."""
+
+
+def on_event_loop() -> bool:
+    """Whether this is code that an event loop runs."""
+    try:
+        anyio.lowlevel.current_token()
+    except anyio.NoEventLoopError:
+        return False
+    return True
+
+
+def in_worker_thread() -> bool:
+    """Whether this is a thread that an event loop of ours waits for; a cancellation point if it is."""
+    try:
+        anyio.from_thread.check_cancelled()
+    except anyio.NoEventLoopError:
+        return False
+    return True
+
+
+def await_on_loop(function: Callable[..., Any], /, *args: Any, token: EventLoopToken | None = None) -> Any:
+    """Await a coroutine function on the event loop that waits for this thread, or on the one of ``token``."""
+    return anyio.from_thread.run(function, *args, token=token)
 
 
 def hop_back(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -8,6 +8,7 @@ build it; all else (LiteLLM, subclasses of ``BaseLM``, whatever comes) is called
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import weakref
 from collections.abc import AsyncGenerator, Iterator
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 import anyio
 import dspy
 from anyio.lowlevel import RunVar
-from dspy.lm15 import Request, Response, RouterConfig, UnsupportedFeatureError, response_to_events
+from dspy.lm15 import LMRouter, Request, Response, RouterConfig, UnsupportedFeatureError, response_to_events
 from dspy.utils import DummyLM
 
 from agenthelm._runtime.groups import shielded
@@ -310,3 +311,21 @@ def _native(lm: dspy.LM) -> Backend | None:
         return NativeBackend(lm.copy(), (LM15Engine, AsyncLM15Engine), config, route.provider)
     except (ImportError, AttributeError, TypeError):
         return None
+
+
+def missing_key(lm: dspy.LM) -> str | None:
+    """The environment variable in which DSPy will look for the key of an LM, in vain; None where that can't be said."""
+    try:
+        from dspy.clients.backend_selection import select_backend
+
+        chosen = select_backend(lm)
+        route = chosen.resolution
+        if not chosen.native or route is None or route.declared or chosen.clients.get("api_key"):
+            return None
+        if route.credential_policy != "key" or route.placeholder_key is not None:
+            return None
+        with LMRouter(RouterConfig()) as router:  # of several variables it names the one that is set
+            name = router.resolve(route.requested).env_key
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return None
+    return name if name and not os.environ.get(name) else None

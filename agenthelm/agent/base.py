@@ -17,7 +17,7 @@ from agenthelm._runtime.context import RunContext, current_run, entered, raise_i
 from agenthelm._runtime.progress import Progress
 from agenthelm.agent.bridge import async_context, await_from_sync, sync_context
 from agenthelm.agent.lm import agent_lm_scope, unwrap
-from agenthelm.agent.models import resolve_model
+from agenthelm.agent.models import as_model
 from agenthelm.agent.programs import as_program, check_program_inputs, predictor
 from agenthelm.agent.signature import AgentSignature, check_inputs, check_parameters, signature_of_function
 from agenthelm.agent.toolset import Toolset
@@ -56,6 +56,7 @@ class Agent(dspy.Module):
 
     Raises:
         ModelError: There is no key for the model that was named.
+        ConfigError: The language model is none.
         AgentError: There is nothing to do: neither ``forward`` nor ``aforward`` nor a Signature; or they can't be
             called by name after a context.
     """
@@ -96,7 +97,7 @@ class Agent(dspy.Module):
         self.description: str = description or _default_description(type(self))
         self.signature: type[dspy.Signature] | None = _declared_signature(type(self), signature)
         self.tools: Toolset = Toolset.of(tools)
-        self.lm: Any = resolve_model(lm) if isinstance(lm, str) else lm
+        self.lm: Any = as_model(lm)
         self._described: AgentSignature | None = None
         if not type(self)._overridden:
             if self.signature is None:

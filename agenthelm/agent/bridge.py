@@ -6,11 +6,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import anyio
-import anyio.from_thread
-import anyio.lowlevel
 
 from agenthelm._runtime.context import current_run
-from agenthelm._runtime.workers import hop_back
+from agenthelm._runtime.workers import hop_back, in_worker_thread, on_event_loop
 from agenthelm.agent.scratch import AsyncScratch, Scratch
 from agenthelm.memory.context import MemoryContext
 from agenthelm.memory.sync_context import SyncMemoryContext
@@ -52,24 +50,8 @@ def await_from_sync(function: Callable[..., Awaitable[T]], *args: Any) -> T:
     Raises:
         RuntimeError: Called on the event loop itself, which it would block.
     """
-    if _on_event_loop():
+    if on_event_loop():
         raise RuntimeError("this sync call would block the event loop: await the async method (ause, run) instead")
-    if _in_worker_thread():
+    if in_worker_thread():
         return hop_back(function, *args)  # type: ignore[no-any-return]
     return anyio.run(function, *args)
-
-
-def _on_event_loop() -> bool:
-    try:
-        anyio.lowlevel.current_token()
-    except anyio.NoEventLoopError:
-        return False
-    return True
-
-
-def _in_worker_thread() -> bool:
-    try:
-        anyio.from_thread.check_cancelled()
-    except anyio.NoEventLoopError:
-        return False
-    return True

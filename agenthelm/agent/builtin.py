@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from agenthelm.agent.base import Agent
+from agenthelm.agent.placeholder import is_placeholder
 from agenthelm.agent.programs import predictor
 from agenthelm.agent.signature import Runnable
 
@@ -17,9 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["BUILTINS", "ResearcherAgent", "ReviewerAgent", "WriterAgent"]
 
+_RELATED = 0.1
+"""A score that texts about other things miss, with the lexical embedder and with MiniLM."""
+
 
 class ResearcherAgent(Agent):
     """Researches a task with what memory and its tools know, and remembers the findings.
+
+    They are also the session's ``latest_research``.
 
     Args:
         name: See `Agent`.
@@ -49,9 +55,12 @@ class ResearcherAgent(Agent):
 
     async def aforward(self, context: MemoryContext, task: str) -> dict[str, Any]:
         """Recall, research, remember."""
-        prior_knowledge = await context.recall(task, top_k=3)
+        prior_knowledge = await context.recall(task, top_k=3, min_score=_RELATED)
         result = await self.ask(self.research, task=task, prior_knowledge=prior_knowledge)
-        await context.remember(result.findings, {"agent": self.name, "task": task})
+        await context.write("latest_research", result.findings)
+        # Remembered texts outlive the session: what the offline model made up would be prior knowledge to a real one.
+        if not is_placeholder(result.findings):
+            await context.remember(result.findings, {"agent": self.name, "task": task})
         return {"findings": result.findings, "sources": result.sources}
 
 

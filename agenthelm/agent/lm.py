@@ -16,6 +16,7 @@ from agenthelm.agent.metering import LMPolicy, Meter, Unpriced, metered
 from agenthelm.agent.pricing import without_price_downloads
 from agenthelm.agent.stray import StrayWatch
 from agenthelm.core.cost import PriceSource
+from agenthelm.exceptions import ModelNotConfiguredError
 
 __all__ = ["LMPolicy", "Unpriced", "agent_lm_scope", "connections", "lm_scope", "unwrap"]
 
@@ -39,6 +40,24 @@ class _Forgetful(list[Any]):
 
     def extend(self, items: Any) -> None:
         """Forget them."""
+
+
+class _NoLM(dspy.BaseLM):
+    """Stands where nobody gave a model: DSPy would say so in words about DSPy."""
+
+    def __init__(self) -> None:
+        super().__init__("none")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Say how to give one."""
+        raise ModelNotConfiguredError(
+            "no language model is configured; give one to the orchestrator, Orchestrator(lm='openai/gpt-4o-mini'), or to "
+            "the agent, or to dspy.configure (lm='offline' tries everything without one)"
+        )
+
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+        """Say how to give one."""
+        return self()
 
 
 @asynccontextmanager
@@ -65,6 +84,8 @@ async def lm_scope(
     """
     meter = Meter(policy, unpriced=unpriced, prices=prices)
     default = lm if lm is not None else dspy.settings.lm
+    if isinstance(default, _NoLM):  # of the run around this one
+        default = None
     models = _Models(meter, default, dict(lms or {}))
     run = current_run()
     async with AsyncExitStack() as stack:
@@ -104,6 +125,5 @@ def agent_lm_scope(agent_name: str, lm: dspy.BaseLM | None = None) -> Iterator[N
 
 def _dspy(models: _Models, lm: dspy.BaseLM | None, **settings: Any) -> Any:
     """DSPy's settings for code under an LM: no trace and no history, which would grow with every call."""
-    if lm is not None:
-        settings["lm"] = metered(lm, models.meter)
+    settings["lm"] = _NoLM() if lm is None else metered(lm, models.meter)
     return dspy.context(trace=_Forgetful(), disable_history=True, **settings)

@@ -329,15 +329,8 @@ class LMCall:
             span.set(names.RETRY_COUNT, self.attempts - 1)
 
     def _event(self) -> dict[str, Any]:
-        run, span = self.run, self._span
-        tool = self.executor.ledger.tool
         return {
-            "id": self.id,
-            "kind": "lm",
-            "timestamp": datetime.fromtimestamp(self._wall, UTC).isoformat(),
-            "tool_name": self.model,
-            "inputs": {} if tool is None else {"tool": tool},
-            "outputs": {},
+            **_plain(self.id, self.model, self.executor, self.run, self._wall),
             "execution_time": round(self._elapsed, 9),
             "outcome": self.outcome,
             "error_state": self.error_state,
@@ -347,14 +340,8 @@ class LMCall:
             "estimated_cost_usd": self.cost_usd,
             "cost_source": self.cost_source,
             "retry_count": max(0, self.attempts - 1),
-            "agent_name": run.agent if run else None,
-            "session_id": run.session_id if run else None,
-            "namespace": run.namespace if run else None,
-            "run_id": run.run_id if run else None,
-            "step": run.step if run else None,
-            "effect_id": run.effect if run else None,
-            "trace_id": span.trace_id,
-            "span_id": span.span_id,
+            "trace_id": self._span.trace_id,
+            "span_id": self._span.span_id,
         }
 
     def _report(self, kind: Any) -> None:
@@ -376,22 +363,23 @@ def cached_answer(executor: ToolExecutor, model: str) -> Record:
 
 def plain_event(executor: ToolExecutor, model: str, **fields: Any) -> Record:
     """The event of an LM call that did not pass the door."""
-    run = current_run()
-    return Record(
-        EVENTS,
-        {
-            "id": new_call_id(),
-            "kind": "lm",
-            "timestamp": datetime.fromtimestamp(executor.clock.wall(), UTC).isoformat(),
-            "tool_name": model,
-            "inputs": {} if executor.ledger.tool is None else {"tool": executor.ledger.tool},
-            "outputs": {},
-            "agent_name": run.agent if run else None,
-            "session_id": run.session_id if run else None,
-            "namespace": run.namespace if run else None,
-            "run_id": run.run_id if run else None,
-            "step": run.step if run else None,
-            "effect_id": run.effect if run else None,
-            **fields,
-        },
-    )
+    return Record(EVENTS, {**_plain(new_call_id(), model, executor, current_run(), executor.clock.wall()), **fields})
+
+
+def _plain(call_id: str, model: str, executor: ToolExecutor, run: RunContext | None, began: float) -> dict[str, Any]:
+    """What the event of any LM call has: which model, when, and who asked it."""
+    tool = executor.ledger.tool
+    return {
+        "id": call_id,
+        "kind": "lm",
+        "timestamp": datetime.fromtimestamp(began, UTC).isoformat(),
+        "tool_name": model,
+        "inputs": {} if tool is None else {"tool": tool},
+        "outputs": {},
+        "agent_name": run.agent if run else None,
+        "session_id": run.session_id if run else None,
+        "namespace": run.namespace if run else None,
+        "run_id": run.run_id if run else None,
+        "step": run.step if run else None,
+        "effect_id": run.effect if run else None,
+    }

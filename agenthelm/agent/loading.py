@@ -17,7 +17,7 @@ from agenthelm.agent.base import Agent
 from agenthelm.agent.signature import Runnable
 from agenthelm.exceptions import AgentLoadError, describe, nearest
 
-__all__ = ["load_agents"]
+__all__ = ["is_runnable", "load_agents"]
 
 
 def load_agents(target: str, registered: Callable[[], Collection[Runnable]] = tuple) -> list[Runnable]:
@@ -172,14 +172,14 @@ def _at_module_level(module: ModuleType, target: str, registered: Collection[Run
             and value not in present
             and not _required_arguments(value)
             and not inspect.isabstract(value)
-            and not _is_base(value, public)
+            and not _is_base(value)
         ):
             present.add(value)
             found.append(_make(value, module, target))
     return found
 
 
-def _is_base(kind: type[Agent], public: dict[str, Any]) -> bool:
+def _is_base(kind: type[Agent]) -> bool:
     """Whether a class only serves as the base of others: it has nothing to do by itself."""
     return not kind._overridden and getattr(kind, "Signature", None) is None and "__init__" not in vars(kind)
 

@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import anyio
-import anyio.from_thread
-import anyio.lowlevel
 import dspy
 from anyio.lowlevel import EventLoopToken
 from dspy.lm15 import Request, Response
@@ -28,7 +26,7 @@ from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
 from agenthelm._runtime.context import current_run, entered
 from agenthelm._runtime.groups import shielded
 from agenthelm._runtime.retry import Backoff
-from agenthelm._runtime.workers import Workers
+from agenthelm._runtime.workers import Workers, await_on_loop, in_worker_thread, on_event_loop
 from agenthelm.agent.backends import Backend, LMBackend, backend_for
 from agenthelm.agent.lm_call import LMCall, cached_answer
 from agenthelm.agent.pricing import METADATA, MetadataPrices
@@ -109,7 +107,7 @@ class Meter:
     async def load_prices(self, model: str) -> None:
         """See to it that looking up a price does not read a file on the event loop."""
         if model not in self._known and isinstance(self._prices, MetadataPrices) and not self._prices.loaded:
-            await anyio.to_thread.run_sync(self._prices.load)
+            await Workers().hop(self._prices.load)
 
     def close(self) -> None:
         """Meter nothing any more: the run is over."""
@@ -266,18 +264,16 @@ class _Door:
 
     def _way_back(self) -> Callable[..., Any] | None:
         """How to await something on the run's event loop from here; None on the loop itself, or without a loop."""
-        if _on_event_loop():
+        if on_event_loop():
             return None
-        try:
-            anyio.from_thread.check_cancelled()
-        except anyio.NoEventLoopError:
-            run = self._home.run(current_run) if current_run() is None else current_run()
-            if run is None or run.loop is None:
-                return None
-            # A context can only be entered once at a time, hence the copy.
-            context = self._home.copy() if current_run() is None else contextvars.copy_context()
-            return functools.partial(_from_foreign_thread, run.loop, context)
-        return anyio.from_thread.run
+        if in_worker_thread():
+            return await_on_loop
+        run = self._home.run(current_run) if current_run() is None else current_run()
+        if run is None or run.loop is None:
+            return None
+        # A context can only be entered once at a time, hence the copy.
+        context = self._home.copy() if current_run() is None else contextvars.copy_context()
+        return functools.partial(_from_foreign_thread, run.loop, context)
 
     @contextmanager
     def _identified(self) -> Iterator[None]:
@@ -335,18 +331,10 @@ class _AsyncDoor:
         """The user's LM owns its connections."""
 
 
-def _on_event_loop() -> bool:
-    try:
-        anyio.lowlevel.current_token()
-    except anyio.NoEventLoopError:
-        return False
-    return True
-
-
 def _from_foreign_thread(
     token: EventLoopToken, context: contextvars.Context, function: Callable[..., Any], *args: Any
 ) -> Any:
-    return context.run(functools.partial(anyio.from_thread.run, function, *args, token=token))
+    return context.run(functools.partial(await_on_loop, function, *args, token=token))
 
 
 _passed: set[str] = set()

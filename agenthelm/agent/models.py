@@ -8,11 +8,12 @@ from typing import Any
 
 import dspy
 
+from agenthelm.agent.backends import missing_key
 from agenthelm.agent.lm import LMPolicy
 from agenthelm.agent.offline import OFFLINE, offline_lm
 from agenthelm.exceptions import ConfigError, ModelNotConfiguredError
 
-__all__ = ["INEXPENSIVE", "KEYS", "detect_model", "resolve_model"]
+__all__ = ["INEXPENSIVE", "KEYS", "as_model", "detect_model", "resolve_model"]
 
 KEYS: Mapping[str, str] = {
     "openai": "OPENAI_API_KEY",
@@ -77,15 +78,31 @@ def resolve_model(
             provider, name = "openai", f"openai/{name}"
         if api_key is None and not os.environ.get(KEYS.get(provider, "")):
             api_key = "unused"  # DSPy insists on a key; local servers don't look at it
-    elif api_key is None and provider in KEYS and not os.environ.get(KEYS[provider]):
-        raise ModelNotConfiguredError(
-            f"model {name!r} needs a key.\n"
-            f"Set it: export {KEYS[provider]}=<your key>, or point --api-base to a server that needs none.\n"
-            "Or try everything without a model and without cost: --model offline"
-        )
     settings = {"api_base": api_base, "api_key": api_key, "timeout": timeout}
     given = {key: value for key, value in settings.items() if value is not None}
     try:
-        return dspy.LM(name, **given, **options)
+        lm = dspy.LM(name, **given, **options)
     except (ValueError, TypeError, dspy.LMError) as error:
         raise ConfigError(f"model {name!r}: {error}", setting="model") from error
+    key = KEYS.get(provider) or missing_key(lm)
+    if key and not api_base and api_key is None and not os.environ.get(key):
+        raise ModelNotConfiguredError(
+            f"model {name!r} needs a key.\n"
+            f"Set it: export {key}=<your key>, or point --api-base to a server that needs none.\n"
+            "Or try everything without a model and without cost: --model offline"
+        )
+    return lm
+
+
+def as_model(lm: Any, option: str = "lm") -> dspy.BaseLM | None:
+    """What was given as a language model: itself, or the one of that name.
+
+    Raises:
+        ModelNotConfiguredError: There is no key for the model of that name.
+        ConfigError: It is neither.
+    """
+    if isinstance(lm, str):
+        return resolve_model(lm)
+    if lm is None or isinstance(lm, dspy.BaseLM):
+        return lm
+    raise ConfigError(f"{option} must be a dspy.LM or a model's name, not {lm!r:.80}", setting=option)

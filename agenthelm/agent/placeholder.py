@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ENDINGS", "Asked", "asked_fields", "fill_prompt", "fill_schema", "placeholder", "render"]
+__all__ = ["ENDINGS", "Asked", "asked_fields", "fill_prompt", "fill_schema", "is_placeholder", "placeholder", "render"]
 
+_LABEL = "[offline placeholder: "
 _OUTPUTS = re.compile(r"Your output fields are:\n(.*?)(?:\nAll interactions will be structured|\Z)", re.DOTALL)
 _FIELD = re.compile(r"^\d+\. `([^`]+)` \((.*?)\):(?: |$)", re.MULTILINE)
 _CHAT = re.compile(r"^\[\[ ## (\w+) ## \]\]\n\{\1\}[ ]*(?:# note: the value you produce (.*))?$", re.MULTILINE)
@@ -44,7 +45,12 @@ class Asked:
 
 def placeholder(name: str) -> str:
     """The text that stands for an answer nobody gave."""
-    return f"[offline placeholder: {name}]"
+    return f"{_LABEL}{name}]"
+
+
+def is_placeholder(text: object) -> bool:
+    """Whether the offline model made a text up."""
+    return isinstance(text, str) and text.startswith(_LABEL)
 
 
 def asked_fields(system: str) -> list[Asked]:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from agenthelm import exceptions as errors
+from agenthelm.cli._ending import USAGE_ERROR
 from agenthelm.cli._loop import Interrupted, run
 from agenthelm.tracing.scrub import scrub
 
@@ -123,13 +124,11 @@ def _run(call: Callable[[], Any], *, is_async: bool) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if isinstance(error, _USAGE_ERROR):
+        if isinstance(error, USAGE_ERROR):
             raise
         return report(error)
     return 0
 
-
-_USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]  # whichever copy of Click this Typer stands on
 
 _USAGE: tuple[type[Exception], ...] = (
     errors.ConfigError,

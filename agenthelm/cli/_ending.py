@@ -7,9 +7,14 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-__all__ = ["end_process", "open_streams"]
+import typer
+
+__all__ = ["USAGE_ERROR", "end_process", "open_streams"]
+
+USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]
+"""What stands for wrong usage in whichever copy of Click this Typer stands on."""
 
 
 def open_streams() -> None:

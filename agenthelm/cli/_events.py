@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -192,11 +193,11 @@ async def last_run(storage: BaseStorage, run: str) -> str:
     """
     if run != "last":
         return run
+    from agenthelm.cli import _saga
     from agenthelm.core.storage.base import EVENTS
 
-    streams = await storage.streams(prefix="run:", limit=1)
-    if streams:
-        return streams[0].name.removeprefix("run:")
+    with suppress(RunNotFoundError):  # a run without effects has events all the same
+        return await _saga.run_id(storage, run)
     events = await storage.read(EVENTS, limit=1, newest_first=True)
     if events and events[0].data.get("run_id"):
         return str(events[0].data["run_id"])

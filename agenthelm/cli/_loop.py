@@ -44,6 +44,7 @@ class Watch:
         deliver: Called after that: hands over the telemetry that waits; takes two seconds at most.
         last: Said when the process ends on the second signal.
         restore: Called before anything is printed then: puts the terminal right.
+        signal: The first signal that came.
     """
 
     def __init__(self) -> None:
@@ -52,6 +53,7 @@ class Watch:
         self.deliver: Callable[[], object] = lambda: None
         self.last = "stopped"
         self.restore: Callable[[], object] = lambda: None
+        self.signal: int = signal.SIGINT
 
 
 _watch: ContextVar[Watch] = ContextVar("agenthelm_cli_watch")
@@ -103,6 +105,7 @@ async def _listen(scope: CancelScope, received: list[int], *, task_status: TaskS
             async for signum in signals:
                 received.append(signum)
                 if len(received) == 1:
+                    watch().signal = signum
                     _write(watch().first)
                     scope.cancel()
                 else:

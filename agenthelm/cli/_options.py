@@ -6,19 +6,28 @@ from typing import Annotated
 
 import typer
 
+from agenthelm.exceptions import ConfigError
+
 __all__ = [
     "MOST",
+    "AgentName",
+    "Agents",
     "ApiBase",
     "App",
     "Approve",
+    "Dollars",
     "Json",
     "Limit",
+    "MaxCalls",
+    "MaxTokens",
     "Model",
     "Namespace",
     "Session",
     "Since",
+    "Timeout",
     "Trace",
     "Yes",
+    "check_timeout",
 ]
 
 MOST = 2**63 - 1
@@ -48,8 +57,11 @@ ApiBase = Annotated[
 Approve = Annotated[
     str | None, typer.Option("--approve", metavar="HOW", help="Approvals: ask, allow, deny, or a policy file (.toml).")
 ]
+Dollars = Annotated[float | None, typer.Option("--budget", metavar="USD", min=0, help="Stop before spending more.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, nothing else.")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=MOST, help="At most so many.")]
+MaxCalls = Annotated[int | None, typer.Option("--max-calls", min=1, help="Stop before making more LM calls.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens-total", min=1, help="Stop before using more tokens.")]
 Model = Annotated[
     str | None,
     typer.Option("--model", "-m", metavar="MODEL", help="As DSPy names it, such as openai/gpt-4o-mini; or offline."),
@@ -59,7 +71,18 @@ Session = Annotated[str | None, typer.Option("--session", "-s", metavar="ID", he
 Since = Annotated[
     str | None, typer.Option("--since", metavar="WHEN", help="From then on: 30m, 12h, 7d, 2w, or a date (UTC).")
 ]
+Timeout = Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="The deadline of the whole run.")]
 Trace = Annotated[
     str | None, typer.Option("--trace", metavar="WHERE", help="Spans: console, otlp, or a JSON Lines file.")
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Refuse a deadline that has passed before anything begins.
+
+    Raises:
+        ConfigError: It is not above 0.
+    """
+    if timeout is not None and not timeout > 0:
+        raise ConfigError("--timeout must be above 0", setting="timeout")

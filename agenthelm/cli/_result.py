@@ -105,19 +105,21 @@ def tell_undone(view: View, saga: Any, *, run_id: str | None = None) -> None:
         say(f"run {run_id}" + (f"  cost {dollars(view.cost)}" if view.cost else ""), style="dim")
 
 
-def print_failure(error: BaseException, *, code: int, message: str) -> None:
-    """The JSON document of a run that failed."""
+def print_failure(error: BaseException, view: View, *, code: int, message: str) -> None:
+    """The JSON document of a run that failed, or was interrupted."""
     from agenthelm.core.cost import Totals
 
     saga, usage = getattr(error, "saga", None), getattr(error, "usage", None)
-    usage = usage if isinstance(usage, Totals) else None  # an error from before the run began, or somebody else's word
+    if not isinstance(usage, Totals):  # an error from before the run began, or somebody else's word
+        usage = None
+    spent = 0.0 if view.run_id is None else view.cost  # of an interrupted run only what was last heard is known
     print_json(
         {
-            "run_id": getattr(error, "run_id", None),
+            "run_id": getattr(error, "run_id", None) or getattr(saga, "run_id", None) or view.run_id,
             "status": getattr(saga, "status", None) or "failed",
             "error": {"type": type(error).__name__, "message": message},
-            "cost_usd": 0.0 if usage is None else usage.cost_usd,
-            "priced_usd": 0.0 if usage is None else usage.priced_usd,
+            "cost_usd": spent if usage is None else usage.cost_usd,
+            "priced_usd": (spent or 0.0) if usage is None else usage.priced_usd,
             "usage": usage,
             "stuck": _stuck(saga),
             "exit_code": code,

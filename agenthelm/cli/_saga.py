@@ -1,29 +1,27 @@
-"""Reads journals for ``agenthelm saga``, draws them, and runs what changes them."""
+"""Reads journals for ``agenthelm saga``, and draws them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from agenthelm.cli._command import Failure, exit_code, report, summary
-from agenthelm.exceptions import CorruptRecordError, RunNotFoundError
+from agenthelm.exceptions import CorruptRecordError, RunNotFoundError, StorageError
 
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from agenthelm.config import Settings
     from agenthelm.core.storage.base import BaseStorage
     from agenthelm.core.tool import ToolRegistry
-    from agenthelm.orchestration.results import SagaResult
+    from agenthelm.orchestration.results import SagaResult, SagaStatus
     from agenthelm.orchestration.state import EffectState, RunState
 
 __all__ = [
     "STATES",
     "effect_names",
+    "ended",
     "facts",
     "nothing_to_undo",
-    "perform",
     "prune",
     "read",
     "row",
@@ -31,6 +29,7 @@ __all__ = [
     "runs",
     "tree",
     "undo_preview",
+    "what_to_do",
 ]
 
 _OPEN = "open"
@@ -77,6 +76,20 @@ async def read(storage: BaseStorage, run: str) -> RunState:
     if not records:
         raise RunNotFoundError(name)
     return fold(name, records)
+
+
+async def ended(storage: BaseStorage, run: str) -> SagaResult | None:
+    """How a run ended by its journal; None if that can't be said."""
+    from agenthelm.orchestration.results import SagaResult
+
+    try:
+        state = await read(storage, run)
+    except (RunNotFoundError, StorageError):
+        return None
+    if state.status is None:
+        return None
+    stuck = tuple(effect.stuck() for effect in state.effects.values() if effect.status == "stuck")
+    return SagaResult(cast("SagaStatus", state.status), error=state.reason, stuck=stuck, run_id=state.run_id)
 
 
 async def runs(storage: BaseStorage, *, state: str | None, limit: int) -> AsyncIterator[RunState]:
@@ -248,10 +261,10 @@ def nothing_to_undo(run: RunState) -> str:
     """Why undoing a run would do nothing."""
     if run.status != "failed":
         return "nothing to undo"
-    return f"nothing to undo: what is left of run {run.run_id} is stuck; {_stuck(run.run_id)}"
+    return f"nothing to undo: what is left of run {run.run_id} is stuck; {what_to_do(run.run_id)}"
 
 
-def _stuck(run_id: str) -> str:
+def what_to_do(run_id: str) -> str:
     """What to do about what could not be undone."""
     return (
         f"try it again with 'agenthelm saga retry {run_id} --app APP', "
@@ -259,107 +272,7 @@ def _stuck(run_id: str) -> str:
     )
 
 
-async def perform(
-    settings: Settings,
-    work: Callable[[Any], Awaitable[list[SagaResult]]],
-    *,
-    wanted: frozenset[str],
-    json: bool,
-) -> None:
-    """Do something to sagas with an orchestrator, show it, and end with the right exit code.
-
-    Args:
-        settings: What to open.
-        work: Gets the orchestrator.
-        wanted: The statuses that count as done.
-        json: Whether stdout is for a JSON document.
-    """
-    from agenthelm.cli import _result, _session
-    from agenthelm.cli._live import View
-    from agenthelm.cli._loop import watch
-
-    view = View()
-    watch().restore = view.restore
-    watch().first = "interrupted: undoing what was done (Ctrl-C again stops at once)"
-    watch().last = "stopped: what is left to undo is in the journal; `agenthelm saga recover` finishes it"
-    with _session.telemetry(settings):
-        try:
-            with view.shown():
-                async with _session.open_orchestrator(
-                    settings, memory=False, prompt=view.prompting, observer=view.observe
-                ) as orchestrator:
-                    results = await work(orchestrator)
-                    names = {r.run_id: await _tools(orchestrator.storage, r.run_id) for r in results}
-        except Exception as exc:
-            code = report(exc)
-            if json:
-                _result.print_failure(exc, code=exit_code(exc), message=summary(exc))
-            raise Failure(code) from exc
-    _show(results, names, json=json)
-    codes = [_code(result, wanted) for result in results]
-    if any(codes):
-        raise Failure(max(codes))
-
-
-def _code(result: SagaResult, wanted: frozenset[str]) -> int:
-    if result.status == "failed":
-        return 3
-    # An exception of this process is a plan's that went on here and failed, however well it was undone.
-    return 0 if result.status in wanted and result.exception is None else 1
-
-
-async def _tools(storage: BaseStorage, run: str) -> dict[str, str]:
-    try:
-        return effect_names(await read(storage, run))
-    except (RunNotFoundError, CorruptRecordError):  # refused before it had a journal, or its journal can't be read
-        return {}
-
-
 def effect_names(run: RunState) -> dict[str, str]:
     """Effect ids -> what a person calls them."""
     named = ((state.effect.id, state.effect.tool, state.effect.step) for state in run.effects.values())
     return {effect: tool if step in (None, tool) else f"{tool} ({step})" for effect, tool, step in named}
-
-
-def _show(results: list[SagaResult], names: Mapping[str, Mapping[str, str]], *, json: bool) -> None:
-    from agenthelm.cli._console import clean, out, print_json, say
-
-    if json:
-        documents = [_document(result) for result in results]
-        print_json(documents[0] if len(documents) == 1 else documents)
-        return
-    for result in results:
-        for record in result.steps:
-            out().print(f"{record.step.name}: {clean(record.result, width=160) or 'done'}")
-        if result.error and result.error != "undone on purpose":
-            say(f"because: {clean(result.error)}")
-        for step, error in result.errors.items():
-            say(f"step {step} failed: {clean(error)}")
-        for effect in result.stuck:
-            say(f"could not be undone: {effect.tool} ({clean(effect.reason)})", style="bold red")
-        if result.stuck:
-            say(_stuck(result.run_id))
-        called = names.get(result.run_id, {})
-        named = {effect.effect_id for effect in result.stuck}
-        for words, effects in (
-            ("undone", result.undone),
-            ("in doubt", result.in_doubt),
-            ("can't be taken back", result.irreversible),
-        ):
-            if left := [clean(called.get(effect, effect)) for effect in effects if effect not in named]:
-                say(f"{words}: {', '.join(left)}")
-        say(f"run {result.run_id}: {result.status}", style="bold")
-
-
-def _document(result: SagaResult) -> dict[str, Any]:
-    return {
-        "run_id": result.run_id,
-        "status": result.status,
-        "steps": {record.step.name: record.result for record in result.steps},
-        "error": result.error,
-        "errors": result.errors,
-        "undone": result.undone,
-        "stuck": result.stuck,
-        "in_doubt": result.in_doubt,
-        "irreversible": result.irreversible,
-    }

@@ -18,7 +18,26 @@ if TYPE_CHECKING:
     from agenthelm.core.storage.base import BaseStorage
     from agenthelm.memory import MemoryHub
 
-__all__ = ["approval_handler", "ensure_home", "load_app", "open_hub", "open_storage", "settings_from", "stored"]
+__all__ = [
+    "agent_names",
+    "apply_pricing",
+    "approval_handler",
+    "budget_from",
+    "check_inputs",
+    "choose_agents",
+    "ensure_home",
+    "load_app",
+    "make_hub",
+    "make_storage",
+    "model_for",
+    "open_hub",
+    "open_orchestrator",
+    "open_storage",
+    "parse_inputs",
+    "settings_from",
+    "stored",
+    "telemetry",
+]
 
 
 def settings_from(**arguments: object) -> Settings:
@@ -247,7 +266,7 @@ async def open_orchestrator(
                 lm=lm,
                 storage=storage,
                 approval_handler=approval_handler(settings, prompt=prompt),
-                budget=budget,
+                budget=budget or budget_from(settings),
                 workers=settings.workers,
                 unpriced=settings.unpriced,
                 lm_timeout=settings.lm_timeout,
@@ -266,23 +285,31 @@ def budget_from(settings: Settings, *, tokens: int | None = None, calls: int | N
     return Budget(usd=settings.budget_usd, tokens=tokens, calls=calls)
 
 
-def parse_inputs(pairs: list[str]) -> Mapping[str, object]:
+def parse_inputs(pairs: list[str], agents: Sequence[Any]) -> Mapping[str, object]:
     """``key=value`` pairs; a value that is valid JSON means what JSON says, anything else is text.
 
+    Where those agents that take it want a text, it is one that only looks like JSON.
+
     Raises:
-        ConfigError: A pair without ``=``.
+        ConfigError: A pair without ``=``, or the task a second time.
     """
     import json
 
+    signatures = [agent.get_signature() for agent in agents]
     inputs: dict[str, object] = {}
     for pair in pairs:
         key, separator, text = pair.partition("=")
-        if not separator or not key.strip():
+        name = key.strip()
+        if not separator or not name:
             raise ConfigError(f"--input takes key=value, not {pair!r}", setting="input")
+        if name == "task":
+            raise ConfigError("the task is given as TASK; --input is for further inputs", setting="input")
         try:
-            inputs[key.strip()] = json.loads(text)
+            value = json.loads(text)
         except ValueError:
-            inputs[key.strip()] = text
+            value = text
+        wanted = [signature.inputs[name].type for signature in signatures if name in signature.inputs]
+        inputs[name] = text if wanted and not isinstance(value, str) and all(kind is str for kind in wanted) else value
     return inputs
 
 

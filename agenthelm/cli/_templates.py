@@ -93,7 +93,7 @@ _README = """# To-do agent
     agenthelm run "we are out of milk" --model offline    # placeholder text, no key, no network
     agenthelm traces show last                             # what was called
     agenthelm saga undo last                               # take it back
-    python -m pytest -q
+    pip install pytest && python -m pytest -q              # the agent against a scripted model
 
 With `OPENAI_API_KEY`, `ANTHROPIC_API_KEY` or `MISTRAL_API_KEY` set, leave out `--model`.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
@@ -41,6 +41,7 @@ async def doctor(model: Model = None, api_base: ApiBase = None, app: App = None,
 
     settings = _session.settings_from(model=model, api_base=api_base, app=app)
     findings = [*_versions(), *_sources(settings), _app(settings), _model(settings), *_disk(settings)]
+    findings.append(await _storage(settings))
     findings += await _memory(settings)
     findings.append(_telemetry(settings))
     missing = [finding for finding in findings if finding.state == "missing"]
@@ -111,19 +112,59 @@ def _model(settings: Settings) -> Finding:
 
 def _disk(settings: Settings) -> Iterator[Finding]:
     home = settings.home
-    there = home
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        yield Finding("disk", "missing", f"can't write to {home}; set AGENTHELM_HOME to another folder")
+    if why := _unwritable(home):
+        yield Finding("disk", "missing", f"can't write to {home}: {why}; set AGENTHELM_HOME to another folder")
         return
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(_existing(home)).free
     room = f"{free / 1024**3:.1f} GiB free"
     made = "" if home.exists() else ", made when first needed"
     yield Finding("disk", "ok" if free > _LOW_SPACE else "missing", f"{home} ({room}{made})")
-    storage = Path(settings.storage.partition(":///")[2] or settings.storage)
-    size = f", {storage.stat().st_size / 1024**2:.1f} MiB" if storage.exists() else ", made when first needed"
-    yield Finding("storage", "ok", settings.storage + ("" if "://" in settings.storage else size))
+
+
+async def _storage(settings: Settings) -> Finding:
+    from agenthelm.cli import _session
+    from agenthelm.exceptions import AgentHelmError
+
+    location = settings.storage
+    if location.startswith("memory:"):
+        return Finding("storage", "ok", location)
+    path = Path(location.partition(":///")[2] or location)
+    if why := _unwritable(path):
+        return Finding("storage", "missing", f"can't write to {path}: {why}; set AGENTHELM_STORAGE to another file")
+    if not _session.stored(settings):
+        return Finding("storage", "ok", f"{location}, made when first needed")
+    try:
+        async with _session.open_storage(settings) as storage:
+            await storage.streams(limit=1)
+    except AgentHelmError as exc:
+        return Finding("storage", "missing", str(exc))
+    return Finding("storage", "ok", f"{location}, {_size(path)}")
+
+
+def _size(path: Path) -> str:
+    return f"{path.stat().st_size / 1024**2:.1f} MiB"
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _unwritable(path: Path) -> str | None:
+    """Why a file or folder can't be written, or made; None if it can. Tried, because permissions are not all there is."""
+    there = _existing(path)
+    try:
+        if there.is_dir():
+            with tempfile.TemporaryFile(dir=there):
+                return None
+        if there != path:
+            return f"{there} is no folder"
+        with there.open("ab"):
+            return None
+    except OSError as exc:
+        return exc.strerror or str(exc)
 
 
 async def _memory(settings: Settings) -> list[Finding]:
@@ -144,7 +185,10 @@ async def _memory(settings: Settings) -> list[Finding]:
     findings = []
     for name, store in health.items():
         what = name.replace("_", "-") + " memory"
-        if name in absent:
+        place = Path(places[name].removeprefix("sqlite:///"))
+        if _on_disk(places[name]) and (why := _unwritable(place)):
+            findings.append(Finding(what, "missing", f"can't write to {place}: {why}; name another place for it"))
+        elif name in absent:
             findings.append(Finding(what, "ok", f"{absent[name]}, made when first needed"))
         elif store.ok:
             findings.append(Finding(what, "ok", f"{store.location} (answered in {seconds(store.latency)})"))
@@ -154,18 +198,24 @@ async def _memory(settings: Settings) -> list[Finding]:
     return [*findings, Finding("embedder", "ok", embedder + hint)]
 
 
+def _on_disk(place: str) -> bool:
+    return "://" not in place or place.startswith("sqlite:")
+
+
 def _there(place: str) -> bool:
-    if "://" in place and not place.startswith("sqlite:"):
-        return True
-    return Path(place.removeprefix("sqlite:///")).exists()
+    return not _on_disk(place) or Path(place.removeprefix("sqlite:///")).exists()
 
 
 def _telemetry(settings: Settings) -> Finding:
-    otlp = (
-        util.find_spec("opentelemetry.exporter") is not None
-        and util.find_spec("opentelemetry.exporter.otlp") is not None
-    )
+    otlp = _installed("opentelemetry.exporter.otlp.proto.http")
     if settings.trace == "otlp" and not otlp:
         return Finding("traces", "missing", "otlp needs the extra: pip install 'agenthelm[otlp]'")
     where = settings.trace or "off"
     return Finding("traces", "ok", f"{where}; OTLP export {'is' if otlp else 'is not'} installed")
+
+
+def _installed(module: str) -> bool:
+    try:
+        return util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a package that it would be in
+        return False

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from agenthelm.cli._ending import USAGE_ERROR, end_process
 from agenthelm.exceptions import nearest
 
 __all__ = ["app", "main"]
@@ -47,7 +48,7 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command itself."""
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
-            raise _USAGE_ERROR(f"there is no command {args[0]!r}.{nearest(args[0], _COMMANDS)}", ctx=ctx)
+            raise USAGE_ERROR(f"there is no command {args[0]!r}.{nearest(args[0], _COMMANDS)}", ctx=ctx)
         name, command, rest = super().resolve_command(ctx, args)
         return name, command and _load(str(command.name)), rest
 
@@ -68,12 +69,9 @@ class LazyGroup(TyperGroup):
             code = run()
         except typer.Abort:
             code = 130
-        except _USAGE_ERROR as exc:
+        except USAGE_ERROR as exc:
             code = _usage_error(exc)
         return sys.exit(code if isinstance(code, int) else 0)
-
-
-_USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]  # whichever copy of Click this Typer stands on
 
 
 def _usage_error(error: Any) -> int:
@@ -140,8 +138,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments, prog_name="agenthelm")
     except SystemExit as ending:
-        from agenthelm.cli._ending import end_process
-
         end_process(ending.code if isinstance(ending.code, int) else 1)
 
 

@@ -171,7 +171,7 @@ async def forget(
 async def stats(namespace: Namespace = "default", json: Json = False) -> None:
     """What is kept, where, and by which embedder."""
     from agenthelm.cli import _console
-    from agenthelm.cli._units import seconds
+    from agenthelm.cli._units import count, seconds
 
     async with _open() as hub:
         health = await hub.health()
@@ -198,7 +198,8 @@ async def stats(namespace: Namespace = "default", json: Json = False) -> None:
             for name, store in health.items()
         ]
         console.print(_console.table(["memory", "where", "state", "#answered in"], rows))
-        console.print(f"namespace {namespace}: {shared} shared values, {texts} remembered texts, embedder {embedder}")
+        held = f"{count(shared, 'shared value')}, {count(texts, 'remembered text')}"
+        console.print(f"namespace {namespace}: {held}, embedder {embedder}")
         if sessions:
             console.print(_console.table(["session", "#values"], sessions.items()))
     if not all(store.ok for store in health.values()):

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agenthelm.cli._command import Failure, command
-from agenthelm.cli._options import App, Approve, Json, Limit, Trace, Yes
+from agenthelm.cli._options import (
+    App,
+    Approve,
+    Dollars,
+    Json,
+    Limit,
+    MaxCalls,
+    MaxTokens,
+    Timeout,
+    Trace,
+    Yes,
+    check_timeout,
+)
 
 if TYPE_CHECKING:
     from agenthelm.orchestration.results import SagaResult
@@ -81,23 +93,23 @@ async def run_plan(
         bool, typer.Option("--dry-run", help="Print the order and what undoes what; do nothing.")
     ] = False,
     on_error: Annotated[str, typer.Option("--on-error", help="rollback, stop or continue.")] = "rollback",
-    timeout: Annotated[
-        float | None, typer.Option("--timeout", metavar="SECONDS", help="The deadline of the whole run.")
-    ] = None,
+    budget: Dollars = None,
+    max_tokens_total: MaxTokens = None,
+    max_calls: MaxCalls = None,
+    timeout: Timeout = None,
     approve: Approve = None,
     trace: Trace = None,
     json: Json = False,
 ) -> None:
     """Run a saga that is written as YAML or JSON."""
-    from agenthelm.cli import _plan, _saga, _session
+    from agenthelm.cli import _outcome, _plan, _session
     from agenthelm.core.tool import TOOL_REGISTRY
     from agenthelm.exceptions import ConfigError
 
     if on_error not in ("rollback", "stop", "continue"):
         raise ConfigError(f"--on-error must be rollback, stop or continue, not {on_error!r}", setting="on_error")
-    if timeout is not None and not timeout > 0:
-        raise ConfigError("--timeout must be above 0", setting="timeout")
-    settings = _session.settings_from(app=app, approve=approve, trace=trace)
+    check_timeout(timeout)
+    settings = _session.settings_from(app=app, budget_usd=budget, approve=approve, trace=trace)
     _session.load_app(settings, agents=False)
     name, steps = _plan.read(plan)
     if dry_run:
@@ -107,7 +119,8 @@ async def run_plan(
     async def work(orchestrator: Any) -> list[SagaResult]:
         return [await orchestrator.run_saga(steps, on_error=on_error, name=name, timeout=timeout)]
 
-    await _saga.perform(settings, work, wanted=frozenset({"success"}), json=json)
+    limits = _session.budget_from(settings, tokens=max_tokens_total, calls=max_calls)
+    await _outcome.perform(settings, work, wanted=frozenset({"success"}), json=json, budget=limits)
 
 
 @command(app, "undo")
@@ -120,7 +133,7 @@ def undo(
     json: Json = False,
 ) -> None:
     """Take back a finished run, after a preview and a yes."""
-    from agenthelm.cli import _console, _loop, _saga, _session
+    from agenthelm.cli import _console, _loop, _outcome, _saga, _session
     from agenthelm.core.tool import TOOL_REGISTRY
 
     settings = _existing(_session.settings_from(app=app, trace=trace), run)
@@ -137,13 +150,16 @@ def undo(
             _console.say(line)
     if dry_run:
         return
+    if state.status == "rolled_back" and not json:
+        _console.say(f"run {state.run_id}: {state.status}", style="bold")
+        return
     if lines and not yes:
         _confirm(f"Undo run {state.run_id}?")  # outside of the event loop, where Ctrl-C ends the question
 
     async def work(orchestrator: Any) -> list[SagaResult]:
         return [await orchestrator.undo(state.run_id)]
 
-    _loop.run(functools.partial(_saga.perform, settings, work, wanted=_AFTERWARDS, json=json))
+    _loop.run(functools.partial(_outcome.perform, settings, work, wanted=_AFTERWARDS, json=json))
 
 
 def _confirm(question: str) -> None:
@@ -178,7 +194,7 @@ async def recover(
     json: Json = False,
 ) -> None:
     """Undo (or resume) the runs whose process died."""
-    from agenthelm.cli import _console, _saga, _session
+    from agenthelm.cli import _console, _outcome, _saga, _session
 
     settings = _session.settings_from(app=app, trace=trace)
     _session.load_app(settings, agents=False)
@@ -193,13 +209,13 @@ async def recover(
             _console.note("nothing to recover")
         return results
 
-    await _saga.perform(settings, work, wanted=_AFTERWARDS, json=json)
+    await _outcome.perform(settings, work, wanted=_AFTERWARDS, json=json)
 
 
 @command(app, "retry")
 async def retry(run: RunId, app: App = None, trace: Trace = None, json: Json = False) -> None:
     """Try again to undo what could not be undone."""
-    from agenthelm.cli import _saga, _session
+    from agenthelm.cli import _outcome, _saga, _session
 
     settings = _existing(_session.settings_from(app=app, trace=trace), run)
     _session.load_app(settings, agents=False)
@@ -207,7 +223,7 @@ async def retry(run: RunId, app: App = None, trace: Trace = None, json: Json = F
     async def work(orchestrator: Any) -> list[SagaResult]:
         return [await orchestrator.retry(await _saga.run_id(orchestrator.storage, run))]
 
-    await _saga.perform(settings, work, wanted=_AFTERWARDS, json=json)
+    await _outcome.perform(settings, work, wanted=_AFTERWARDS, json=json)
 
 
 @command(app, "resolve")
@@ -222,7 +238,7 @@ async def resolve(
     json: Json = False,
 ) -> None:
     """Record a human's word on an effect that is in doubt or stuck."""
-    from agenthelm.cli import _saga, _session
+    from agenthelm.cli import _outcome, _saga, _session
     from agenthelm.exceptions import ConfigError
 
     if as_ not in ("done", "undone"):
@@ -233,7 +249,7 @@ async def resolve(
         run_id = await _saga.run_id(orchestrator.storage, run)
         return [await orchestrator.resolve(run_id, step, outcome=as_)]
 
-    await _saga.perform(settings, work, wanted=_AFTERWARDS, json=json)
+    await _outcome.perform(settings, work, wanted=_AFTERWARDS, json=json)
 
 
 @command(app, "prune")
@@ -243,7 +259,7 @@ async def prune(
     json: Json = False,
 ) -> None:
     """Drop the journals of finished runs; they can't be undone any more then."""
-    from agenthelm.cli import _console, _events, _saga, _session
+    from agenthelm.cli import _console, _events, _saga, _session, _units
 
     settings = _session.settings_from()
     before = _events.parse_when(older_than, option="older-than").timestamp()
@@ -254,4 +270,4 @@ async def prune(
     if json:
         _console.print_json({"dropped": dropped, "dry_run": dry_run})
     else:
-        _console.out().print(f"{len(dropped)} journals {'would be ' if dry_run else ''}dropped")
+        _console.out().print(f"{'would drop' if dry_run else 'dropped'} {_units.count(len(dropped), 'journal')}")

@@ -109,7 +109,9 @@ async def _opened(wanted: dict[str, Any]) -> AsyncIterator[Reading]:
         events = _events.Reading(storage, where)
         yield events
         if events.skipped:
-            _console.say(f"{events.skipped} unreadable records were left out", style="yellow")
+            from agenthelm.cli._units import count
+
+            _console.say(f"left out: {count(events.skipped, 'unreadable record')}", style="yellow")
 
 
 def _row(record: StoredRecord) -> Sequence[object]:

@@ -57,7 +57,7 @@ class LostResult:
     __slots__ = ("reason",)
 
     def __init__(self, reason: str) -> None:
-        self.reason = reason
+        self.reason: str = reason
 
 
 class EffectLog(Protocol):

@@ -1,1 +1,54 @@
-"""In which order agents run, and how what they did is undone."""
+"""In which order agents run, and how what they did is undone. Names are imported when they are first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agenthelm.orchestration.orchestrator import Orchestrator
+    from agenthelm.orchestration.parallel import Parallel
+    from agenthelm.orchestration.pipeline import Pipeline
+    from agenthelm.orchestration.plan import Ref, Step
+    from agenthelm.orchestration.results import RunResult, SagaResult, StepRecord, StuckEffect
+    from agenthelm.orchestration.saga import SagaOrchestrator
+
+__all__ = [
+    "Orchestrator",
+    "Parallel",
+    "Pipeline",
+    "Ref",
+    "RunResult",
+    "SagaOrchestrator",
+    "SagaResult",
+    "Step",
+    "StepRecord",
+    "StuckEffect",
+]
+
+_HOMES = {
+    "Orchestrator": "orchestrator",
+    "Parallel": "parallel",
+    "Pipeline": "pipeline",
+    "Ref": "plan",
+    "RunResult": "results",
+    "SagaOrchestrator": "saga",
+    "SagaResult": "results",
+    "Step": "plan",
+    "StepRecord": "results",
+    "StuckEffect": "results",
+}
+
+
+if not TYPE_CHECKING:  # a type checker must see which names are not there
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

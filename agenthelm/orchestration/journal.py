@@ -111,7 +111,7 @@ class Journal:
         self.storage = storage
         self.run_id = run_id
         self.stream: str = stream_of(run_id)
-        self.epoch = epoch
+        self.epoch: int = epoch
         self.broken: StorageError | None = None
         self.lost: LeaseLostError | None = None
         self.last_append: float = clock.monotonic()

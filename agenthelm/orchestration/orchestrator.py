@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from types import TracebackType
@@ -14,8 +15,8 @@ from agenthelm._runtime.groups import shielded
 from agenthelm._runtime.progress import Progress
 from agenthelm._runtime.retry import Clock, SystemClock
 from agenthelm._runtime.workers import DEFAULT_WORKERS, Workers
-from agenthelm.agent.lm import LMPolicy, connections, lm_scope
-from agenthelm.agent.models import resolve_model
+from agenthelm.agent.lm import LMPolicy, Unpriced, connections, lm_scope
+from agenthelm.agent.models import as_model
 from agenthelm.agent.signature import Runnable
 from agenthelm.core.cost import Budget
 from agenthelm.core.executor import ToolExecutor, current_executor, using
@@ -23,8 +24,9 @@ from agenthelm.core.handlers import ApprovalHandler, AutoDeny
 from agenthelm.core.storage.base import BaseStorage
 from agenthelm.core.storage.memory_storage import InMemoryStorage
 from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
-from agenthelm.exceptions import AgentInputError, RunTimeoutError
+from agenthelm.exceptions import AgentInputError, RunTimeoutError, nearest
 from agenthelm.memory.hub import MemoryHub
+from agenthelm.orchestration import options
 from agenthelm.orchestration.parallel import ErrorPolicy, Merge, MergeStrategy, Parallel
 from agenthelm.orchestration.pipeline import Pipeline
 from agenthelm.orchestration.plan import Plan, Steps
@@ -33,10 +35,24 @@ from agenthelm.orchestration.results import RunResult, SagaResult
 from agenthelm.orchestration.saga import OnError, run_plan
 from agenthelm.orchestration.scope import Opening, SagaScope, heard
 from agenthelm.orchestration.unwind import GRACE_SECONDS
-from agenthelm.orchestration.wiring import TASK, Checked, Supply, component_name, select, signature_of
+from agenthelm.orchestration.wiring import (
+    TASK,
+    Checked,
+    Supply,
+    component,
+    component_name,
+    component_names,
+    fitting,
+    select,
+    signature_of,
+)
 from agenthelm.tracing import spans
 
 __all__ = ["Orchestrator"]
+
+_log = logging.getLogger(__name__)
+
+OnDenial = Literal["observe", "stop"]
 
 
 class Orchestrator:
@@ -66,6 +82,10 @@ class Orchestrator:
         redact: A hook over values before they reach an event: ``(name, value) -> value``.
         observer: Told about progress, for live views; a plain function that must not block.
         clock: Time and back-off; for tests.
+
+    Raises:
+        ConfigError: An option makes no sense.
+        ModelNotConfiguredError: There is no key for a model that was named.
     """
 
     def __init__(
@@ -79,10 +99,10 @@ class Orchestrator:
         approval_handler: ApprovalHandler | None = None,
         budget: Budget | None = None,
         budgets: Mapping[str, Budget] | None = None,
-        on_denial: Literal["observe", "stop"] = "observe",
+        on_denial: OnDenial = "observe",
         approval_timeout: float | None = None,
         workers: int = DEFAULT_WORKERS,
-        unpriced: Literal["warn", "deny", "allow"] = "warn",
+        unpriced: Unpriced = "warn",
         grace: float = GRACE_SECONDS,
         cache: bool = False,
         lm_timeout: float = 120.0,
@@ -91,26 +111,39 @@ class Orchestrator:
         observer: Callable[[Progress], None] | None = None,
         clock: Clock | None = None,
     ) -> None:
+        hub = options.instance(
+            "memory_hub", memory_hub, MemoryHub, "a MemoryHub, such as MemoryHub('redis://localhost')"
+        )
+        log = options.instance("storage", storage, BaseStorage, "a storage, such as SqliteStorage('runs.db')")
+        handler = options.instance(
+            "approval_handler", approval_handler, ApprovalHandler, "an ApprovalHandler, such as AutoApprove()"
+        )
+        for name, number in (("approval_timeout", approval_timeout), ("grace", grace), ("lm_timeout", lm_timeout)):
+            options.check_number(name, number, at_least=0)
+        options.check_number("workers", workers, at_least=1)
+        options.check_number("lm_retries", lm_retries, at_least=0)
         self._opened = AsyncExitStack()
-        self._owns_hub = memory_hub is None
-        self._owns_storage = storage is None
-        self.memory_hub: MemoryHub = memory_hub or MemoryHub()
-        self.storage: BaseStorage = storage or InMemoryStorage()
-        self.tools: ToolRegistry = ToolRegistry.of(tools)
-        self.budget = budget
-        self._lm = _model(lm)
-        self._lms = {name: _model(own) for name, own in (lms or {}).items()}
+        self._owns_hub = hub is None
+        self._owns_storage = log is None
+        self.memory_hub: MemoryHub = MemoryHub() if hub is None else hub
+        self.storage: BaseStorage = InMemoryStorage() if log is None else log
+        self.tools: ToolRegistry = options.tools_of(tools)
+        self.budget: Budget | None = options.budget_of(budget)
+        self._lm = as_model(lm)
+        models = options.instance("lms", lms, Mapping, "a dict from agents' names to their models")
+        self._lms = {name: as_model(own, f"lms[{name!r}]") for name, own in (models or {}).items()}
         self._policy = LMPolicy(timeout=lm_timeout, retries=lm_retries, cache=cache)
-        self._unpriced: Literal["warn", "deny", "allow"] = unpriced
+        self._unpriced: Unpriced = options.choice("unpriced", unpriced, Unpriced)
         self._grace = grace
         self._observer = observer
-        self._budgets = dict(budgets or {})
+        self._budgets = options.budgets_of(budgets)
+        self._unheard = {*self._budgets, *self._lms}
         self._executor_options: dict[str, Any] = {
-            "approval_handler": approval_handler or AutoDeny(),
+            "approval_handler": handler or AutoDeny(),
             "workers": Workers(workers),
             "clock": clock or SystemClock(),
             "redact": redact,
-            "on_denial": on_denial,
+            "on_denial": options.choice("on_denial", on_denial, OnDenial),
             "approval_timeout": approval_timeout,
         }
 
@@ -184,14 +217,20 @@ class Orchestrator:
             The final state without ``task``.
 
         Raises:
-            WiringError: The fields don't fit together; nothing ran.
+            WiringError: It is nothing that can be run, or the fields don't fit together; nothing ran.
+            AgentInputError: An input is not taken, is of the wrong type, or is the task a second time; nothing ran.
+            ConfigError: The budget or the deadline makes no sense; nothing ran.
             PlanError: A tool's compensation could never be called; nothing ran.
             BudgetExceededError: A budget was used up.
             RunTimeoutError: The deadline passed.
             Exception: The first failure. Whatever leaves carries ``.run_id``, ``.saga``, and ``.usage``: what was spent.
         """
+        component("run", agent_or_flow)
+        options.budget_of(budget)
+        options.check_number("timeout", timeout)
         self.tools.check()
         given = self._given(agent_or_flow, task, dict(inputs or {}))
+        self._warn_of_names(agent_or_flow)
         return await heard(
             lambda begun: self._run(
                 agent_or_flow, given, begun, session_id=session_id, namespace=namespace, budget=budget,
@@ -218,7 +257,10 @@ class Orchestrator:
 
         Raises:
             PlanError: The plan was refused; nothing was called.
+            ConfigError: The budget or the deadline makes no sense; nothing was called.
         """
+        options.budget_of(budget)
+        options.check_number("timeout", timeout)
         plan = Plan.of(steps)
         plan.check_tools(self.tools)
         executor, context = self._begin(session_id, namespace)
@@ -365,22 +407,42 @@ class Orchestrator:
 
     def _given(self, flow: Runnable, task: str | None, inputs: dict[str, Any]) -> dict[str, Any]:
         """The inputs of a run, checked against what the flow declares."""
+        name, signature = component_name(flow), signature_of(flow)
         if task is not None:
+            if not isinstance(task, str):
+                raise AgentInputError(f"the task must be a text, not {task!r:.80}", agent=name)
             if not task.strip():
-                raise AgentInputError("the task is empty; say what is to be done", agent=component_name(flow))
+                raise AgentInputError("the task is empty; say what is to be done", agent=name)
+            if TASK in inputs:
+                raise AgentInputError(f"the task was given twice; leave {TASK!r} out of the inputs", agent=name)
             inputs = {TASK: task, **inputs}
+        inputs = {key: fitting(signature, key, value) for key, value in inputs.items()}
         supply = Supply.of(inputs)
         if isinstance(flow, Checked):
             flow.check(supply)
             return inputs
-        chosen = select(signature_of(flow), supply, is_flow=False)
-        unknown = [name for name in inputs if name != TASK and name not in chosen]
-        if unknown:
-            takes = ", ".join(signature_of(flow).inputs) or "nothing"
-            raise AgentInputError(
-                f"agent {component_name(flow)!r} takes no {unknown[0]!r}; it takes {takes}", agent=component_name(flow)
-            )
-        return {name: inputs[source] for name, source in chosen.items()}
+        chosen = select(signature, supply, is_flow=False)
+        unknown = next((key for key in inputs if key != TASK and key not in chosen), None)
+        if unknown is not None:
+            takes = ", ".join(signature.inputs) or "nothing"
+            hint = nearest(unknown, signature.inputs)
+            raise AgentInputError(f"agent {name!r} takes no {unknown!r}.{hint} It takes: {takes}.", agent=name)
+        return {key: inputs[source] for key, source in chosen.items()}
+
+    def _warn_of_names(self, flow: Runnable) -> None:
+        """Tell once of a budget or a model whose name is nearly, but not quite, that of an agent.
+
+        Only of those: an orchestrator serves many flows, and what agents call inside is not known beforehand.
+        """
+        if not self._unheard:
+            return
+        names = set(component_names(flow))
+        self._unheard -= names
+        for name in sorted(self._unheard):
+            if hint := nearest(name, names - self._budgets.keys() - self._lms.keys()):
+                self._unheard.discard(name)
+                option = "budgets" if name in self._budgets else "lms"
+                _log.warning("%s names %r, and no agent of this run is called that.%s", option, name, hint)
 
     def _begin(self, session_id: str | None, namespace: str) -> tuple[ToolExecutor, RunContext]:
         """The executor and identity of a run: of its own, or inside the one in progress."""
@@ -426,7 +488,3 @@ class Orchestrator:
         executor = self._executor(storage=self.storage)
         async with self._models(executor, context) as identity:
             yield Recovery(executor, self._grace, identity, self.budget)
-
-
-def _model(lm: Any) -> Any:
-    return resolve_model(lm) if isinstance(lm, str) else lm

@@ -20,6 +20,7 @@ from agenthelm.core.storage.memory_storage import InMemoryStorage
 from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
 from agenthelm.core.tracer import ExecutionTracer
 from agenthelm.exceptions import LeaseLostError, PlanError, RunTimeoutError, describe, nearest
+from agenthelm.orchestration import options
 from agenthelm.orchestration.plan import Plan, Ref, Step, Steps, resolved
 from agenthelm.orchestration.results import SagaResult, StepRecord, StuckEffect
 from agenthelm.orchestration.scope import Opening, SagaScope, heard
@@ -68,8 +69,10 @@ def saga(
         namespace: The tenant it belongs to.
 
     Raises:
+        ConfigError: The budget is none.
         PlanError: On entering, when a tool's compensation could never be called.
     """
+    options.budget_of(budget)
     executor, context = current_executor(), current_run()
     if executor is None or context is None or executor.effects is None:
         if executor is not None and executor.passes_doors:  # a compensator has the tools and the storage of its run
@@ -131,8 +134,11 @@ class SagaOrchestrator:
 
         Raises:
             PlanError: The plan was refused; nothing was called.
+            ConfigError: The budget or the deadline makes no sense; nothing was called.
             LeaseLostError: Another process claimed the run.
         """
+        options.budget_of(budget)
+        options.check_number("timeout", timeout)
         plan = Plan.of(steps)
         base = self.tracer.executor
         executor = ToolExecutor(self.tools, base.storage, base.approval_handler, workers=base.workers)

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
-from agenthelm.agent.signature import AgentSignature, FieldSpec, Runnable
-from agenthelm.exceptions import WiringError, nearest
+from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["TASK", "Checked", "Supply", "component_name", "components", "select", "signature_of"]
+from agenthelm.agent.signature import AgentSignature, FieldSpec, Runnable
+from agenthelm.exceptions import AgentInputError, WiringError, nearest
+
+__all__ = [
+    "TASK",
+    "Checked",
+    "Supply",
+    "component",
+    "component_name",
+    "component_names",
+    "components",
+    "fitting",
+    "select",
+    "signature_of",
+]
 
 TASK = "task"
 """Where a flow carries what the run is about; no agent overwrites it."""
+
+_PLAIN = (str, int, float, bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +80,45 @@ def components(flow: str, items: Iterable[Any]) -> tuple[Any, ...]:
     Raises:
         WiringError: There are none, one can't be run, or two share a name.
     """
+    if callable(getattr(items, "run", None)):
+        raise WiringError(
+            f"a {flow} takes a list of agents: [{component_name(items)}] instead of {component_name(items)}"
+        )
     if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
-        raise WiringError(f"a {flow} takes a list of agents, not {items!r}")
+        raise WiringError(f"a {flow} takes a list of agents, not {items!r:.80}")
     found = tuple(items)
     if not found:
         raise WiringError(f"a {flow} needs at least one agent")
     seen: set[str] = set()
     for item in found:
-        if inspect.isclass(item):
-            raise WiringError(f"a {flow} takes instances: {item.__name__}() instead of {item.__name__}")
-        if not callable(getattr(item, "run", None)):
-            raise WiringError(
-                f"a {flow} takes agents, flows and objects with `run(context, /, **inputs)`, not {item!r:.80}"
-            )
-        name = component_name(item)
+        name = component_name(component(f"a {flow}", item))
         if name in seen:
             raise WiringError(f"a {flow} has two agents named {name!r}; give one another name", agent=name)
         seen.add(name)
     return found
+
+
+def component(owner: str, item: Any) -> Any:
+    """A component, if it can be run; ``owner`` is who takes it.
+
+    Raises:
+        WiringError: It can't.
+    """
+    if inspect.isclass(item):
+        raise WiringError(f"{owner} takes instances: {item.__name__}() instead of {item.__name__}")
+    if isinstance(item, str):
+        raise WiringError(f"{owner} takes agents, not their names: AGENT_REGISTRY[{item!r}] instead of {item!r}")
+    if not callable(getattr(item, "run", None)):
+        raise WiringError(f"{owner} takes agents, flows and objects with `run(context, /, **inputs)`, not {item!r:.80}")
+    return item
+
+
+def component_names(flow: Any) -> Iterator[str]:
+    """The names of a component and of those inside it, as far as they are known."""
+    yield component_name(flow)
+    inside = getattr(flow, "agents", None) if isinstance(flow, Checked) else None
+    for item in inside if isinstance(inside, Sequence) else ():
+        yield from component_names(item)
 
 
 def component_name(component: Any) -> str:
@@ -146,6 +182,25 @@ def select(signature: AgentSignature, supply: Supply, *, is_flow: bool) -> dict[
     if missing and not supply.open:
         raise missing_input(signature.name, missing[0], supply)
     return chosen
+
+
+def fitting(signature: AgentSignature, name: str, value: Any) -> Any:
+    """An input that a caller gave, as its declared type; what is more than a plain type is left to who reads it.
+
+    Raises:
+        AgentInputError: It can't be made one.
+    """
+    spec = signature.inputs.get(name)
+    if spec is None or spec.type not in _PLAIN or isinstance(value, spec.type):
+        return value
+    if not spec.required and value is spec.default:
+        return value
+    try:
+        return TypeAdapter(spec.type).validate_python(value)
+    except ValidationError:
+        raise AgentInputError(
+            f"{signature.name!r} takes {name!r} as {spec.type_name}, not {value!r:.80}", agent=signature.name
+        ) from None
 
 
 def missing_input(agent: str, name: str, supply: Supply) -> WiringError:

@@ -21,7 +21,13 @@ class AgentHelmTracer:
 
     They go where the library's spans go: to the host's global provider, or to what `use_providers` names. Without
     either, they cost next to nothing.
+
+    Args:
+        service_name: What its spans name as ``agenthelm.service.name``, where that is another service than the provider's.
     """
+
+    def __init__(self, service_name: str | None = None) -> None:
+        self.service_name = service_name
 
     def trace_agent(self, agent: _Named | str, input: Mapping[str, Any] | str | None = None) -> spans.SpanHandle:  # noqa: A002
         """A span around one run of an agent: ``with tracer.trace_agent(agent, {"task": ...}) as span:``.
@@ -37,7 +43,7 @@ class AgentHelmTracer:
         name = agent if isinstance(agent, str) else agent.name
         description = None if isinstance(agent, str) else getattr(agent, "description", None)
         span = spans.agent(name, description=description or None)
-        return prepared(span, {names.INPUT: input})
+        return self._prepared(span, {names.INPUT: input})
 
     def trace_memory_op(self, op: str, key: str | None = None) -> spans.SpanHandle:
         """A span around one operation on a memory.
@@ -46,4 +52,7 @@ class AgentHelmTracer:
             op: The operation: ``remember``, ``recall``, ``read``, ``write`` …
             key: What it is about; recorded only where content is opted in.
         """
-        return prepared(spans.memory(op), {names.MEMORY_KEY: key})
+        return self._prepared(spans.memory(op), {names.MEMORY_KEY: key})
+
+    def _prepared(self, span: spans.SpanHandle, values: Mapping[str, object]) -> spans.SpanHandle:
+        return prepared(span, {**values, names.SERVICE_NAME: self.service_name})

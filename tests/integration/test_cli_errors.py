@@ -121,7 +121,14 @@ def test_an_unknown_setting_is_refused_everywhere(cli: Cli) -> None:
         message = error_of(cli(*command.split(), code=2))
         assert message == "error: unknown setting 'modle' in agenthelm.toml. Did you mean 'model'?"
     (cli.folder / "agenthelm.toml").unlink()
-    assert "AGENTHELM_MODLE" in error_of(cli("list-agents", code=2, AGENTHELM_MODLE="x"))
+    message = error_of(cli("list-agents", code=2, AGENTHELM_MODLE="x"))
+    assert message == "error: unknown setting AGENTHELM_MODLE in the environment. Did you mean 'AGENTHELM_MODEL'?"
+
+
+def test_a_way_of_merging_that_there_is_not_is_named_as_it_was_typed(cli: Cli) -> None:
+    run = ("run", "x", "-a", "writer,researcher", "--parallel", "--model", "offline", "--merge", "flta")
+    message = error_of(cli(*run, code=2))
+    assert message == "error: --merge must be dict, flat or list, not 'flta'. Did you mean 'flat'?"
 
 
 def test_a_folder_that_can_not_be_made_is_one_line(cli: Cli) -> None:
@@ -160,7 +167,7 @@ def test_unreadable_lines_of_a_log_are_left_out_and_counted(cli: Cli) -> None:
     events.write_text("\n".join([lines[0], "{not json", *lines[1:]]) + "\n")
     done = cli("traces", "list", "--json", **storage)
     assert len(json.loads(done.stdout)) == len(before)
-    assert "1 unreadable records were left out" in done.stderr
+    assert "left out: 1 unreadable record\n" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -184,9 +191,9 @@ def test_an_event_of_a_wrong_shape_is_left_out_and_counted(cli: Cli, wrong: str)
     log.write_text("\n".join([*lines[:number], wrong_event, *lines[number + 1 :]]) + "\n")
     for command in ("list", "stats", "export", "show last"):
         done = cli("traces", *command.split(), **storage)
-        assert "1 unreadable records were left out" in done.stderr, command
+        assert "left out: 1 unreadable record\n" in done.stderr, command
         assert done.stdout
-    assert "1 unreadable records were left out" in cli("cost", "report", **storage).stderr
+    assert "left out: 1 unreadable record\n" in cli("cost", "report", **storage).stderr
     assert len(json.loads(cli("traces", "list", "--json", **storage).stdout)) == len(calls) - 1
 
 

@@ -170,7 +170,7 @@ def test_unreadable_calls_are_left_out_and_nothing_after_them(
     readable = [name for number, name in enumerate(_names(range(EVENTS_IN_ALL))) if number not in (5, 17, 18, 94)]
     exported = cli("traces", "export")
     assert READ["json"](exported.stdout) == readable
-    assert "4 unreadable records were left out" in exported.stderr
+    assert "left out: 4 unreadable records" in exported.stderr
     assert READ["json"](cli("traces", "export", "-n", "90").stdout) == readable[-90:]
     assert READ["json"](cli("traces", "export", "-n", "3").stdout) == readable[-3:]
     assert sum(entry["calls"] for entry in json.loads(cli("traces", "stats", "--json").stdout)) == len(readable)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -472,6 +473,43 @@ def test_doctor_finds_an_app_that_does_not_load(cli: Cli) -> None:
     (app,) = [finding for finding in document["findings"] if finding["what"] == "app"]
     assert app["state"] == "missing"
     assert "broken.py:2: ZeroDivisionError" in app["detail"]
+
+
+def missing(cli: Cli, **env: str) -> dict[str, str]:
+    """What the doctor finds missing, by what it looked at."""
+    document = json.loads(cli("doctor", "--json", code=1, **env).stdout)
+    return {finding["what"]: finding["detail"] for finding in document["findings"] if finding["state"] == "missing"}
+
+
+def test_doctor_opens_the_storage_that_is_there(cli: Cli) -> None:
+    cli("run", "x", "-a", "planner", "--app", "app.py")
+    assert "all there" in cli("doctor").stderr
+    damaged = cli.write(".agenthelm/agenthelm.db", "garbage")
+    found = missing(cli)
+    assert set(found) == {"storage"}
+    assert "it is damaged, or no SQLite file" in found["storage"]
+    assert damaged.read_text() == "garbage"
+
+
+def test_doctor_says_why_a_folder_can_not_be_written(cli: Cli) -> None:
+    cli.write("file", "")
+    found = missing(cli, AGENTHELM_HOME="file/home")
+    assert found["disk"] == "can't write to file/home: file is no folder; set AGENTHELM_HOME to another folder"
+    assert set(found) == {"disk", "storage", "short-term memory", "semantic memory"}
+    found = missing(cli, AGENTHELM_VECTORS="file/vectors", AGENTHELM_STORAGE="file/x.db")
+    assert set(found) == {"storage", "semantic memory"}
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").exists(), reason="a file system that nobody can write to")
+def test_doctor_tries_whether_a_folder_can_be_written(cli: Cli) -> None:
+    found = missing(cli, AGENTHELM_HOME="/sys/agenthelm")
+    assert re.match(r"can't write to /sys/agenthelm: [A-Z][a-z -]+; set AGENTHELM_HOME", found["disk"])
+    assert "can't write to /sys/agenthelm/vectors: " in found["semantic memory"]
+
+
+def test_doctor_misses_the_otlp_exporter_over_http(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
+    assert missing(cli, AGENTHELM_TRACE="otlp") == {"traces": "otlp needs the extra: pip install 'agenthelm[otlp]'"}
 
 
 # -- completion ---------------------------------------------------------------------------------------------------------

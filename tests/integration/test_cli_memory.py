@@ -68,6 +68,20 @@ def test_sessions_continue_over_processes_on_redis_under_our_keys_only(cli: Cli,
     }
 
 
+def test_the_researchers_findings_are_in_redis_and_a_dead_redis_is_one_line(cli: Cli, server: RedisServer) -> None:
+    cli.env["AGENTHELM_MEMORY_URL"] = server.url
+    run = ("run", "Research quantum computing", "--agents", "researcher", "--quiet", "--session", "s")
+    cli(*run)
+    with redis.Redis.from_url(server.url) as client:
+        assert list(client.scan_iter("agenthelm:*")) == [b"agenthelm:s:default:s:latest_research"]
+    assert cli("memory", "get", "latest_research", "--session", "s").stdout == "[offline placeholder: findings]\n"
+    server.kill()
+    done = cli(*run, code=1)
+    (line,) = [line for line in done.lines if line.startswith("error: ")]
+    assert str(server.port) in line
+    assert "Traceback" not in done.stderr
+
+
 def test_minilm_is_downloaded_once_with_its_progress_shown(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     cli.env["AGENTHELM_EMBEDDER"] = "minilm"
     with served(monkeypatch, cli.folder) as asked:

@@ -81,6 +81,21 @@ def test_inputs_are_json_or_text(cli: Cli) -> None:
     assert "RuntimeError: out of coffee" in done.stderr
 
 
+def test_an_input_of_the_wrong_type_and_a_second_task_are_usage_errors(cli: Cli) -> None:
+    run = ("run", "x", "--app", "app.py", "-a", "planner")
+    done = cli(*run, "-i", "mail=perhaps", code=2)
+    assert done.stderr == "error: 'planner' takes 'mail' as bool, not 'perhaps'\n"
+    for pair in ("task=y", "task=1"):
+        done = cli(*run, "-i", pair, code=2)
+        assert done.stderr == "error: the task is given as TASK; --input is for further inputs\n"
+    assert world(cli) == {}
+
+
+def test_a_number_is_a_text_where_a_text_is_wanted(cli: Cli) -> None:
+    done = cli("run", "x", "--app", "app.py", "-a", "planner", "-i", "fail=42", code=1)
+    assert "RuntimeError: 42" in done.stderr
+
+
 def test_the_task_can_come_from_stdin(cli: Cli) -> None:
     done = cli("run", "-", "-a", "writer", stdin="Write about sagas\n")
     assert done.stdout == "[offline placeholder: text]\n"

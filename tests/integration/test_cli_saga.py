@@ -91,6 +91,41 @@ def test_on_error_stop_leaves_things(cli: Cli) -> None:
     assert "rollback, stop or continue" in cli("saga", "run", "failing.yaml", "--on-error", "x", code=2).stderr
 
 
+PAYING = """from agenthelm import charge, tool
+
+@tool(max_cost=1.0, side_effects=["stock:write"], compensating_tool="sell")
+def buy() -> None:
+    charge(0.9)
+
+@tool(idempotent=True)
+def sell() -> None: ...
+"""
+
+
+def test_a_plan_is_held_to_a_budget_wherever_that_was_said(cli: Cli) -> None:
+    cli.write("paying.py", PAYING)
+    cli.write("buy.yaml", "- {tool: buy}\n")
+    run = ("saga", "run", "buy.yaml", "--app", "paying.py")
+    assert "budget of run is 0.5 usd" in cli(*run, "--budget", "0.5", code=1).stderr
+    assert "budget of run is 0.4 usd" in cli(*run, code=1, AGENTHELM_BUDGET_USD="0.4").stderr
+    cli.write("agenthelm.toml", "budget_usd = 0.3\n")
+    assert "budget of run is 0.3 usd" in cli(*run, code=1).stderr
+    assert ": success" in cli(*run, "--budget", "2").stderr
+
+
+def test_a_plan_takes_the_same_limits_as_agents_do(cli: Cli) -> None:
+    asker = (
+        "\n\n@tool\nasync def ask() -> None:\n    await Agent('a', signature='task -> b', lm='offline').run(task='x')\n"
+    )
+    cli.write("asker.py", AGENTS + asker)
+    cli.write("ask.yaml", "- {tool: ask}\n- {tool: ask, id: again}\n")
+    run = ("saga", "run", "ask.yaml", "--app", "asker.py")
+    assert "budget of run is 1 call;" in cli(*run, "--max-calls", "1", code=1).stderr
+    assert "budget of run is 5 tokens;" in cli(*run, "--max-tokens-total", "5", code=1).stderr
+    assert "--timeout must be above 0" in cli(*run, "--timeout", "0", code=2).stderr
+    cli(*run, "--max-calls", "2")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -150,7 +185,7 @@ def test_a_good_run_is_taken_back_after_a_preview_and_a_yes(cli: Cli) -> None:
     done = cli("saga", "undo", "last", "--yes")
     assert done.stderr.splitlines()[:3] == preview
     assert world(cli) == ["cancelled"] * 3
-    assert cli("saga", "undo", "last", "--yes").lines[0] == "nothing to undo"
+    assert cli("saga", "undo", "last", "--yes").lines == ["nothing to undo", f"run {latest(cli)}: rolled_back"]
 
 
 def test_undo_without_the_app_says_which_tool_is_missing(cli: Cli) -> None:
@@ -189,8 +224,8 @@ def test_finished_journals_are_pruned_and_open_or_stuck_ones_stay(cli: Cli) -> N
     cli("saga", "run", "trip.yaml")
     cli("saga", "run", "stuck.yaml", code=3)
     assert json.loads(cli("saga", "prune", "--older-than", "30d", "--json").stdout)["dropped"] == []
-    assert "1 journals would be dropped" in cli("saga", "prune", "--older-than", "0s", "--dry-run").stdout
-    assert "1 journals dropped" in cli("saga", "prune", "--older-than", "0s").stdout
+    assert "would drop 1 journal\n" in cli("saga", "prune", "--older-than", "0s", "--dry-run").stdout
+    assert "dropped 1 journal\n" in cli("saga", "prune", "--older-than", "0s").stdout
     (left,) = json.loads(cli("saga", "list", "--json").stdout)
     assert left["name"] == "stuck"
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.support.apps import HANGING, WORLD
-from tests.support.cli import Cli
+from tests.support.cli import Cli, environment
 
 RUN = ("run", "a hotel", "--app", "hanging.py", "-a", "waiter", "--model", "offline")
+PLAN = ("saga", "run", "plan.yaml", "--app", "hanging.py")
 
 
 @pytest.fixture
@@ -31,9 +34,9 @@ def world(cli: Cli) -> list[str]:
 
 
 @contextmanager
-def waiting(cli: Cli, *more: str) -> Iterator[subprocess.Popen[str]]:
+def waiting(cli: Cli, *more: str, command: Sequence[str] = RUN) -> Iterator[subprocess.Popen[str]]:
     """A run that has booked and now waits in its tool."""
-    process = cli.start(*RUN, *more)
+    process = cli.start(*command, *more)
     try:
         for _ in range(3000):
             if (cli.folder / "waiting").exists():
@@ -84,6 +87,60 @@ def test_a_second_interrupt_ends_a_run_whose_thread_hangs_and_recover_finishes_i
         ("book", "undone"),
         ("hang_in_thread", "stuck"),
     ]
+
+
+@pytest.mark.parametrize("command", [(*RUN, "-i", "badly=true"), PLAN])
+def test_an_interrupted_run_that_can_not_be_undone_says_so_and_ends_with_3(cli: Cli, command: tuple[str, ...]) -> None:
+    cli.write(
+        "plan.yaml",
+        "- {tool: book, arguments: {what: x}}\n- {tool: book_badly, arguments: {what: x}}\n- {tool: wait_for_ever}\n",
+    )
+    with waiting(cli, "--json", command=command) as process:
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    run = json.loads(cli("saga", "list", "--json").stdout)[0]
+    assert run["status"] == "failed"
+    assert process.returncode == 3, stderr
+    assert "undone: book" in stderr
+    assert re.search(r"could not be undone: book_badly \(.*the desk is closed\)", stderr)
+    assert f"run {run['run_id']}" in stderr
+    document = json.loads(stdout)
+    assert (document["run_id"], document["status"], document["exit_code"]) == (run["run_id"], "failed", 3)
+    assert [effect["tool"] for effect in document["stuck"]] == ["book_badly"]
+    assert document["error"] == {"type": "Interrupted", "message": "interrupted"}
+
+
+def test_an_interrupted_plan_says_what_was_undone_and_which_run_it_was(cli: Cli) -> None:
+    cli.write("plan.yaml", "- {tool: book, arguments: {what: x}}\n- {tool: wait_for_ever}\n")
+    with waiting(cli, command=PLAN) as process:
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert stderr.splitlines()[-2] == "undone: book"
+    assert stderr.splitlines()[-1] == f"run {json.loads(cli('saga', 'list', '--json').stdout)[0]['run_id']}"
+
+
+def test_an_interrupt_while_the_command_line_is_still_being_imported_ends_it_quietly(cli: Cli) -> None:
+    program = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from agenthelm.cli.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(cli.folder), capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+    done = subprocess.run(
+        [sys.executable, "-m", "agenthelm.cli", "--version"],
+        env=environment(cli.folder),
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout[:10]) == (0, b"agenthelm ")
 
 
 def test_a_killed_run_is_found_and_recovered(cli: Cli) -> None:

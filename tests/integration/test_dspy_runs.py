@@ -12,7 +12,7 @@ import pytest
 from agenthelm.agent import Agent, ToolAgent
 from agenthelm.core.cost import Budget
 from agenthelm.core.tool import ToolRegistry, tool
-from agenthelm.exceptions import ApprovalDeniedError, BudgetExceededError, ModelCallError
+from agenthelm.exceptions import ApprovalDeniedError, BudgetExceededError, ModelCallError, ModelNotConfiguredError
 from agenthelm.memory.hub import MemoryHub
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.parallel import Parallel
@@ -164,3 +164,36 @@ async def test_memory_of_a_run_reaches_sync_and_async_agents_alike() -> None:
         assert again["note"] == "remember me"
         other = await orchestrator.run_pipeline([Reads()], "what was it?", session_id="other")
         assert other["note"] is None
+
+
+class Asking(Agent):
+    """Asks DSPy itself, from a thread."""
+
+    def forward(self, context: Any, task: str) -> dict[str, Any]:
+        return {"answer": dspy.ChainOfThought("task -> answer")(task=task).answer}
+
+
+class Nesting(Agent):
+    """Runs another agent, in a run of its own."""
+
+    async def aforward(self, context: Any, task: str) -> dict[str, Any]:
+        return dict(await Orchestrator().run(Agent("inner", signature="task -> answer"), task))
+
+
+@pytest.mark.parametrize(
+    "agent", [Agent("plain", signature="task -> answer"), Asking(), Nesting(), booker()], ids=lambda agent: agent.name
+)
+async def test_without_any_model_a_run_says_how_to_give_one(agent: Agent) -> None:
+    with (
+        dspy.context(lm=None),
+        pytest.raises(ModelNotConfiguredError, match=r"Orchestrator\(lm='openai/gpt-4o-mini'\)"),
+    ):
+        await Orchestrator(tools=TOOLS).run(agent, "go")
+
+
+async def test_an_agent_with_a_model_of_its_own_needs_no_other() -> None:
+    with dspy.context(lm=None):
+        result = await Orchestrator().run(
+            Agent("own", signature="task -> answer", lm=ScriptedLM([{"answer": "so"}])), "go"
+        )
+    assert result["answer"] == "so"

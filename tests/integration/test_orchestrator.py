@@ -234,6 +234,38 @@ class TestRefusals:
             with pytest.raises(AgentInputError, match="takes no 'colour'"):
                 await orchestrator.run(Books(), "x", inputs={"colour": "red"})
 
+    async def test_an_input_of_the_wrong_type_is_refused_and_one_that_fits_is_made_one(self) -> None:
+        class Waits(Agent):
+            """Waits."""
+
+            async def aforward(self, context: Any, task: str, wait: float, times: int = 1, note: str = None) -> Any:  # type: ignore[assignment]  # noqa: RUF013
+                return {"got": [wait, times, note]}
+
+        orchestrator = Orchestrator()
+        for flow in (Waits(), Pipeline([Waits()])):
+            with pytest.raises(AgentInputError, match="'waits' takes 'wait' as float, not 'abc'"):
+                await orchestrator.run(flow, "x", inputs={"wait": "abc"})
+            given = {"wait": "0.5", "times": 2.0, "note": None}
+            assert (await orchestrator.run(flow, "x", inputs=given))["got"] == [0.5, 2, None]
+
+    async def test_the_task_is_given_once_and_is_a_text(self) -> None:
+        orchestrator = Orchestrator()
+        with pytest.raises(AgentInputError, match="the task was given twice; leave 'task' out of the inputs"):
+            await orchestrator.run(Books(), "x", inputs={"task": "y"})
+        task: Any = 1
+        with pytest.raises(AgentInputError, match="the task must be a text, not 1"):
+            await orchestrator.run(Books(), task)
+
+    async def test_a_misspelt_input_is_refused_with_the_nearest(self, world: World) -> None:
+        class Looks(Agent):
+            """Looks."""
+
+            async def aforward(self, context: Any, task: str, colour: str = "") -> Any:
+                return {}
+
+        with pytest.raises(AgentInputError, match=r"takes no 'color'\. Did you mean 'colour'"):
+            await Orchestrator().run(Looks(), "x", inputs={"color": "red"})
+
     async def test_a_compensation_that_could_never_run_is_an_error_before_the_first_effect(self, world: World) -> None:
         @tool(registry=world.tools, compensating_tool="cancle")
         async def buy() -> None: ...

@@ -141,8 +141,10 @@ def hang_in_thread() -> None:
 class Waiter(Agent):
     """Books and waits."""
 
-    async def aforward(self, context, task: str, tool: str = "wait_for_ever") -> dict:
+    async def aforward(self, context, task: str, tool: str = "wait_for_ever", badly: bool = False) -> dict:
         await self.ause("book", what=task)
+        if badly:
+            await self.ause("book_badly", what=task)
         await self.ause(tool)
         return {}
 '''

@@ -23,10 +23,23 @@ from agenthelm import (
     SyncMemoryContext,
     Tool,
     ToolContract,
+    agent,
+    orchestration,
+    testing,
     tool,
+    tracing,
 )
 
 assert_type(agenthelm.__version__, str)
+
+MISSPELT = (
+    agenthelm.Budgett,  # type: ignore[attr-defined]
+    agent.Agnet,  # type: ignore[attr-defined]
+    orchestration.Orchestratr,  # type: ignore[attr-defined]
+    testing.ScriptdLM,  # type: ignore[attr-defined]
+    tracing.configur,  # type: ignore[attr-defined]
+)
+"""Names that are not there, and that a type checker must say so of."""
 
 
 @tool
@@ -81,5 +94,7 @@ async def program() -> None:
             assert_type(await orchestrator.run_saga(steps), SagaResult)
         except BudgetExceededError as error:
             assert_type(error.limit, float)
+            assert_type(error.run_id, str | None)
+            print(error.saga, error.usage)
         except ApprovalDeniedError as error:
             assert_type(error.reason, str)

@@ -7,7 +7,7 @@ from typing import Any
 import dspy
 
 from agenthelm.agent import AGENT_REGISTRY, Agent, ResearcherAgent, ReviewerAgent, WriterAgent
-from agenthelm.agent.offline import request_text
+from agenthelm.agent.offline import offline_lm, request_text
 from agenthelm.core.executor import detached, using
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.memory.hub import MemoryHub
@@ -50,6 +50,36 @@ async def test_the_researcher_remembers_and_recalls() -> None:
             await ResearcherAgent().run(hub.create_context("two"), task="is Lisbon by the sea")
     assert "Lisbon is by the sea" not in request_text(lm.requests[0])
     assert "Lisbon is by the sea" in request_text(lm.requests[1])
+
+
+async def test_the_session_holds_the_latest_research() -> None:
+    async with MemoryHub(embedder="lexical") as hub:
+        context = hub.create_context("one")
+        with dspy.context(lm=ScriptedLM([{"findings": "Lisbon is by the sea", "sources": []}])):
+            await ResearcherAgent().run(context, task="where is Lisbon")
+        assert await context.read("latest_research") == "Lisbon is by the sea"
+
+
+async def test_the_researcher_is_not_told_of_what_was_found_out_about_other_things() -> None:
+    lm = ScriptedLM([{"findings": "Lisbon is by the sea, and has trams", "sources": []}, {"findings": "eggs"}])
+    async with MemoryHub(embedder="lexical") as hub:
+        with dspy.context(lm=lm):
+            await ResearcherAgent().run(hub.create_context("one"), task="where is Lisbon")
+            await ResearcherAgent().run(hub.create_context("two"), task="the best recipe for pasta")
+    assert "Lisbon" not in request_text(lm.requests[1])
+
+
+async def test_what_the_offline_model_made_up_is_no_prior_knowledge() -> None:
+    async with MemoryHub(embedder="lexical") as hub:
+        context = hub.create_context("one")
+        with dspy.context(lm=offline_lm()):
+            found = await ResearcherAgent().run(context, task="offline placeholder findings")
+        assert found["findings"] == "[offline placeholder: findings]"
+        assert await context.count() == 0
+        lm = ScriptedLM([{"findings": "more"}])
+        with dspy.context(lm=lm):
+            await ResearcherAgent().run(hub.create_context("two"), task="offline placeholder findings")
+        assert "[offline placeholder" not in request_text(lm.requests[0])
 
 
 async def test_a_researcher_with_tools_looks_things_up() -> None:

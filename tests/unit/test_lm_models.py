@@ -36,6 +36,32 @@ def test_a_missing_key_is_named() -> None:
     assert len(str(caught.value).splitlines()) == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("gpt-4o-mini", "OPENAI_API_KEY"),
+        ("claude-haiku-4-5", "ANTHROPIC_API_KEY"),
+        ("groq/llama3", "GROQ_API_KEY"),
+        ("gemini/gemini-2.0-flash", "GEMINI_API_KEY"),
+    ],
+)
+def test_a_missing_key_is_named_whatever_way_the_model_is(name: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(key, raising=False)
+    with pytest.raises(ModelNotConfiguredError, match=key):
+        resolve_model(name)
+    assert resolve_model(name, api_key="k").model.endswith(name)
+    monkeypatch.setenv(key, "k")
+    assert resolve_model(name).model.endswith(name)
+
+
+def test_any_of_a_providers_keys_will_do_and_servers_of_ones_own_need_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GEMINI_API_KEY", raising=False)
+    monkeypatch.setenv("GOOGLE_API_KEY", "k")
+    assert resolve_model("gemini/gemini-2.0-flash").model == "gemini/gemini-2.0-flash"
+    assert resolve_model("ollama/llama3").model == "ollama/llama3"
+    assert resolve_model("gpt-4o-mini", api_base="http://127.0.0.1:1/v1").model == "openai/gpt-4o-mini"
+
+
 def test_it_never_falls_back_to_the_offline_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENTHELM_MODEL", "offline")
     with pytest.raises(ModelNotConfiguredError):

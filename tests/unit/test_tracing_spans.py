@@ -339,6 +339,13 @@ def test_the_facade_makes_the_same_spans(telemetry: Recorded, content: None) -> 
     assert telemetry.span("invoke_agent writer").parent is None
 
 
+def test_the_facade_names_its_service_where_it_is_another_one(telemetry: Recorded) -> None:
+    with AgentHelmTracer(service_name="planning").trace_agent("planner"), AgentHelmTracer().trace_agent("writer"):
+        pass
+    assert (telemetry.span("invoke_agent planner").attributes or {})["agenthelm.service.name"] == "planning"
+    assert "agenthelm.service.name" not in (telemetry.span("invoke_agent writer").attributes or {})
+
+
 def test_durations_tokens_cost_sagas_and_approvals_are_measured(telemetry: Recorded) -> None:
     with spans.workflow("w", run_id="r") as workflow, spans.agent("a"):
         with spans.chat("m", provider="p") as chat:

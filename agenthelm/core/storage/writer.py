@@ -76,7 +76,7 @@ class Ticket:
     __slots__ = ("_done", "error", "value", "work")
 
     def __init__(self, work: Append | Callable[[], Any], done: anyio.Event) -> None:
-        self.work = work
+        self.work: Append | Callable[[], Any] = work
         self.value: Any = None
         self.error: Exception | None = None
         self._done = done

@@ -1,0 +1,67 @@
+"""Lets an orchestrator do what a command is for: shown while it happens, and told however it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from agenthelm.cli._command import Failure, exit_code, report, summary
+
+if TYPE_CHECKING:
+    from agenthelm.cli._live import View
+    from agenthelm.config import Settings
+
+__all__ = ["perform"]
+
+T = TypeVar("T")
+
+
+async def perform(
+    settings: Settings, view: View, work: Callable[[Any], Awaitable[T]], *, json: bool, **options: Any
+) -> T:
+    """Do something with an orchestrator.
+
+    Args:
+        settings: What to open.
+        view: Follows it.
+        work: Gets the orchestrator.
+        json: Whether stdout is for a JSON document, which a failure is as well.
+        **options: See `_session.open_orchestrator`.
+
+    Raises:
+        Failure: It failed, or was interrupted and has unwound; what had to be said has been said.
+    """
+    import anyio
+
+    from agenthelm.cli import _result, _saga, _session
+    from agenthelm.cli._loop import Interrupted, watch
+
+    watch().restore = view.restore
+    watch().first = "interrupted: undoing what was done (Ctrl-C again stops at once)"
+    watch().last = "stopped: what is left to undo is in the journal; `agenthelm saga recover` finishes it"
+    saga: Any = None
+    try:
+        with _session.telemetry(settings), view.shown():
+            async with _session.open_orchestrator(
+                settings, prompt=view.prompting, observer=view.observe, quiet=view.quiet, **options
+            ) as orchestrator:
+                try:
+                    return await work(orchestrator)
+                except anyio.get_cancelled_exc_class():
+                    with anyio.CancelScope(shield=True):
+                        saga = view.run_id and await _saga.ended(orchestrator.storage, view.run_id)
+                    raise
+    except anyio.get_cancelled_exc_class():
+        # The command's own cancellation ends here: how the process ends depends on what could be undone.
+        interrupted = Interrupted(watch().signal, saga)
+        _result.tell_undone(view, saga)
+        if json:
+            _result.print_failure(interrupted, view, code=exit_code(interrupted), message=str(interrupted))
+        raise Failure(exit_code(interrupted)) from None
+    except Exception as exc:
+        code = report(exc)
+        if view.run_id is not None or getattr(exc, "saga", None) is not None:
+            _result.tell_undone(view, getattr(exc, "saga", None), run_id=getattr(exc, "run_id", None))
+        if json:
+            _result.print_failure(exc, view, code=code, message=summary(exc))
+        raise Failure(code) from exc
