@@ -49,7 +49,7 @@ async def report(
                     if (name := _group(record.data, by)) is not None:
                         groups.setdefault(name, _Spent()).add(record.data, tools=by == "tool")
             if events.skipped:
-                _console.say(f"{events.skipped} unreadable records were left out", style="yellow")
+                _console.say(f"left out: {count(events.skipped, 'unreadable record')}", style="yellow")
             called_nothing = run is not None and await storage.streams(prefix=f"run:{run}", limit=1)
     if run and not bill.run and not called_nothing:
         raise RunNotFoundError(run)
