@@ -13,7 +13,7 @@ import redis
 
 from tests.support.apps import AGENTS
 from tests.support.cli import Cli, environment
-from tests.support.openai_server import OpenAIServer
+from tests.support.openai_server import Behaviour, OpenAIServer
 from tests.support.redis_server import RedisServer
 
 
@@ -50,7 +50,7 @@ def test_a_pipeline_with_a_tool_and_memory_over_http_redis_and_chroma(
 ) -> None:
     cli = Cli(tmp_path)
     cli.write("app.py", AGENTS)
-    with OpenAIServer() as server:
+    with OpenAIServer(lambda number, body: Behaviour(fields={"findings": "Lisbon lies on the Tagus"})) as server:
         cli.write(
             "agenthelm.toml",
             f'app = "app.py"\nmodel = "gpt-test"\napi_base = "{server.base_url}"\nmemory_url = "{redis_server.url}"\n'

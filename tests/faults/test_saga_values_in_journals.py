@@ -265,21 +265,6 @@ async def test_a_result_whose_own_code_raises_is_on_record_with_its_event() -> N
     assert [event.data["outcome"] for event in await storage.read("events")] == ["success"] * 3
 
 
-async def test_a_generator_that_a_tool_returns_reaches_the_caller_unread() -> None:
-    tools = ToolRegistry()
-
-    @tool(registry=tools, compensating_tool="cancel", side_effects=["booking:write"])
-    async def book() -> object:
-        return (number for number in range(3))
-
-    @tool(registry=tools)
-    async def cancel() -> None:
-        pass
-
-    async with saga(tools=tools) as scope:
-        assert list(await scope.use("book")) == [0, 1, 2]
-
-
 async def test_what_the_caller_does_to_a_result_does_not_change_what_is_undone() -> None:
     tools, cancelled = ToolRegistry(), []
 
