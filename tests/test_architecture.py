@@ -17,12 +17,13 @@ BELOW = {
     "exceptions": set(),
     "config": {"exceptions"},
     "_runtime": {"exceptions", "config"},
-    "tracing": {"exceptions", "config"},
+    "lazy": set(),
+    "tracing": {"exceptions", "config", "lazy"},
     "core": {"_runtime", "tracing", "exceptions", "config"},
     "memory": {"_runtime", "tracing", "exceptions", "config"},
-    "agent": {"core", "memory", "_runtime", "tracing", "exceptions", "config"},
-    "orchestration": {"agent", "core", "memory", "_runtime", "tracing", "exceptions", "config"},
-    "testing": {"orchestration", "agent", "core", "memory", "_runtime", "tracing", "exceptions", "config"},
+    "agent": {"core", "memory", "_runtime", "tracing", "exceptions", "config", "lazy"},
+    "orchestration": {"agent", "core", "memory", "_runtime", "tracing", "exceptions", "config", "lazy"},
+    "testing": {"orchestration", "agent", "core", "memory", "_runtime", "tracing", "exceptions", "config", "lazy"},
     "cli": {"orchestration", "agent", "core", "memory", "_runtime", "tracing", "exceptions", "config"},
 }
 """Each room, and the rooms it may import."""
