@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from agenthelm.cli._command import Failure
-from agenthelm.exceptions import CorruptRecordError, RunNotFoundError
+from agenthelm.exceptions import CorruptRecordError, PlanError, RunNotFoundError, message_of
 
 if TYPE_CHECKING:
     from agenthelm.config import Settings
@@ -64,6 +64,12 @@ async def _tools(storage: BaseStorage, run: str) -> dict[str, str]:
         return {}
 
 
+def _untouched(result: SagaResult) -> bool:
+    """Whether a run was refused: its journal can't be read, or its tools are not loaded."""
+    refused = isinstance(result.exception, (PlanError, CorruptRecordError))
+    return refused and result.status == "failed" and not result.stuck and not result.undone
+
+
 def _show(results: list[SagaResult], names: Mapping[str, Mapping[str, str]], *, json: bool) -> None:
     from agenthelm.cli import _saga
     from agenthelm.cli._console import clean, out, print_json, say
@@ -75,6 +81,10 @@ def _show(results: list[SagaResult], names: Mapping[str, Mapping[str, str]], *, 
     for result in results:
         for record in result.steps:
             out().print(f"{record.step.name}: {clean(record.result, width=160) or 'done'}")
+        if result.exception is not None and _untouched(result):
+            say(f"error: {clean(message_of(result.exception))}", style="bold red")
+            say(f"run {result.run_id}: left as it is", style="bold")
+            continue
         if result.error and result.error != "undone on purpose":
             say(f"because: {clean(result.error)}")
         for step, error in result.errors.items():

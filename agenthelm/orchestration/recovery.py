@@ -113,7 +113,7 @@ class Recovery:
                 except PlanError as unknown:  # whoever has its tools may recover it
                     if run_id is not None:
                         raise
-                    _log.warning("%s", unknown)
+                    _log.info("%s", unknown)
                     results.append(
                         SagaResult("failed", error=describe(unknown), exception=unknown, run_id=state.run_id)
                     )

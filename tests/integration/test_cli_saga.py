@@ -294,6 +294,13 @@ def power_cut():
     steps = "- {tool: book, arguments: {what: flight}}\n- {tool: power_cut}\n- {tool: explode}\n"
     cli.write("cut.yaml", steps)
     cli.process("saga", "run", "cut.yaml", code=-9)
+    settings = (cli.folder / "agenthelm.toml").read_text()
+    cli.write("agenthelm.toml", "")
+    left = cli("saga", "recover", *resume, code=3)
+    assert left.lines[-1] == f"run {latest(cli)}: left as it is"
+    assert "tool 'book' is not registered; load the app" in left.stderr
+    assert len(world(cli)) == 1
+    cli.write("agenthelm.toml", settings)
     done = cli("saga", "recover", *resume, code=code)
     assert "rolled_back" in done.stderr
     assert world(cli) == ["cancelled"]
