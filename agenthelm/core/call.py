@@ -12,8 +12,9 @@ import anyio
 from agenthelm._runtime.context import RunContext, new_call_id
 from agenthelm._runtime.retry import Clock
 from agenthelm.core.binding import KEY_PARAMETER, own_copy
+from agenthelm.core.digest import digest
 from agenthelm.core.effects import Effect
-from agenthelm.core.redaction import digest, masked
+from agenthelm.core.redaction import masked
 from agenthelm.core.sensitive import secret_texts, veiled
 from agenthelm.core.tool import Tool
 from agenthelm.exceptions import (

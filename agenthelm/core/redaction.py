@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agenthelm.tracing.marks import Redacted
-from agenthelm.tracing.redaction import Hook, digest, looks_secret, masked
+from agenthelm.tracing.redaction import Hook, looks_secret, masked
 from agenthelm.tracing.scrub import MASK, scrub
 
-__all__ = ["MASK", "Hook", "Redacted", "digest", "looks_secret", "masked", "scrub"]
+__all__ = ["MASK", "Hook", "Redacted", "looks_secret", "masked", "scrub"]

@@ -14,8 +14,9 @@ from anyio.abc import TaskGroup
 from agenthelm._runtime.context import RunContext, current_run, entered, report
 from agenthelm._runtime.progress import Progress
 from agenthelm.core.attempts import Verdict
+from agenthelm.core.compensation import needs_result
 from agenthelm.core.executor import ToolExecutor, using
-from agenthelm.core.tool import Tool, needs_result
+from agenthelm.core.function import Tool
 from agenthelm.exceptions import LeaseLostError, StorageError, ToolOutputError, describe
 from agenthelm.orchestration.journal import Journal
 from agenthelm.orchestration.state import EffectState

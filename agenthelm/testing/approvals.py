@@ -11,7 +11,7 @@ import anyio
 import anyio.lowlevel
 
 from agenthelm.core.decisions import ApprovalHandler, ApprovalRequest, Decision
-from agenthelm.core.redaction import digest
+from agenthelm.core.digest import digest
 
 __all__ = ["approval_contract", "approval_request"]
 

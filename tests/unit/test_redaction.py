@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretBytes, SecretStr
 
-from agenthelm.core.redaction import MASK, Redacted, digest, looks_secret, masked, scrub
+from agenthelm.core.digest import digest
+from agenthelm.core.redaction import MASK, Redacted, looks_secret, masked, scrub
 
 SECRET = "hunter2-correct-horse"
 

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, SecretStr
 
+from agenthelm.core.digest import digest
 from agenthelm.core.executor import ToolExecutor
-from agenthelm.core.redaction import Redacted, digest
+from agenthelm.core.redaction import Redacted
 from agenthelm.core.storage.base import EVENTS
 from agenthelm.core.storage.memory_storage import InMemoryStorage
 from agenthelm.core.tool import Tool, ToolRegistry

@@ -1,0 +1,48 @@
+"""Whether one tool can undo another."""
+
+from __future__ import annotations
+
+from agenthelm.core.binding import KEY_PARAMETER
+from agenthelm.core.function import Tool
+
+__all__ = ["compensation_problem", "needs_result"]
+
+_EXTRAS = frozenset({"result", KEY_PARAMETER})
+"""What a compensator may ask for beside arguments and fields of the result."""
+
+
+def compensation_problem(forward: Tool, compensator: Tool) -> str | None:
+    """Why a compensator could not be called for a tool, or None when it can.
+
+    A compensator receives, by parameter name, the forward arguments, then the fields of the result, ``result``, and
+    ``idempotency_key``.
+    """
+    fields = forward.binding.declared_fields()
+    for parameter in compensator.parameters.values():
+        if not parameter.required or parameter.name in _EXTRAS:
+            continue
+        from_result = fields is None or parameter.name in fields
+        forwarded = forward.parameters.get(parameter.name)
+        declared = fields is not None and parameter.name in fields
+        secret_argument = forwarded is not None and parameter.name in forward.binding.guarded
+        if (secret_argument and not declared) or (
+            forwarded is None and parameter.name in forward.binding.secret_fields
+        ):
+            return (
+                f"needs {parameter.name!r}, a secret that no journal may hold; let it take the idempotency key or a "
+                f"field of the result instead"
+            )
+        if forwarded is None and not from_result:
+            return (
+                f"needs {parameter.name!r}, which is neither an argument of {forward.name!r} nor a field of its "
+                f"declared result"
+            )
+    return None
+
+
+def needs_result(forward: Tool, compensator: Tool) -> bool:
+    """Whether a compensator can only be called once the forward call's result is known."""
+    return any(
+        p.required and p.name != KEY_PARAMETER and p.name not in forward.parameters
+        for p in compensator.parameters.values()
+    )

@@ -1,0 +1,175 @@
+"""A function as a tool: under a contract, bound, and ready to be called by the executor."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from agenthelm.core.binding import KEY_PARAMETER, Binding, Parameter, missing_parameters, unwrapped
+from agenthelm.core.contract import ToolContract, check_contract
+from agenthelm.exceptions import ToolContractError, nearest
+
+__all__ = ["Tool", "known_tool", "name_of", "place_of", "remember"]
+
+_ATTRIBUTE = "__agenthelm_tool__"
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function with its contract, bound and ready to be called by the executor.
+
+    Attributes:
+        name: Its name in registries.
+        function: The plain function.
+        contract: What it promises.
+        description: The first paragraph of its docstring.
+        binding: Its validated signature.
+        is_async: Whether calling the function gives something to await.
+        fingerprint: Digest of what undoing relies on; when it has changed, a journal may no longer fit the code.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    contract: ToolContract
+    description: str
+    binding: Binding = field(repr=False, compare=False)
+    is_async: bool = False
+    fingerprint: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        contract = self.contract
+        parameters = sorted((p.name, p.required) for p in self.parameters.values())
+        facts = (self.name, parameters, contract.compensating_tool, contract.idempotent, contract.verify is not None)
+        object.__setattr__(self, "fingerprint", hashlib.sha256(repr(facts).encode()).hexdigest()[:16])
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Its parameters by name, in order; the idempotency key included."""
+        return self.binding.parameters
+
+    @property
+    def json_schema(self) -> dict[str, Any]:
+        """JSON schema of the arguments a caller gives."""
+        return self.binding.json_schema()
+
+    @classmethod
+    def from_function(
+        cls,
+        function: Callable[..., Any],
+        contract: ToolContract | None = None,
+        *,
+        name: str | None = None,
+        idempotent: bool | None = None,
+        localns: dict[str, Any] | None = None,
+    ) -> Tool:
+        """Make a tool of a function.
+
+        Args:
+            function: A sync or async function; positional-only and keyword-only parameters, defaults and ``**kwargs``
+                are fine, ``*args`` are not.
+            contract: Its contract; a bare one when not given.
+            name: Its name; the function's by default.
+            idempotent: Overrides the rule that a tool with an idempotency key is idempotent.
+            localns: Names visible where the function was defined.
+
+        Raises:
+            ToolContractError: The function or the contract contradicts itself.
+        """
+        known = known_tool(function) if contract is None else None
+        if known is not None:
+            if known.function is function:
+                return known
+            # `functools.wraps` copied the mark of what it wraps: under its contract, what wraps it is called.
+            contract, name, idempotent = known.contract, name or known.name, known.contract.idempotent
+        name = name_of(function, name)
+        contract = contract or ToolContract()
+        _refuse_unfit(name, function)
+        is_async = _is_kind(function, inspect.iscoroutinefunction)
+        if idempotent is not None:
+            contract = replace(contract, idempotent=idempotent)
+        check_contract(name, contract, is_async=is_async)
+        binding = Binding(name, function, inputs=contract.inputs, outputs=contract.outputs, localns=localns)
+        if idempotent is None:
+            contract = replace(contract, idempotent=binding.takes_key)
+        _check_predicates(name, contract, binding)
+        description = (inspect.getdoc(unwrapped(function)) or "").split("\n\n")[0].replace("\n", " ").strip()
+        return cls(name, function, contract, description, binding, is_async)
+
+
+def name_of(function: Callable[..., Any], given: object) -> str:
+    """What a tool is called."""
+    name = given or getattr(function, "__name__", type(function).__name__)
+    try:
+        return str(name.encode().decode())  # type: ignore[attr-defined]
+    except (AttributeError, UnicodeError) as exc:
+        raise ToolContractError(f"a tool's name is a text, not {name!r}", tool_name=repr(name)) from exc
+
+
+def _is_kind(function: Callable[..., Any], kind: Callable[[Any], bool]) -> bool:
+    """Whether calling it is calling a function of that kind."""
+    function = unwrapped(function)
+    return kind(function) or kind(getattr(function, "__call__", None))  # noqa: B004
+
+
+def _refuse_unfit(name: str, function: Callable[..., Any]) -> None:
+    """Refuse functions of which calling them is not running them."""
+    if _is_kind(function, inspect.isgeneratorfunction) or _is_kind(function, inspect.isasyncgenfunction):
+        raise ToolContractError(
+            f"tool {name!r} is a generator, which does nothing until somebody iterates it; return a list",
+            tool_name=name,
+        )
+    inside = getattr(function, "__qualname__", "").rpartition(".")[0]
+    if inspect.isfunction(function) and inside and not inside.endswith("<locals>"):
+        first = function.__code__.co_varnames[: function.__code__.co_argcount][:1]
+        if first in {("self",), ("cls",)}:
+            raise ToolContractError(
+                f"tool {name!r} is a method of {inside}, and there is no {first[0]!r} to call it with; register the "
+                f"method of an instance: tool(...)(instance.{function.__name__})",
+                tool_name=name,
+            )
+
+
+def known_tool(function: Callable[..., Any]) -> Tool | None:
+    """The tool that ``@tool`` made of a function, or of what it wraps.
+
+    Raises:
+        ToolContractError: It made several, and which one is meant can't be known.
+    """
+    known: tuple[Tool, ...] = getattr(function, _ATTRIBUTE, ())
+    if any((other.name, other.contract) != (known[0].name, known[0].contract) for other in known[1:]):
+        raise ToolContractError(
+            f"{place_of(function)} is a tool with several contracts; pass the tool that is meant: registry[name]",
+            tool_name=known[-1].name,
+        )
+    return known[-1] if known else None
+
+
+def remember(function: Callable[..., Any], entry: Tool, *, replaced: Tool | None) -> None:
+    """Let a function know the tool that was made of it, so that it can be given in the tool's place."""
+    earlier = [it for it in getattr(function, _ATTRIBUTE, ()) if it.function is function and it is not replaced]
+    try:
+        setattr(function, _ATTRIBUTE, (*earlier, entry))
+    except AttributeError:
+        pass  # a bound method or a builtin carries no attributes; registries find it by name all the same
+
+
+def _check_predicates(name: str, contract: ToolContract, binding: Binding) -> None:
+    """Refuse functions in the contract that ask for what no call can give them."""
+    available = {*binding.parameters, KEY_PARAMETER}
+    for label in ("requires_approval", "verify"):
+        function = getattr(contract, label)
+        if callable(function) and not binding.open_ended and (missing := missing_parameters(function, available)):
+            raise ToolContractError(
+                f"tool {name!r}: {label} takes {missing[0]!r}, which is no argument of the tool."
+                f"{nearest(missing[0], available)}",
+                tool_name=name,
+            )
+
+
+def place_of(function: Any) -> str:
+    """Where a function is defined; of a callable object, its type."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
