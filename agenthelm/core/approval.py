@@ -7,12 +7,12 @@ from typing import Any, Final, Literal
 
 import anyio
 
-from agenthelm.core.binding import call_by_name
 from agenthelm.core.call import Call
 from agenthelm.core.digest import digest
 from agenthelm.core.handlers import ApprovalHandler, ApprovalRequest, Decision
 from agenthelm.core.redaction import masked
 from agenthelm.core.sensitive import veiled
+from agenthelm.core.signature import call_by_name
 from agenthelm.exceptions import ApprovalDeniedError
 from agenthelm.tracing import names
 

@@ -1,4 +1,4 @@
-"""From a function's signature to validated arguments: done once at decoration, used on every call."""
+"""What a function is called with, and what it returns, held to its signature on every call."""
 
 from __future__ import annotations
 
@@ -8,67 +8,26 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-import typing_extensions
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
-from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
+from pydantic.errors import PydanticUserError
 
 from agenthelm.core.effects import LostResult
 from agenthelm.core.json_schema import SchemaWithoutSecrets
-from agenthelm.core.lists import keep_lists, reads_once
 from agenthelm.core.redaction import MASK, looks_secret
-from agenthelm.core.sensitive import holds_secrets, is_sensitive, secret_fields, unmarked_fields
+from agenthelm.core.sensitive import holds_secrets, secret_fields, unmarked_fields
+from agenthelm.core.signature import Parameter, Signature
 from agenthelm.exceptions import ToolContractError, ToolInputError, ToolOutputError, nearest
 from agenthelm.tracing.marks import hidden
 
-__all__ = ["KEY_PARAMETER", "Binding", "Parameter", "call_by_name", "missing_parameters", "own_copy", "unwrapped"]
+__all__ = ["KEY_PARAMETER", "Binding", "own_copy"]
 
 KEY_PARAMETER = "idempotency_key"
-_EMPTY = inspect.Parameter.empty
 _SCALARS = (str, int, float, bool, bytes, type(None))
 _IMMUTABLE = frozenset(_SCALARS)
-# Before Python 3.13 there are two of each.
-_UNPACK: tuple[object, ...] = (typing.Unpack, typing_extensions.Unpack)
-_REQUIRED: tuple[object, ...] = (typing.Required, typing_extensions.Required)
-_NOT_REQUIRED: tuple[object, ...] = (typing.NotRequired, typing_extensions.NotRequired)
-_QUALIFIERS = (*_REQUIRED, *_NOT_REQUIRED, typing_extensions.ReadOnly)
 _NOT_RUN = (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)
 """What a call gives that has only been begun."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One parameter of a tool.
-
-    Attributes:
-        name: Its name.
-        annotation: Its resolved type.
-        required: Whether a call must give it.
-        default: What it is when not given.
-        sensitive: Whether its value must never be stored or shown.
-    """
-
-    name: str
-    annotation: Any
-    required: bool
-    default: Any = None
-    sensitive: bool = False
-
-
-def _named_type(name: str, spec: Any, namespace: dict[str, Any]) -> Any:
-    """The type behind one entry of ``inputs=``/``outputs=``: a type, or the name of one."""
-    if not isinstance(spec, str):
-        return spec
-    known = {**vars(typing), **namespace}
-    try:
-        return eval(spec, {"__builtins__": __builtins__}, known)  # noqa: S307 - the developer's own decorator argument
-    except Exception as exc:
-        raise TypeError(
-            f"{name!r} has the type {spec!r}, which can't be resolved ({type(exc).__name__}: {exc})"
-        ) from exc
 
 
 class Binding:
@@ -94,47 +53,25 @@ class Binding:
         outputs: Mapping[str, Any] | None = None,
         localns: dict[str, Any] | None = None,
     ) -> None:
+        signature = Signature(name, function, inputs=inputs, outputs=outputs, localns=localns)
         self.name = name
         self._function = function
-        try:
-            signature = inspect.signature(function)
-        except (TypeError, ValueError) as exc:  # a class method before it is bound, or a builtin without a signature
-            raise ToolContractError(f"tool {name!r}: its parameters can't be read ({exc})", tool_name=name) from exc
-        hints = self._hints(localns)
-        namespace = {**getattr(unwrapped(function), "__globals__", {}), **(localns or {})}
-        try:
-            override = {key: _named_type(key, spec, namespace) for key, spec in (inputs or {}).items()}
-            fields = {key: _named_type(key, spec, namespace) for key, spec in (outputs or {}).items()}
-        except TypeError as exc:
-            raise ToolContractError(f"tool {name!r}: {exc}", tool_name=name) from exc
-        self.parameters: dict[str, Parameter] = {}
-        self.defaults: dict[str, Any] = {}
-        self.open_ended: bool = False
-        self._rest: str = ""
-        """What ``**kwargs`` are called, where they have a type."""
-        self._rest_type: Any = Any
-        self._positional: list[str] = []
-        given = function.keywords if isinstance(function, functools.partial) else {}
-        for parameter in signature.parameters.values():
-            if parameter.name not in given:
-                self._add(parameter, hints, override)
-        if unknown := [key for key in override if key not in self.parameters and not self.open_ended]:
-            raise ToolContractError(
-                f"tool {name!r}: inputs names {unknown[0]!r}, which is no parameter of the function."
-                f"{nearest(unknown[0], self.parameters)}",
-                tool_name=name,
-            )
+        self._positional = signature.positional
+        self.parameters: dict[str, Parameter] = signature.parameters
+        self.defaults: dict[str, Any] = signature.defaults
+        self.open_ended: bool = signature.open_ended
         self.takes_key: bool = KEY_PARAMETER in self.parameters
         self.sensitive: frozenset[str] = frozenset(p.name for p in self.parameters.values() if p.sensitive)
         self.guarded: frozenset[str] = frozenset(
             p.name for p in self.parameters.values() if holds_secrets(p.annotation)
         )
-        self._secret_rest: bool = holds_secrets(self._rest_type)
+        self._secret_rest: bool = holds_secrets(signature.rest_type)
         if self._secret_rest:  # a name of their own, so that a call that does not bind is known to have secrets
-            self.sensitive |= {self._rest}
-            self.guarded |= {self._rest}
-        self.result_type: Any = hints.get("return", Any)
-        self.result_fields = fields
+            self.sensitive |= {signature.rest}
+            self.guarded |= {signature.rest}
+        self.result_type: Any = signature.result_type
+        self.result_fields: dict[str, Any] = signature.result_fields
+        fields = self.result_fields
         self.secret_fields: frozenset[str] = (
             frozenset(name for name, kind in fields.items() if holds_secrets(kind))
             if fields
@@ -148,11 +85,9 @@ class Binding:
         )
         self._hidden_result = not self._hidden_fields and not fields and hidden(self.result_type)
         self.hides: bool = self._hidden_result or bool(self._hidden_fields)
-        self._arguments = self._arguments_adapter()
-        self._rest_values = (
-            self._adapter(types.GenericAlias(dict, (str, self._rest_type)), "a parameter") if self._rest else None
-        )
-        self._result = self._result_adapter()
+        self._arguments = signature.arguments_adapter()
+        self._rest_values = signature.rest_adapter()
+        self._result = signature.result_adapter()
 
     # -- on every call ------------------------------------------------------------------------------------------------
 
@@ -322,116 +257,6 @@ class Binding:
             schema["required"] = [name for name in schema["required"] if name != KEY_PARAMETER]
         return schema
 
-    # -- once, at decoration ------------------------------------------------------------------------------------------
-
-    def _hints(self, localns: dict[str, Any] | None) -> dict[str, Any]:
-        target = unwrapped(self._function)
-        if not hasattr(target, "__annotations__"):
-            target = type(target).__call__
-        try:
-            return typing.get_type_hints(target, localns=localns, include_extras=True)
-        except NameError as exc:
-            raise ToolContractError(
-                f"tool {self.name!r}: an annotation names {exc.name!r}, which is not defined where the tool is; import it "
-                f"outside of TYPE_CHECKING",
-                tool_name=self.name,
-            ) from exc
-        except TypeError as exc:  # Final, ClassVar and their like as text
-            raise self._senseless(exc) from exc
-
-    def _senseless(self, error: TypeError) -> ToolContractError:
-        return ToolContractError(
-            f"tool {self.name!r}: an annotation can't be that of a parameter: {error}", tool_name=self.name
-        )
-
-    def _add(self, parameter: inspect.Parameter, hints: Mapping[str, Any], override: Mapping[str, Any]) -> None:
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            raise ToolContractError(
-                f"tool {self.name!r}: *{parameter.name} has no names to validate; take a list instead",
-                tool_name=self.name,
-            )
-        annotation = override.get(parameter.name, hints.get(parameter.name, Any))
-        if parameter.kind is parameter.VAR_KEYWORD:
-            self._add_rest(parameter.name, annotation)
-            return
-        if parameter.kind is parameter.POSITIONAL_ONLY:
-            self._positional.append(parameter.name)
-        default = parameter.default
-        required = default is _EMPTY
-        if isinstance(default, FieldInfo):  # pydantic applies it, and fills in the default that it holds
-            annotation, required = Annotated[annotation, default], default.is_required()
-            default = None if required or default.default_factory is not None else default.default
-        elif not required:
-            self.defaults[parameter.name] = default
-        self._declare(parameter.name, annotation, required=required, default=None if required else default)
-
-    def _add_rest(self, name: str, annotation: Any) -> None:
-        """What ``**kwargs`` takes: anything, values of one type, or the fields of a ``TypedDict``."""
-        if typing.get_origin(annotation) not in _UNPACK:
-            self.open_ended = True
-            if annotation is not Any:
-                self._rest, self._rest_type = name, annotation
-            return
-        (shape,) = typing.get_args(annotation)
-        for field, hint in typing_extensions.get_type_hints(shape, include_extras=True).items():
-            kind, required = hint, field in shape.__required_keys__
-            while (origin := typing.get_origin(kind)) in _QUALIFIERS:
-                # It says more than `__required_keys__`, which can't read annotations that are texts.
-                required = (required or origin in _REQUIRED) and origin not in _NOT_REQUIRED
-                (kind,) = typing.get_args(kind)
-            self._declare(field, kind, required=required)
-
-    def _declare(self, name: str, annotation: Any, *, required: bool, default: Any = None) -> None:
-        if reads_once(annotation):
-            raise ToolContractError(
-                f"tool {self.name!r}: {name!r} takes an iterator, which could be read only once, and is read before the "
-                f"tool runs; take a list instead",
-                tool_name=self.name,
-            )
-        self.parameters[name] = Parameter(
-            name, annotation, required=required, default=default, sensitive=is_sensitive(annotation)
-        )
-
-    def _arguments_adapter(self) -> TypeAdapter[Any]:
-        try:
-            fields = {
-                p.name: p.annotation if p.required else typing_extensions.NotRequired[p.annotation]
-                for p in self.parameters.values()
-            }
-            # typing_extensions.TypedDict: pydantic refuses typing's own below Python 3.12.
-            shape = typing_extensions.TypedDict(f"{self.name}_arguments", fields)  # type: ignore[misc]
-        except TypeError as exc:
-            raise self._senseless(exc) from exc
-        extra: Any = "allow" if self.open_ended else "forbid"
-        config = ConfigDict(extra=extra, arbitrary_types_allowed=True)
-        return self._adapter(with_config(config)(shape), "a parameter")
-
-    def _result_adapter(self) -> TypeAdapter[Any] | None:
-        if self.result_fields:
-            shape = typing_extensions.TypedDict(f"{self.name}_result", dict(self.result_fields))  # type: ignore[misc]  # noqa: UP013
-            config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
-            return self._adapter(with_config(config)(shape), "the result")
-        if self.result_type is Any:
-            return None
-        kind = type(None) if self.result_type is None else self.result_type
-        return self._adapter(kind, "the result")
-
-    def _adapter(self, kind: Any, what: str) -> TypeAdapter[Any]:
-        try:
-            try:
-                adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
-            except PydanticUserError as exc:
-                if exc.code != "type-adapter-config-unused":  # models and TypedDicts bring a config of their own
-                    raise
-                adapter = TypeAdapter(kind)
-            keep_lists(adapter, models=what == "a parameter")
-            return adapter
-        except (PydanticSchemaGenerationError, PydanticUserError, TypeError) as exc:
-            raise ToolContractError(
-                f"tool {self.name!r}: {what} has a type that can't be validated: {str(exc).splitlines()[0]}",
-                tool_name=self.name,
-            ) from exc
-
     def _is_single_field(self, value: Any) -> bool:
         return len(self.result_fields) == 1 and not isinstance(value, Mapping)
 
@@ -460,30 +285,6 @@ def _fields_of_type(kind: type) -> list[str]:
     if issubclass(kind, _SCALARS):
         return []
     return list(dict.fromkeys(name for base in reversed(kind.__mro__) for name in inspect.get_annotations(base)))
-
-
-def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What is called in the end, behind ``functools.partial``."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function
-
-
-def missing_parameters(function: Callable[..., Any], available: frozenset[str] | set[str]) -> list[str]:
-    """Required parameters of a callable that ``available`` names can't supply."""
-    return [
-        p.name
-        for p in inspect.signature(function).parameters.values()
-        if p.default is _EMPTY and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in available
-    ]
-
-
-def call_by_name(function: Callable[..., Any], available: Mapping[str, Any]) -> Any:
-    """Call a function with those of the available values that it names as parameters."""
-    parameters = inspect.signature(function).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return function(**available)
-    return function(**{p.name: available[p.name] for p in parameters if p.name in available})
 
 
 def own_copy(bound: dict[str, Any]) -> dict[str, Any]:

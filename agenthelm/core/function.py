@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from agenthelm.core.binding import KEY_PARAMETER, Binding, Parameter, missing_parameters, unwrapped
+from agenthelm.core.binding import KEY_PARAMETER, Binding
 from agenthelm.core.contract import ToolContract, check_contract
+from agenthelm.core.signature import Parameter, missing_parameters, unwrapped
 from agenthelm.exceptions import ToolContractError, nearest
 
 __all__ = ["Tool", "known_tool", "name_of", "place_of", "remember"]
