@@ -193,11 +193,11 @@ async def last_run(storage: BaseStorage, run: str) -> str:
     """
     if run != "last":
         return run
-    from agenthelm.cli import _saga
+    from agenthelm.cli import _journals
     from agenthelm.core.storage.base import EVENTS
 
     with suppress(RunNotFoundError):  # a run without effects has events all the same
-        return await _saga.run_id(storage, run)
+        return await _journals.run_id(storage, run)
     events = await storage.read(EVENTS, limit=1, newest_first=True)
     if events and events[0].data.get("run_id"):
         return str(events[0].data["run_id"])

@@ -56,10 +56,10 @@ def _code(result: SagaResult, wanted: frozenset[str]) -> int:
 
 
 async def _tools(storage: BaseStorage, run: str) -> dict[str, str]:
-    from agenthelm.cli import _saga
+    from agenthelm.cli import _journals, _saga
 
     try:
-        return _saga.effect_names(await _saga.read(storage, run))
+        return _saga.effect_names(await _journals.read(storage, run))
     except (RunNotFoundError, CorruptRecordError):  # refused before it had a journal, or its journal can't be read
         return {}
 

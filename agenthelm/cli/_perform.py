@@ -33,7 +33,7 @@ async def perform(
     """
     import anyio
 
-    from agenthelm.cli import _result, _saga, _session
+    from agenthelm.cli import _journals, _result, _session
     from agenthelm.cli._loop import Interrupted, watch
 
     watch().restore = view.restore
@@ -49,7 +49,7 @@ async def perform(
                     return await work(orchestrator)
                 except anyio.get_cancelled_exc_class():
                     with anyio.CancelScope(shield=True):
-                        saga = view.run_id and await _saga.ended(orchestrator.storage, view.run_id)
+                        saga = view.run_id and await _journals.ended(orchestrator.storage, view.run_id)
                     raise
     except anyio.get_cancelled_exc_class():
         # The command's own cancellation ends here: how the process ends depends on what could be undone.

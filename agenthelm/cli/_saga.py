@@ -1,39 +1,32 @@
-"""Reads journals for ``agenthelm saga``, and draws them."""
+"""Draws runs, and says what undoing them would do, for ``agenthelm saga``."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from agenthelm.exceptions import CorruptRecordError, RunNotFoundError, StorageError
+from agenthelm.cli._journals import OPEN
 
 if TYPE_CHECKING:
     from rich.tree import Tree
 
     from agenthelm.core.storage.base import BaseStorage
     from agenthelm.core.tool import ToolRegistry
-    from agenthelm.orchestration.results import SagaResult, SagaStatus
     from agenthelm.orchestration.state import EffectState, RunState
 
 __all__ = [
     "STATES",
     "effect_names",
-    "ended",
     "facts",
     "nothing_to_undo",
-    "prune",
-    "read",
     "row",
-    "run_id",
-    "runs",
     "tree",
     "undo_preview",
     "what_to_do",
 ]
 
-_OPEN = "open"
-STATES = (_OPEN, "success", "rolled_back", "stopped", "failed")
+STATES = (OPEN, "success", "rolled_back", "stopped", "failed")
 """What a journal may be in, from its beginning to its end."""
 _STYLES = {
     "finished": "green", "undone": "cyan", "accepted": "green", "failed": "dim", "in doubt": "bold yellow",
@@ -43,90 +36,6 @@ _MARKS = {
     "finished": "✓", "undone": "↶", "accepted": "✓", "failed": "·", "in doubt": "?", "begun": "?", "undoing": "…",
     "stuck": "!",
 }  # fmt: skip
-
-
-async def run_id(storage: BaseStorage, run: str) -> str:
-    """The id of the run that was named; ``last`` is the latest with a journal.
-
-    Raises:
-        RunNotFoundError: There is none.
-    """
-    from agenthelm.orchestration.journal import run_of, stream_of
-
-    if run == "last":
-        latest = await storage.streams(prefix=stream_of(""), limit=1)
-        if not latest:
-            raise RunNotFoundError(run)
-        return run_of(latest[0].name)
-    return run
-
-
-async def read(storage: BaseStorage, run: str) -> RunState:
-    """A run's journal.
-
-    Raises:
-        RunNotFoundError: There is none.
-        CorruptRecordError: It can't be read.
-    """
-    from agenthelm.orchestration.journal import stream_of
-    from agenthelm.orchestration.state import fold
-
-    name = await run_id(storage, run)
-    records = await storage.read(stream_of(name))
-    if not records:
-        raise RunNotFoundError(name)
-    return fold(name, records)
-
-
-async def ended(storage: BaseStorage, run: str) -> SagaResult | None:
-    """How a run ended by its journal; None if that can't be said."""
-    from agenthelm.orchestration.results import SagaResult
-
-    try:
-        state = await read(storage, run)
-    except (RunNotFoundError, StorageError):
-        return None
-    if state.status is None:
-        return None
-    stuck = tuple(effect.stuck() for effect in state.effects.values() if effect.status == "stuck")
-    return SagaResult(cast("SagaStatus", state.status), error=state.reason, stuck=stuck, run_id=state.run_id)
-
-
-async def runs(storage: BaseStorage, *, state: str | None, limit: int) -> AsyncIterator[RunState]:
-    """The runs with a journal, newest first; of one that can't be read there is only that."""
-    from agenthelm.orchestration.journal import run_of, stream_of
-    from agenthelm.orchestration.state import RunState
-
-    found = await storage.streams(prefix=stream_of(""), limit=limit, where={"state": state} if state else None)
-    for stream in found:
-        try:
-            run = await read(storage, run_of(stream.name))
-        except CorruptRecordError as error:
-            run = RunState(run_of(stream.name), opened_at=stream.created_at, status="unreadable", reason=str(error))
-        yield run
-
-
-async def prune(storage: BaseStorage, *, before: float, dry_run: bool) -> list[str]:
-    """Drop the journals of runs that were closed before then; open runs and stuck ones stay."""
-    from agenthelm._runtime.retry import SystemClock
-    from agenthelm.exceptions import LeaseLostError
-    from agenthelm.orchestration.journal import Journal, claims_of, run_of, stream_of
-
-    dropped: list[str] = []
-    for stream in await storage.streams(prefix=stream_of("")):
-        if stream.updated_at >= before or stream.state in (_OPEN, "failed", None):
-            continue
-        run_id = run_of(stream.name)
-        if not dry_run:
-            try:
-                # Who claims it from here on fails; and if somebody has done so since it was listed, this does.
-                await Journal(storage, run_id, SystemClock(), position=stream.position).append("pruned", state="pruned")
-            except LeaseLostError:
-                continue
-            await storage.drop(stream_of(run_id))
-            await storage.drop(claims_of(run_id))
-        dropped.append(run_id)
-    return dropped
 
 
 def status(run: RunState) -> str:

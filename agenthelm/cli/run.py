@@ -69,7 +69,7 @@ async def run(
     One after the other, each agent gets what the ones before it found out. If the run fails, or Ctrl-C ends it,
     what its tools did is undone.
     """
-    from agenthelm.cli import _result, _saga, _session
+    from agenthelm.cli import _journals, _result, _saga, _session
     from agenthelm.cli._live import View
     from agenthelm.cli._perform import perform
 
@@ -104,7 +104,7 @@ async def run(
         else:
             result = await orchestrator.run_pipeline(chosen, text, **given)
         loose = result.in_doubt or result.irreversible
-        return result, _saga.effect_names(await _saga.read(orchestrator.storage, result.run_id)) if loose else {}
+        return result, _saga.effect_names(await _journals.read(orchestrator.storage, result.run_id)) if loose else {}
 
     limits = _session.budget_from(settings, tokens=max_tokens_total, calls=max_calls)
     result, names = await perform(settings, view, work, json=json, lm=lm, budget=limits)

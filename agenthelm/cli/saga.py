@@ -47,14 +47,14 @@ async def list_runs(
     json: Json = False,
 ) -> None:
     """The runs with a journal, newest first."""
-    from agenthelm.cli import _console, _events, _saga, _session
+    from agenthelm.cli import _console, _events, _journals, _saga, _session
 
     _events.one_of("state", state, _saga.STATES)
     settings = _session.settings_from()
     runs: list[RunState] = []
     if _session.stored(settings):
         async with _session.open_storage(settings) as storage:
-            runs = [run async for run in _saga.runs(storage, state=state, limit=limit)]
+            runs = [run async for run in _journals.runs(storage, state=state, limit=limit)]
     if json:
         _console.print_json([_saga.facts(run) for run in runs])
     elif not runs:
@@ -66,10 +66,10 @@ async def list_runs(
 @command(app, "show")
 async def show(run: RunId, json: Json = False) -> None:
     """Draw a run's journal: what was done, is in doubt, was undone, or is stuck."""
-    from agenthelm.cli import _console, _saga, _session
+    from agenthelm.cli import _console, _journals, _saga, _session
 
     async with _session.open_storage(_existing(_session.settings_from(), run)) as storage:
-        state = await _saga.read(storage, run)
+        state = await _journals.read(storage, run)
     if json:
         _console.print_json(_saga.facts(state, effects=True))
     else:
@@ -133,7 +133,7 @@ def undo(
     json: Json = False,
 ) -> None:
     """Take back a finished run, after a preview and a yes."""
-    from agenthelm.cli import _console, _loop, _outcome, _saga, _session
+    from agenthelm.cli import _console, _journals, _loop, _outcome, _saga, _session
     from agenthelm.core.tool import TOOL_REGISTRY
 
     settings = _existing(_session.settings_from(app=app, trace=trace), run)
@@ -141,7 +141,7 @@ def undo(
 
     async def look() -> tuple[RunState, list[str]]:
         async with _session.open_storage(settings) as storage:
-            state = await _saga.read(storage, run)
+            state = await _journals.read(storage, run)
             return state, _saga.undo_preview(state, TOOL_REGISTRY, storage, refuse=not dry_run)
 
     state, lines = _loop.run(look)
@@ -194,7 +194,7 @@ async def recover(
     json: Json = False,
 ) -> None:
     """Undo (or resume) the runs whose process died."""
-    from agenthelm.cli import _console, _outcome, _saga, _session
+    from agenthelm.cli import _console, _journals, _outcome, _session
 
     settings = _session.settings_from(app=app, trace=trace)
     _session.load_app(settings, agents=False)
@@ -203,7 +203,7 @@ async def recover(
         return
 
     async def work(orchestrator: Any) -> list[SagaResult]:
-        one = None if run is None else await _saga.run_id(orchestrator.storage, run)
+        one = None if run is None else await _journals.run_id(orchestrator.storage, run)
         results: list[SagaResult] = await orchestrator.recover(one, resume=resume)
         if not results:
             _console.note("nothing to recover")
@@ -215,13 +215,13 @@ async def recover(
 @command(app, "retry")
 async def retry(run: RunId, app: App = None, trace: Trace = None, json: Json = False) -> None:
     """Try again to undo what could not be undone."""
-    from agenthelm.cli import _outcome, _saga, _session
+    from agenthelm.cli import _journals, _outcome, _session
 
     settings = _existing(_session.settings_from(app=app, trace=trace), run)
     _session.load_app(settings, agents=False)
 
     async def work(orchestrator: Any) -> list[SagaResult]:
-        return [await orchestrator.retry(await _saga.run_id(orchestrator.storage, run))]
+        return [await orchestrator.retry(await _journals.run_id(orchestrator.storage, run))]
 
     await _outcome.perform(settings, work, wanted=_AFTERWARDS, json=json)
 
@@ -238,7 +238,7 @@ async def resolve(
     json: Json = False,
 ) -> None:
     """Record a human's word on an effect that is in doubt or stuck."""
-    from agenthelm.cli import _outcome, _saga, _session
+    from agenthelm.cli import _journals, _outcome, _session
     from agenthelm.exceptions import ConfigError
 
     if as_ not in ("done", "undone"):
@@ -246,7 +246,7 @@ async def resolve(
     settings = _existing(_session.settings_from(), run)
 
     async def work(orchestrator: Any) -> list[SagaResult]:
-        run_id = await _saga.run_id(orchestrator.storage, run)
+        run_id = await _journals.run_id(orchestrator.storage, run)
         return [await orchestrator.resolve(run_id, step, outcome=as_)]
 
     await _outcome.perform(settings, work, wanted=_AFTERWARDS, json=json)
@@ -259,14 +259,14 @@ async def prune(
     json: Json = False,
 ) -> None:
     """Drop the journals of finished runs; they can't be undone any more then."""
-    from agenthelm.cli import _console, _events, _saga, _session, _units
+    from agenthelm.cli import _console, _events, _journals, _session, _units
 
     settings = _session.settings_from()
     before = _events.parse_when(older_than, option="older-than").timestamp()
     dropped: list[str] = []
     if _session.stored(settings):
         async with _session.open_storage(settings) as storage:
-            dropped = await _saga.prune(storage, before=before, dry_run=dry_run)
+            dropped = await _journals.prune(storage, before=before, dry_run=dry_run)
     if json:
         _console.print_json({"dropped": dropped, "dry_run": dry_run})
     else:

@@ -24,9 +24,10 @@ from agenthelm.core.handlers import ApprovalHandler, AutoDeny
 from agenthelm.core.storage.base import BaseStorage
 from agenthelm.core.storage.memory_storage import InMemoryStorage
 from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
-from agenthelm.exceptions import AgentInputError, RunTimeoutError, nearest
+from agenthelm.exceptions import RunTimeoutError, nearest
 from agenthelm.memory.hub import MemoryHub
 from agenthelm.orchestration import options
+from agenthelm.orchestration.inputs import given
 from agenthelm.orchestration.parallel import ErrorPolicy, Merge, MergeStrategy, Parallel
 from agenthelm.orchestration.pipeline import Pipeline
 from agenthelm.orchestration.plan import Plan, Steps
@@ -37,14 +38,9 @@ from agenthelm.orchestration.scope import Opening, SagaScope, heard
 from agenthelm.orchestration.unwind import GRACE_SECONDS
 from agenthelm.orchestration.wiring import (
     TASK,
-    Checked,
-    Supply,
     component,
     component_name,
     component_names,
-    fitting,
-    select,
-    signature_of,
 )
 from agenthelm.tracing import spans
 
@@ -229,11 +225,11 @@ class Orchestrator:
         options.budget_of(budget)
         options.check_number("timeout", timeout)
         self.tools.check()
-        given = self._given(agent_or_flow, task, dict(inputs or {}))
+        checked = given(agent_or_flow, task, inputs or {})
         self._warn_of_names(agent_or_flow)
         return await heard(
             lambda begun: self._run(
-                agent_or_flow, given, begun, session_id=session_id, namespace=namespace, budget=budget,
+                agent_or_flow, checked, begun, session_id=session_id, namespace=namespace, budget=budget,
                 timeout=timeout, rollback=rollback,
             ),
             self._take_back,
@@ -342,7 +338,7 @@ class Orchestrator:
     async def _run(
         self,
         flow: Runnable,
-        given: dict[str, Any],
+        inputs: dict[str, Any],
         begun: list[SagaScope],
         *,
         session_id: str | None,
@@ -372,7 +368,7 @@ class Orchestrator:
                 try:
                     async with scope:
                         with anyio.move_on_after(timeout) as deadline:
-                            state = await flow.run(memory, **given)
+                            state = await flow.run(memory, **inputs)
                         if deadline.cancel_called:  # also when somebody inside has swallowed the cancellation
                             assert timeout is not None
                             raise RunTimeoutError(timeout)
@@ -404,30 +400,6 @@ class Orchestrator:
         if scope.stands:
             with suppress(anyio.get_cancelled_exc_class()):  # the caller raises the one it has
                 await shielded(undo)
-
-    def _given(self, flow: Runnable, task: str | None, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs of a run, checked against what the flow declares."""
-        name, signature = component_name(flow), signature_of(flow)
-        if task is not None:
-            if not isinstance(task, str):
-                raise AgentInputError(f"the task must be a text, not {task!r:.80}", agent=name)
-            if not task.strip():
-                raise AgentInputError("the task is empty; say what is to be done", agent=name)
-            if TASK in inputs:
-                raise AgentInputError(f"the task was given twice; leave {TASK!r} out of the inputs", agent=name)
-            inputs = {TASK: task, **inputs}
-        inputs = {key: fitting(signature, key, value) for key, value in inputs.items()}
-        supply = Supply.of(inputs)
-        if isinstance(flow, Checked):
-            flow.check(supply)
-            return inputs
-        chosen = select(signature, supply, is_flow=False)
-        unknown = next((key for key in inputs if key != TASK and key not in chosen), None)
-        if unknown is not None:
-            takes = ", ".join(signature.inputs) or "nothing"
-            hint = nearest(unknown, signature.inputs)
-            raise AgentInputError(f"agent {name!r} takes no {unknown!r}.{hint} It takes: {takes}.", agent=name)
-        return {key: inputs[source] for key, source in chosen.items()}
 
     def _warn_of_names(self, flow: Runnable) -> None:
         """Tell once of a budget or a model whose name is nearly, but not quite, that of an agent.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
 from typing import Any, Literal, TypeAlias, get_args
 
-from agenthelm._runtime.context import raise_if_stopped
+from agenthelm._runtime.context import current_run, raise_if_stopped
 from agenthelm._runtime.groups import named
 from agenthelm.agent.signature import AgentSignature, FieldSpec, Runnable
+from agenthelm.core.executor import current_executor
 from agenthelm.exceptions import WiringError, describe, nearest
+from agenthelm.orchestration.live import ScopeLog
 from agenthelm.orchestration.pipeline import as_result, flow_span, merged
-from agenthelm.orchestration.scope import branch_scope
+from agenthelm.orchestration.scope import Opening, SagaScope
 from agenthelm.orchestration.wiring import (
     TASK,
     Supply,
@@ -22,7 +25,7 @@ from agenthelm.orchestration.wiring import (
     signature_of,
 )
 
-__all__ = ["ErrorPolicy", "Merge", "MergeStrategy", "Parallel"]
+__all__ = ["ErrorPolicy", "Merge", "MergeStrategy", "Parallel", "branch_scope"]
 
 MergeStrategy: TypeAlias = Literal["dict", "flat", "list"]
 ErrorPolicy: TypeAlias = Literal["cancel", "collect"]
@@ -201,3 +204,27 @@ def _one_of(option: str, value: Any, known: tuple[str, ...]) -> Any:
     if value in known:
         return value
     raise WiringError(f"{option} must be one of {', '.join(known)}, not {value!r}.{nearest(str(value), known)}")
+
+
+class branch_scope:  # noqa: N801 - used like a function: `async with branch_scope("left"):`
+    """A sub-saga for one collected branch; nothing outside of a run.
+
+    Args:
+        name: The branch.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._scope: SagaScope | None = None
+
+    async def __aenter__(self) -> None:
+        executor, context = current_executor(), current_run()
+        if executor is not None and context is not None and isinstance(executor.effects, ScopeLog):
+            self._scope = SagaScope(executor, context, Opening(self._name), grace=executor.effects.grace)
+            await self._scope.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._scope is not None:
+            await self._scope.__aexit__(kind, error, traceback)

@@ -22,12 +22,13 @@ from agenthelm.exceptions import (
     StorageError,
     describe,
 )
-from agenthelm.orchestration.journal import Journal, ResultForm, run_of, stream_of
+from agenthelm.orchestration.fold import fold
+from agenthelm.orchestration.journal import Journal, run_of, stream_of
+from agenthelm.orchestration.means import Means
 from agenthelm.orchestration.plan import Plan
 from agenthelm.orchestration.results import SagaResult, SagaStatus
-from agenthelm.orchestration.saga import run_plan
-from agenthelm.orchestration.scope import Opening, SagaScope
-from agenthelm.orchestration.state import EffectState, RunState, fold
+from agenthelm.orchestration.resumption import Resumption
+from agenthelm.orchestration.state import EffectState, RunState, result_of
 from agenthelm.orchestration.unwind import GRACE_SECONDS, Unwinder
 from agenthelm.tracing import names, spans
 
@@ -140,7 +141,7 @@ class Recovery:
             if recovered := await self.recover(run_id):
                 return recovered[0]
             state = await self.load(run_id)  # somebody ended it just now
-        if not any(s.reason is not None and not s.settled for s in state.effects.values()):
+        if not any(s.failed_to_undo for s in state.effects.values()):
             return _as_found(state)
         kept = _apart_from_stuck(state)
         self._refuse_missing(state, state.begun() if kept else state.effects.values())
@@ -193,11 +194,11 @@ class Recovery:
         Raises:
             PlanError: Naming what is missing.
         """
-        unwinder = Unwinder(self.executor, self._journal(state), recorded=True)
+        means = Means(self.executor.tools, recorded=True)
         found = {
             f"the{missing[3:]} of {s.effect.tool!r}" if missing.startswith("its") else missing: None
             for s in effects
-            if (missing := unwinder.missing(s))
+            if (missing := means.missing(s))
         }
         if found:
             raise PlanError(
@@ -252,13 +253,14 @@ class Recovery:
             except PlanError as unfit:  # what it would do further could perhaps not be undone
                 reason = f"its process died, and it can't go on: {unfit}"
             else:
+                resumption = Resumption(self.executor, self.grace, self._as(state), self.budget, state, journal)
                 try:
-                    results = await self._resumable(state, plan, journal)
+                    results = await resumption.results(plan)
                 except anyio.get_cancelled_exc_class():
                     await self._unwind(state, journal, "cancelled before it could go on")
                     raise
                 if results is not None:
-                    return await self._resume(state, plan, journal, results)
+                    return await resumption.go_on(plan, results)
         if not state.decided and not state.rollback:
             # What stands is left standing, but for nested runs that were being undone when the process died.
             begun = state.begun()
@@ -293,80 +295,14 @@ class Recovery:
         status: SagaStatus | None = None,
         undone: tuple[str, ...] = (),
     ) -> SagaResult:
-        stuck = [s for s in state.effects.values() if s.reason is not None and not s.settled]
+        stuck = any(s.failed_to_undo for s in state.effects.values())
         status = status or ("failed" if stuck else state.kept or "rolled_back")
         await journal.closed(status, state.reason)
         state.status = status
         return _as_found(state, undone=undone)
 
-    async def _resumable(self, state: RunState, plan: Plan, journal: Journal) -> dict[str, object] | None:
-        """The results of the steps that are done, or None when the saga can only be undone."""
-        results: dict[str, object] = {}
-        for entry in [s for s in state.effects.values() if s.effect.parent is None and not s.settled]:
-            step = entry.effect.step
-            if entry.scope or step is None or step not in plan.steps:
-                return None  # a nested run of a step that is no effect itself: calling it again would repeat this one
-            if (entry.effect.tool, entry.effect.key) != (plan.steps[step].tool_name, f"{state.run_id}:{step}"):
-                return None  # likewise, through a tool; its result is not the step's
-            tool = self.executor.tools.get(entry.effect.tool)
-            if tool is None or entry.contract != tool.fingerprint:
-                return None
-            if entry.doubtful:
-                verdict = None
-                with anyio.move_on_after(self.grace):
-                    verdict = await self.executor.verify(tool, entry.arguments(tool), entry.effect.key)
-                if verdict is None and not tool.contract.idempotent:
-                    return None
-                if verdict is not None and verdict.happened:
-                    if not verdict.known:
-                        return None
-                    await journal.finish(entry.effect.id, "ok", result=ResultForm.of(verdict.value), error=None)
-                    state.complete(entry, "ok")
-                    entry.returned(verdict.value)
-                elif verdict is not None:
-                    entry.undone = True
-                    await journal.resolved([entry.effect.id], "undone", by="verify")
-            if entry.outcome != "ok" and not await self._undo_inner(state, entry, journal):
-                return None
-            if entry.outcome == "ok":
-                if not entry.has_result or entry.partial:
-                    return None
-                results[step] = entry.value(tool)
-        return results
-
     def _as(self, state: RunState) -> RunContext:
         return self.identity.evolve(run_id=state.run_id, session_id=state.session_id, namespace=state.namespace)
-
-    async def _undo_inner(self, state: RunState, entry: EffectState, journal: Journal) -> bool:
-        """Before a step is called again: take back what its first call did inside. False if something stays."""
-        if inner := state.inside(entry):
-            await shielded(Unwinder(self.executor, journal, self.grace, recorded=True).unwind, inner)
-        return all(other.reason is None or other.settled for other in inner)
-
-    async def _resume(self, state: RunState, plan: Plan, journal: Journal, results: dict[str, object]) -> SagaResult:
-        context = self._as(state)
-        budget = state.plan.get("budget")
-        scope = SagaScope(
-            self.executor,
-            context,
-            Opening(state.name, "steps", state.plan, state.trace_id, state.span_id),
-            budget=self.budget if budget is None else Budget(**budget),
-            rollback=state.rollback,
-            grace=self.grace,
-            protected=True,
-            journal=journal,
-            states=state.effects,
-        )
-        return await run_plan(
-            plan,
-            self.executor,
-            context,
-            on_error=state.plan["on_error"],
-            name=state.name,
-            timeout=state.plan.get("timeout"),
-            scope=scope,
-            results=results,
-        )
 
 
 def _to_be_undone(state: RunState) -> list[EffectState]:
@@ -386,17 +322,10 @@ def _apart_from_stuck(state: RunState) -> SagaStatus | None:
 def _as_found(state: RunState, *, undone: tuple[str, ...] = ()) -> SagaResult:
     """A run's result as its journal tells it."""
     effects = list(state.effects.values())
-    status: SagaStatus = state.status or "failed"  # type: ignore[assignment]
-    return SagaResult(
-        status,
+    return result_of(
+        effects,
+        state.status or "failed",  # type: ignore[arg-type]
         error=state.reason,
-        stuck=tuple(s.stuck() for s in effects if s.reason is not None and not s.settled),
         undone=undone or tuple(s.effect.id for s in effects if s.undone),
-        in_doubt=tuple(s.effect.id for s in effects if s.doubtful and not s.settled and s.reason is None),
-        irreversible=tuple(
-            s.effect.id
-            for s in effects
-            if s.effect.compensating_tool is None and not s.settled and s.outcome != "failed"
-        ),
         run_id=state.run_id,
     )

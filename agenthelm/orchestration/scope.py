@@ -16,17 +16,17 @@ from anyio import CancelScope
 from agenthelm._runtime.context import RunContext, StopMark, current_run, entered
 from agenthelm._runtime.groups import beside, in_child, shielded
 from agenthelm.core.cost import Budget
-from agenthelm.core.executor import ToolExecutor, current_executor, using
+from agenthelm.core.executor import ToolExecutor, using
 from agenthelm.exceptions import LeaseLostError, SagaError, StorageError, describe
 from agenthelm.orchestration.journal import Journal
 from agenthelm.orchestration.lease import Lease
 from agenthelm.orchestration.live import LiveRun, ScopeLog
 from agenthelm.orchestration.results import SagaResult, SagaStatus, StepRecord
-from agenthelm.orchestration.state import EffectState, settle_repeated
+from agenthelm.orchestration.state import EffectState, result_of, settle_repeated
 from agenthelm.orchestration.unwind import GRACE_SECONDS, Unwinder
 from agenthelm.tracing import names, spans
 
-__all__ = ["Opening", "SagaScope", "branch_scope", "heard"]
+__all__ = ["Opening", "SagaScope", "heard"]
 
 T = TypeVar("T")
 
@@ -323,7 +323,7 @@ class SagaScope:
                 for state in effects:
                     if not state.settled:
                         state.reason = "the decision to undo could not be recorded, so it is left for recovery"
-        stuck = any(state.reason is not None and not state.settled for state in effects)
+        stuck = any(state.failed_to_undo for state in effects)
         await self._close("failed" if stuck else "rolled_back", effects, error, undone=tuple(unwinder.undone))
 
     async def _close(
@@ -334,19 +334,16 @@ class SagaScope:
         *,
         undone: tuple[str, ...] = (),
     ) -> None:
-        left = [state for state in effects if state.reason is not None and not state.settled]
-        if status == "success" and left:
+        if status == "success" and any(state.failed_to_undo for state in effects):
             status = "failed"  # a nested scope failed and left something that could not be undone
-        self.result = SagaResult(
+        self.result = result_of(
+            effects,
             status,
             steps=list(self.steps),
             error=None if error is None else describe(error),
             exception=error,
             errors=dict(self.errors),
-            stuck=tuple(state.stuck() for state in left),
             undone=undone,
-            in_doubt=tuple(s.effect.id for s in effects if s.doubtful and not s.settled and s.reason is None),
-            irreversible=tuple(s.effect.id for s in effects if self._irreversible(s)),
             run_id=self._run.journal.run_id,
         )
         if self._outer is None:
@@ -357,9 +354,6 @@ class SagaScope:
                 if error is None:
                     raise
                 _log.error("journal of run %s: %s", self._run.journal.run_id, broken)
-
-    def _irreversible(self, state: EffectState) -> bool:
-        return state.effect.compensating_tool is None and not state.settled and state.outcome != "failed"
 
     def _sign(self, error: Exception) -> None:
         """Let the exception say which run it ended, and how that was undone."""
@@ -403,27 +397,3 @@ async def heard(
         for scope in begun:
             await take_back(scope, cancelled)
         raise
-
-
-class branch_scope:  # noqa: N801 - used like a function: `async with branch_scope("left"):`
-    """A sub-saga for one collected branch; nothing outside of a run.
-
-    Args:
-        name: The branch.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._scope: SagaScope | None = None
-
-    async def __aenter__(self) -> None:
-        executor, context = current_executor(), current_run()
-        if executor is not None and context is not None and isinstance(executor.effects, ScopeLog):
-            self._scope = SagaScope(executor, context, Opening(self._name), grace=executor.effects.grace)
-            await self._scope.__aenter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._scope is not None:
-            await self._scope.__aexit__(kind, error, traceback)

@@ -1,4 +1,4 @@
-"""A run's journal, read: what happened, as far as anybody can know. Pure; no I/O."""
+"""What happened in a run, as far as anybody can know. Pure; no I/O."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Any, Literal
 
 from agenthelm.core.binding import own_copy
 from agenthelm.core.effects import Effect, Outcome
-from agenthelm.core.storage.base import StoredRecord
 from agenthelm.core.tool import Tool
-from agenthelm.exceptions import CorruptRecordError
 from agenthelm.orchestration.journal import LEASE_SECONDS, ResultForm
 from agenthelm.orchestration.owner import Owner
-from agenthelm.orchestration.results import SagaStatus, StuckEffect
+from agenthelm.orchestration.results import SagaResult, SagaStatus, StuckEffect
 from agenthelm.orchestration.values import decode, encode
 
-__all__ = ["EffectState", "RunState", "fold", "settle_repeated"]
+__all__ = ["EffectState", "RunState", "result_of", "settle_repeated"]
 
 EffectStatus = Literal["begun", "finished", "failed", "in doubt", "undoing", "undone", "stuck", "accepted"]
 
@@ -96,6 +94,16 @@ class EffectState:
         if self.outcome is None:
             return "begun"
         return {"ok": "finished", "failed": "failed", "doubt": "in doubt"}[self.outcome]  # type: ignore[return-value]
+
+    @property
+    def irreversible(self) -> bool:
+        """Whether it stands and no tool undoes it."""
+        return self.effect.compensating_tool is None and not self.settled and self.outcome != "failed"
+
+    @property
+    def failed_to_undo(self) -> bool:
+        """Whether it stands although it was to be undone."""
+        return self.reason is not None and not self.settled
 
     def returned(self, value: Any, form: ResultForm | None = None) -> None:
         """Keep what the call returned, and what the journal says of that."""
@@ -206,25 +214,16 @@ class RunState:
         return self.owner.fate() == "dead" or now - self.last_at > LEASE_SECONDS
 
 
-def fold(run_id: str, records: Iterable[StoredRecord]) -> RunState:
-    """Read a journal.
-
-    Raises:
-        CorruptRecordError: A record makes no sense where it stands.
-    """
-    state = RunState(run_id)
-    for record in records:
-        try:
-            _apply(state, record.data)
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
-            raise CorruptRecordError(
-                record.stream, position=record.position, detail=f"{type(exc).__name__}: {exc}"
-            ) from exc
-        state.position = record.position + 1
-    if not state.decided:
-        settle_repeated(state.effects.values(), undone=state.begun())
-    settle_repeated(state.effects.values())
-    return state
+def result_of(effects: Iterable[EffectState], status: SagaStatus, **facts: Any) -> SagaResult:
+    """What a run hands back, as its effects are by now; ``facts`` are further fields of the result."""
+    effects = list(effects)
+    return SagaResult(
+        status,
+        stuck=tuple(state.stuck() for state in effects if state.failed_to_undo),
+        in_doubt=tuple(s.effect.id for s in effects if s.doubtful and not s.settled and s.reason is None),
+        irreversible=tuple(state.effect.id for state in effects if state.irreversible),
+        **facts,
+    )
 
 
 def settle_repeated(effects: Iterable[EffectState], undone: Iterable[EffectState] | None = None) -> None:
@@ -247,86 +246,3 @@ def settle_repeated(effects: Iterable[EffectState], undone: Iterable[EffectState
         for state in same:
             if state is not kept and (inside is None or id(state) in inside):
                 state.accepted = True
-
-
-def _apply(state: RunState, data: Mapping[str, Any]) -> None:
-    kind = data["type"]
-    state.last_at = float(data["at"])
-    state.epoch = int(data["epoch"])
-    if kind in ("opened", "claimed"):
-        state.owner = Owner.from_data(data["owner"])
-        state.status, state.kept = None, data.get("kept")
-        if kind == "opened":
-            state.opened_at = state.last_at
-            for name in ("name", "kind", "rollback", "session_id", "namespace", "plan", "trace_id", "span_id"):
-                setattr(state, name, data[name])
-    elif kind == "begin":
-        _begin(state, data)
-    elif kind == "unwinding":
-        state.unwinding.append(data["scope"])
-        state.reason = data.get("reason")
-    elif kind == "closed":
-        state.status = data["status"]
-        state.closed_at = state.last_at
-    elif kind == "pruned":
-        state.status = "pruned"
-    elif kind != "renewed":
-        _about_effect(state, kind, state.effects[data["effect"]], data)
-
-
-def _begin(state: RunState, data: Mapping[str, Any]) -> None:
-    effect = Effect(
-        id=data["effect"],
-        tool=data["tool"],
-        arguments=dict(data["arguments"]),
-        key=data["key"],
-        parent=data["parent"],
-        step=data["step"],
-        agent=data["agent"],
-        digest=data["digest"],
-        compensating_tool=data["compensating_tool"],
-        trace_id=data["trace_id"],
-        span_id=data["span_id"],
-    )
-    state.effects[effect.id] = EffectState(
-        effect,
-        scope=data["scope"],
-        order=len(state.effects),
-        withheld=frozenset(data["withheld"]),
-        contract=data["contract"],
-        recorded=True,
-        repeatable=data.get("repeatable", True),
-        attempt=data.get("attempt", 1),
-    )
-
-
-def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping[str, Any]) -> None:
-    if kind == "finish":
-        state.complete(effect, data["outcome"])
-        effect.has_result = data["outcome"] == "ok" and not data["opaque"]
-        effect.result = data["result"]
-        if left_out := data.get("withheld"):
-            effect.partial = True
-            effect.withheld |= {"result", *left_out}
-        effect.error = data["error"]
-        effect.attempts = data.get("attempts")
-    elif kind == "undoing":
-        effect.undoing = True
-        effect.reason = None
-    elif kind == "undone":
-        effect.undoing, effect.undone, effect.compensated, effect.reason = False, True, True, None
-        for covered in data.get("covers", ()):
-            state.effects[covered].covered = True
-    elif kind == "undo_failed":
-        effect.undoing = bool(data.get("doubt"))
-        effect.reason = data["error"]
-    elif kind == "resolved":
-        effect.undone = data["as"] == "undone"
-        effect.compensated = effect.undone and data["by"] != "verify"
-        effect.accepted = data["as"] == "done"
-        effect.reason, effect.undoing = None, False
-        if effect.compensated:
-            for inner in state.inside(effect):
-                inner.covered = inner.covered or (inner.reason is None and inner.outcome != "failed")
-    else:
-        raise ValueError(f"unknown record type {kind!r}")

@@ -19,8 +19,8 @@ from agenthelm.core.executor import ToolExecutor, using
 from agenthelm.core.function import Tool
 from agenthelm.exceptions import LeaseLostError, StorageError, ToolOutputError, describe
 from agenthelm.orchestration.journal import Journal
+from agenthelm.orchestration.means import Means
 from agenthelm.orchestration.state import EffectState
-from agenthelm.orchestration.values import encode
 
 __all__ = ["GRACE_SECONDS", "Unwinder"]
 
@@ -54,6 +54,10 @@ class Unwinder:
     _verdicts: dict[str, Verdict | None] = field(default_factory=dict)
     _unanswered: set[str] = field(default_factory=set)
     _group: TaskGroup = field(init=False)
+    _means: Means = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._means = Means(self.executor.tools, self.recorded)
 
     async def unwind(self, effects: Iterable[EffectState]) -> None:
         """Undo effects; what can't be undone is left with its ``reason``. Must run where nothing cancels it.
@@ -85,7 +89,7 @@ class Unwinder:
         """What `unwind` would undo, in that order, and with what it could not why."""
         self._states = {state.effect.id: state for state in effects}
         found = [
-            (state, self._fitness(state))
+            (state, self._means.problem(state))
             for state in self._order(list(self._states.values()))
             if not state.settled and not self._covered(state)
         ]
@@ -101,7 +105,7 @@ class Unwinder:
         for state in self._order(states):
             if state.doubtful and not state.settled and not state.undoing and state.effect.id in enclosing:
                 tool = self.executor.tools.get(state.effect.tool)
-                if tool is None or self._fitness(state) is not None:
+                if tool is None or self._means.problem(state) is not None:
                     continue
                 verdict = await self._ask(executor, state, tool)
                 if verdict is not None and not verdict.happened:
@@ -119,13 +123,13 @@ class Unwinder:
         return any(self._covers(parent, inner) for parent, inner in self._enclosing(state))
 
     def _covers(self, parent: EffectState, inner: EffectState) -> bool:
-        compensator, tool = self._compensator(parent), self.executor.tools.get(parent.effect.tool)
+        compensator, tool = self._means.compensator(parent), self.executor.tools.get(parent.effect.tool)
         by_result = compensator is not None and tool is not None and needs_result(tool, compensator)
         if by_result and inner.attempt < (parent.attempts or 1):
             return False  # a result says what the attempt that returned it did, and nothing of those before it
         if parent.compensated:
             return True
-        if compensator is None or tool is None or parent.undone or isinstance(self._fitness(parent), str):
+        if compensator is None or tool is None or parent.undone or isinstance(self._means.problem(parent), str):
             return False
         happened = parent.outcome == "ok" or self._verdicts.get(parent.effect.id) is not None
         if happened and (parent.has_result or not by_result):
@@ -135,12 +139,12 @@ class Unwinder:
     # -- one effect ---------------------------------------------------------------------------------------------------
 
     async def _one(self, executor: ToolExecutor, state: EffectState) -> None:
-        problem = self._fitness(state)
+        problem = self._means.problem(state)
         if problem is not None:
             if problem:
                 await self._stuck(state, problem)
             return
-        tool, compensator = self.executor.tools[state.effect.tool], self._compensator(state)
+        tool, compensator = self.executor.tools[state.effect.tool], self._means.compensator(state)
         if compensator is None:
             await self._only_verify(executor, state, tool)
             return
@@ -160,50 +164,6 @@ class Unwinder:
         late.set()
         if compensator.is_async:
             scope.cancel()
-
-    def _fitness(self, state: EffectState) -> str | None:
-        """None if the effect is to be undone; ``""`` if there is nothing to undo; else why it can't be."""
-        name, wanted = state.effect.tool, state.effect.compensating_tool
-        tool, compensator = self.executor.tools.get(name), self._compensator(state)
-        if (unknown := self.missing(state)) is not None:
-            return f"{unknown} is not registered here; load the app that defines it"
-        if wanted is None and (tool is None or state.outcome == "failed"):
-            return "" if state.outcome == "failed" else "no tool undoes it"
-        assert tool is not None
-        if self.recorded and state.contract != tool.fingerprint:
-            return f"tool {name!r} has changed its contract since it was called"
-        if compensator is None:
-            return None if state.doubtful and tool.contract.verify is not None else "no tool undoes it"
-        wants_result = needs_result(tool, compensator)
-        if state.outcome == "failed" and (wants_result or not compensator.contract.idempotent):
-            return ""
-        if missing := sorted(self._needed(compensator) & state.withheld):
-            return f"{wanted} needs {missing[0]!r}, which the journal must not hold"
-        if state.outcome == "ok" and wants_result and not state.has_result:
-            return f"{wanted} needs the result, which could not be stored"
-        return None
-
-    def missing(self, state: EffectState) -> str | None:
-        """What undoing an effect takes and is not registered here; None if nothing is."""
-        wanted = state.effect.compensating_tool
-        if state.settled or (wanted is None and not state.doubtful):
-            return None
-        tool, compensator = self.executor.tools.get(state.effect.tool), self._compensator(state)
-        if tool is None:
-            return f"tool {state.effect.tool!r}"
-        certain = False
-        if wanted is not None:
-            if compensator is None:
-                return f"its compensating tool {wanted!r}"
-            wants_result = needs_result(tool, compensator)
-            certain = compensator.contract.idempotent and (not wants_result or not state.doubtful)
-        if (state.doubtful or state.undoing) and not certain and self._asks_nobody(tool):
-            return f"its verify tool {tool.contract.verify!r}"
-        return None
-
-    def _asks_nobody(self, tool: Tool) -> bool:
-        """Whether who could say what happened is not here."""
-        return isinstance(tool.contract.verify, str) and tool.contract.verify not in self.executor.tools
 
     async def _resolve_doubt(self, executor: ToolExecutor, state: EffectState, tool: Tool, compensator: Tool) -> bool:
         """Whether to go on and compensate, once it is known, or does not matter, what happened."""
@@ -305,7 +265,7 @@ class Unwinder:
                 with scope:
                     await executor.call(
                         compensator,
-                        self._arguments(state, compensator),
+                        self._means.arguments(state, compensator),
                         key=effect.key,
                         compensates=effect.id,
                         links=((effect.trace_id, effect.span_id, "undoes"),),
@@ -328,32 +288,6 @@ class Unwinder:
                     await self._mark_undone(state)
         finally:
             done.set()
-
-    def _compensator(self, state: EffectState) -> Tool | None:
-        name = state.effect.compensating_tool
-        return None if name is None else self.executor.tools.get(name)
-
-    def _needed(self, compensator: Tool) -> set[str]:
-        return {p.name for p in compensator.parameters.values() if p.required}
-
-    def _arguments(self, state: EffectState, compensator: Tool) -> dict[str, Any]:
-        """By parameter name: the forward arguments, then the fields of the result, then the result itself."""
-        tool = self.executor.tools[state.effect.tool]
-        available: dict[str, Any] = {}
-        if state.has_result:
-            result = state.value(tool)
-            available = {"result": result, **tool.binding.fields_of(result)}
-        available.update(state.arguments(tool))
-        available["idempotency_key"] = state.effect.key
-        given = {
-            name: value
-            for name, value in available.items()
-            if name in compensator.parameters or (compensator.binding.open_ended and name != "result")
-        }
-        for name in compensator.binding.unfit(given).keys() & given.keys():
-            form, possible = encode(given[name])  # it may want a dict of what is a model, or the text of a date
-            given[name] = form if possible else given[name]
-        return given
 
     # -- the record ---------------------------------------------------------------------------------------------------
 

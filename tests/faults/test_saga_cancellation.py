@@ -26,10 +26,11 @@ from agenthelm.core.handlers import AutoDeny
 from agenthelm.core.storage import InMemoryStorage, SqliteStorage
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.core.tracer import ExecutionTracer
+from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import SagaOrchestrator, Step, saga
 from agenthelm.orchestration.scope import Opening, SagaScope
-from agenthelm.orchestration.state import EffectState, RunState, fold
+from agenthelm.orchestration.state import EffectState, RunState
 
 
 @dataclass

@@ -13,9 +13,9 @@ import pytest
 from agenthelm.agent.base import Agent
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry
+from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step, saga
-from agenthelm.orchestration.state import fold
 from agenthelm.testing.storage import FaultyStorage
 from tests.support.making import making
 

@@ -12,9 +12,9 @@ import pytest
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.orchestration import journal as journals
+from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step, saga
-from agenthelm.orchestration.state import fold
 from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
 from tests.support.saga_leases import Later
 

@@ -10,10 +10,11 @@ from agenthelm._runtime.retry import Backoff
 from agenthelm.core.executor import current_executor
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
+from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.journal import stream_of
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step
-from agenthelm.orchestration.state import RunState, fold
+from agenthelm.orchestration.state import RunState
 
 live_or_later = pytest.mark.parametrize("live", [True, False], ids=["live", "later"])
 

@@ -10,9 +10,9 @@ import pytest
 
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
+from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step
-from agenthelm.orchestration.state import fold
 from tests.support.making import making
 
 

@@ -13,16 +13,17 @@ import pytest
 
 from agenthelm._runtime.retry import SystemClock
 from agenthelm.agent.base import Agent
-from agenthelm.cli._saga import prune
+from agenthelm.cli._journals import prune
 from agenthelm.core.storage import InMemoryStorage, JsonStorage, SqliteStorage
 from agenthelm.core.storage.base import EVENTS
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import CorruptRecordError, LeaseLostError, StalePositionError, StorageError
 from agenthelm.orchestration import lease
+from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.journal import Journal
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step, saga
-from agenthelm.orchestration.state import RunState, fold
+from agenthelm.orchestration.state import RunState
 from agenthelm.testing.storage import FaultyStorage
 from tests.support.saga_leases import ROOT, Later, leave_open, recovering
 from tests.support.saga_world import World, tools_of

@@ -15,9 +15,8 @@ from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import SagaError
 from agenthelm.orchestration.orchestrator import Orchestrator
-from agenthelm.orchestration.parallel import Parallel
+from agenthelm.orchestration.parallel import Parallel, branch_scope
 from agenthelm.orchestration.saga import SagaOrchestrator, Step, saga
-from agenthelm.orchestration.scope import branch_scope
 
 
 class World:

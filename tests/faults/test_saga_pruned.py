@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agenthelm.cli._saga import prune
+from agenthelm.cli._journals import prune
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import RunBusyError, RunNotFoundError, StorageError

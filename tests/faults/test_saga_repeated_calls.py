@@ -10,9 +10,9 @@ import pytest
 from agenthelm.agent.base import Agent
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
+from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import saga
-from agenthelm.orchestration.state import fold
 
 
 class Insisting(Agent):

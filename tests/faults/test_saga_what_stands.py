@@ -15,10 +15,10 @@ from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import LeaseLostError, PlanError, StalePositionError, StorageError
 from agenthelm.orchestration import lease
+from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.journal import Journal, stream_of
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Ref, Step, saga
-from agenthelm.orchestration.state import fold
 from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
 
 

@@ -32,12 +32,13 @@ import anyio
 from agenthelm.agent.base import Agent
 from agenthelm.core.storage import SqliteStorage
 from agenthelm.core.storage.base import StoredRecord
+from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.parallel import Parallel
 from agenthelm.orchestration.pipeline import Pipeline
 from agenthelm.orchestration.results import SagaResult
 from agenthelm.orchestration.saga import Ref, Step
-from agenthelm.orchestration.state import EffectState, RunState, fold
+from agenthelm.orchestration.state import EffectState, RunState
 from tests.support.saga_order import wrong_order
 from tests.support.saga_world import Points, PointStorage, World, tools_of
 

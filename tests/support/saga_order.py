@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from agenthelm.core.storage.base import StoredRecord
-from agenthelm.orchestration.state import fold
+from agenthelm.orchestration.fold import fold
 
 
 def wrong_order(records: Sequence[StoredRecord]) -> Iterator[str]:

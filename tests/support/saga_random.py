@@ -19,11 +19,12 @@ from agenthelm.core.handlers import ApprovalHandler, ApprovalRequest, Decision
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import OutcomeUnknown, StorageError
+from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.live import LiveRun, ScopeLog
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.results import SagaResult
 from agenthelm.orchestration.saga import Step
-from agenthelm.orchestration.state import EffectState, RunState, fold
+from agenthelm.orchestration.state import EffectState, RunState
 from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
 from tests.support.saga_order import wrong_order
 

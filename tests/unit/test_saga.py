@@ -17,10 +17,10 @@ from agenthelm.core.storage.memory_storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.core.tracer import ExecutionTracer
 from agenthelm.exceptions import BudgetExceededError, PlanError, SagaError, StorageError
+from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.journal import stream_of
 from agenthelm.orchestration.plan import Plan, Ref
 from agenthelm.orchestration.saga import SagaOrchestrator, SagaResult, Step, saga
-from agenthelm.orchestration.state import fold
 
 on_asyncio = pytest.mark.parametrize(
     "anyio_backend", ["asyncio", pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop")]

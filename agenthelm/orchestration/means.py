@@ -1,0 +1,97 @@
+"""What it takes to undo an effect: by which tool, with which arguments, and why it may not be possible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from agenthelm.core.compensation import needs_result
+from agenthelm.core.tool import Tool, ToolRegistry
+from agenthelm.orchestration.state import EffectState
+from agenthelm.orchestration.values import encode
+
+__all__ = ["Means"]
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """Answers for the tools that are registered here. Pure; calls nothing.
+
+    Attributes:
+        tools: The registry.
+        recorded: Whether the effects were read from a journal, so that contracts may have changed since.
+    """
+
+    tools: ToolRegistry
+    recorded: bool = False
+
+    def compensator(self, state: EffectState) -> Tool | None:
+        """The tool that undoes an effect; None if nothing does, or it is not registered here."""
+        name = state.effect.compensating_tool
+        return None if name is None else self.tools.get(name)
+
+    def problem(self, state: EffectState) -> str | None:
+        """None if the effect is to be undone; ``""`` if there is nothing to undo; else why it can't be."""
+        name, wanted = state.effect.tool, state.effect.compensating_tool
+        tool, compensator = self.tools.get(name), self.compensator(state)
+        if (unknown := self.missing(state)) is not None:
+            return f"{unknown} is not registered here; load the app that defines it"
+        if wanted is None and (tool is None or state.outcome == "failed"):
+            return "" if state.outcome == "failed" else "no tool undoes it"
+        assert tool is not None
+        if self.recorded and state.contract != tool.fingerprint:
+            return f"tool {name!r} has changed its contract since it was called"
+        if compensator is None:
+            return None if state.doubtful and tool.contract.verify is not None else "no tool undoes it"
+        wants_result = needs_result(tool, compensator)
+        if state.outcome == "failed" and (wants_result or not compensator.contract.idempotent):
+            return ""
+        if missing := sorted({p.name for p in compensator.parameters.values() if p.required} & state.withheld):
+            return f"{wanted} needs {missing[0]!r}, which the journal must not hold"
+        if state.outcome == "ok" and wants_result and not state.has_result:
+            return f"{wanted} needs the result, which could not be stored"
+        return None
+
+    def missing(self, state: EffectState) -> str | None:
+        """What undoing an effect takes and is not registered here; None if nothing is."""
+        wanted = state.effect.compensating_tool
+        if state.settled or (wanted is None and not state.doubtful):
+            return None
+        tool, compensator = self.tools.get(state.effect.tool), self.compensator(state)
+        if tool is None:
+            return f"tool {state.effect.tool!r}"
+        certain = False
+        if wanted is not None:
+            if compensator is None:
+                return f"its compensating tool {wanted!r}"
+            wants_result = needs_result(tool, compensator)
+            certain = compensator.contract.idempotent and (not wants_result or not state.doubtful)
+        if (state.doubtful or state.undoing) and not certain and self._asks_nobody(tool):
+            return f"its verify tool {tool.contract.verify!r}"
+        return None
+
+    def _asks_nobody(self, tool: Tool) -> bool:
+        """Whether who could say what happened is not here."""
+        return isinstance(tool.contract.verify, str) and tool.contract.verify not in self.tools
+
+    def arguments(self, state: EffectState, compensator: Tool) -> dict[str, Any]:
+        """What a compensator is called with, by parameter name.
+
+        The forward arguments come first, then the fields of the result, then the result itself.
+        """
+        tool = self.tools[state.effect.tool]
+        available: dict[str, Any] = {}
+        if state.has_result:
+            result = state.value(tool)
+            available = {"result": result, **tool.binding.fields_of(result)}
+        available.update(state.arguments(tool))
+        available["idempotency_key"] = state.effect.key
+        given = {
+            name: value
+            for name, value in available.items()
+            if name in compensator.parameters or (compensator.binding.open_ended and name != "result")
+        }
+        for name in compensator.binding.unfit(given).keys() & given.keys():
+            form, possible = encode(given[name])  # it may want a dict of what is a model, or the text of a date
+            given[name] = form if possible else given[name]
+        return given
