@@ -302,6 +302,14 @@ def _outputs(signature: AgentSignature, value: Any) -> dict[str, Any]:
             f"agent {name!r} returned a {type(value).__name__}; return a dict, a dspy.Prediction or a pydantic model",
             agent=name,
         )
+    for key, item in result.items():
+        if inspect.iscoroutine(item):
+            item.close()
+            raise AgentOutputError(
+                f"agent {name!r} returned a coroutine as {key!r}: nobody awaited {item.__qualname__}; write 'await' before "
+                f"it, or in a sync forward use what needs none, such as self.use",
+                agent=name,
+            )
     for key in signature.outputs:
         if key not in result:
             raise AgentOutputError(

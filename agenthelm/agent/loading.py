@@ -35,12 +35,10 @@ def load_agents(target: str, registered: Callable[[], Collection[Runnable]] = tu
     place, attribute = _split(target)
     before = list(registered())
     module = _load_file(place, target) if place.endswith(".py") else _load_module(place, target)
+    own = [agent for agent in registered() if not _among(agent, before) or type(agent).__module__ == module.__name__]
     if attribute:
-        found = list(_instances(_resolve(module, attribute, target), module=module, target=target))
+        found = list(_instances(_resolve(module, attribute, target), _held(module, own), module=module, target=target))
     else:
-        own = [
-            agent for agent in registered() if not _among(agent, before) or type(agent).__module__ == module.__name__
-        ]
         found = _at_module_level(module, target, own)
     if not found:
         raise AgentLoadError(
@@ -63,8 +61,8 @@ def _load_file(place: str, target: str) -> ModuleType:
         raise AgentLoadError(f"there is no file {place}", target=target, file=str(path))
     # The same file is the same module however often it is named: executing it twice would register its tools twice.
     name = f"agenthelm_app_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
+    if (known := sys.modules.get(name) or _imported(path)) is not None:
+        return known
     _importable(path.parent)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -77,6 +75,15 @@ def _load_file(place: str, target: str) -> ModuleType:
         sys.modules.pop(name, None)
         raise _broken(error, target, path) from error
     return module
+
+
+def _imported(path: Path) -> ModuleType | None:
+    """The module that the program has made of a file by itself, if it has."""
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str) and file.endswith(path.name) and Path(file).resolve() == path:
+            return module
+    return None
 
 
 def _load_module(place: str, target: str) -> ModuleType:
@@ -119,9 +126,14 @@ def _broken(error: BaseException, target: str, path: Path | None) -> AgentLoadEr
         users = [frame for frame in frames if "site-packages" not in frame[0] and not frame[0].startswith(_PACKAGE)]
         file, line = (own or users or frames or [("", None)])[-1]
         what = describe(error)
+        if isinstance(error, RuntimeError) and any(words in what for words in _LOOP_IN_LOOP):
+            what += "; what runs the program belongs under: if __name__ == '__main__':"
     where = f"{file}:{line}" if file else target
     return AgentLoadError(f"{target} could not be loaded: {where}: {what}", target=target, file=file or None, line=line)
 
+
+_LOOP_IN_LOOP = ("Already running", "running event loop", "another loop is running", "inside a run")
+"""What anyio, asyncio and trio say to a program that starts an event loop while it is imported in one."""
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 
@@ -137,18 +149,20 @@ def _resolve(module: ModuleType, attribute: str, target: str) -> Any:
     return value
 
 
-def _instances(value: Any, *, module: ModuleType, target: str) -> Iterator[Runnable]:
-    """What a named attribute stands for."""
+def _instances(value: Any, held: list[Runnable], *, module: ModuleType, target: str) -> Iterator[Runnable]:
+    """What a named attribute stands for; a class stands for the instance of its name that is held already."""
     if isinstance(value, (list, tuple)):
         for item in value:
-            yield from _instances(item, module=module, target=target)
+            yield from _instances(item, held, module=module, target=target)
     elif is_runnable(value):
         yield value
     elif inspect.isclass(value) or inspect.isfunction(value):
         made = _make(value, module, target)
         if not isinstance(made, (list, tuple)) and not is_runnable(made):
             raise AgentLoadError(f"{target} made a {type(made).__name__}, which is no agent", target=target)
-        yield from _instances(made, module=module, target=target)
+        same = [agent for agent in held if type(agent) is type(made) and agent.name == made.name]
+        made = same[0] if same else made
+        yield from _instances(made, held, module=module, target=target)
     else:
         raise AgentLoadError(f"{target} is no agent but of type {type(value).__name__}", target=target)
 
@@ -157,14 +171,23 @@ def _among(agent: Runnable, agents: Collection[Runnable]) -> bool:
     return any(agent is other for other in agents)
 
 
-def _at_module_level(module: ModuleType, target: str, registered: Collection[Runnable]) -> list[Runnable]:
-    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+def _public(module: ModuleType) -> list[Any]:
+    return [value for name, value in vars(module).items() if not name.startswith("_")]
+
+
+def _held(module: ModuleType, registered: Collection[Runnable]) -> list[Runnable]:
+    """The instances at module level, and those that the module has registered."""
     found: list[Runnable] = []
-    for value in [*public.values(), *registered]:
+    for value in [*_public(module), *registered]:
         if is_runnable(value) and not _among(value, found):
             found.append(value)
+    return found
+
+
+def _at_module_level(module: ModuleType, target: str, registered: Collection[Runnable]) -> list[Runnable]:
+    found = _held(module, registered)
     present = {type(value) for value in found}
-    for value in public.values():
+    for value in _public(module):
         if (
             inspect.isclass(value)
             and issubclass(value, Agent)

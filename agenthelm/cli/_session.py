@@ -149,18 +149,32 @@ def approval_handler(settings: Settings, *, prompt: Callable[[ApprovalHandler], 
             return handlers.PolicyHandler.from_toml(path, ask=prompt(handlers.CliHandler()))
 
 
-def load_app(settings: Settings, *, agents: bool = True) -> tuple[AgentRegistry, list[str]]:
+def load_app(settings: Settings) -> tuple[AgentRegistry, list[str]]:
     """The registry of agents with the app's agents in it, and the names that came with the app.
 
-    The app's tools register themselves.
+    The app's tools register themselves; it may hold nothing else.
 
     Args:
         settings: Names the app.
-        agents: Whether an app without agents is refused; else it may also hold tools only.
 
     Raises:
         AgentLoadError: The app can't be loaded; it names the file and line that raised.
     """
+    import anyio
+
+    from agenthelm._runtime.workers import on_event_loop
+
+    if on_event_loop():
+        return _loaded(settings)
+
+    async def inside() -> tuple[AgentRegistry, list[str]]:
+        return _loaded(settings)
+
+    # A program that runs itself when it is imported is refused by every command, not performed by some of them.
+    return anyio.run(inside)
+
+
+def _loaded(settings: Settings) -> tuple[AgentRegistry, list[str]]:
     from agenthelm.agent.registry import AGENT_REGISTRY
     from agenthelm.core.tool import TOOL_REGISTRY
 
@@ -171,7 +185,7 @@ def load_app(settings: Settings, *, agents: bool = True) -> tuple[AgentRegistry,
         return AGENT_REGISTRY, [agent.name for agent in AGENT_REGISTRY.load(settings.app)]
     except AgentLoadError as error:
         only_tools = error.line is None and error.__cause__ is None and len(TOOL_REGISTRY) > known
-        if agents or not only_tools:
+        if not only_tools:
             raise
         return AGENT_REGISTRY, []
 

@@ -85,7 +85,7 @@ def _app(settings: Settings) -> Finding:
     if settings.app is None:
         return Finding("app", "note", "none; --app or `app` names the file with your agents and tools")
     try:
-        _, own = _session.load_app(settings, agents=False)
+        _, own = _session.load_app(settings)
         TOOL_REGISTRY.check()
     except AgentHelmError as exc:
         return Finding("app", "missing", str(exc))

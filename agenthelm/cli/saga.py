@@ -110,7 +110,7 @@ async def run_plan(
         raise ConfigError(f"--on-error must be rollback, stop or continue, not {on_error!r}", setting="on_error")
     check_timeout(timeout)
     settings = _session.settings_from(app=app, budget_usd=budget, approve=approve, trace=trace)
-    _session.load_app(settings, agents=False)
+    _session.load_app(settings)
     name, steps = _plan.read(plan)
     if dry_run:
         _plan.preview(steps, TOOL_REGISTRY, json=json)
@@ -137,7 +137,7 @@ def undo(
     from agenthelm.core.tool import TOOL_REGISTRY
 
     settings = _existing(_session.settings_from(app=app, trace=trace), run)
-    _session.load_app(settings, agents=False)
+    _session.load_app(settings)
 
     async def look() -> tuple[RunState, list[str]]:
         async with _session.open_storage(settings) as storage:
@@ -197,7 +197,7 @@ async def recover(
     from agenthelm.cli import _console, _journals, _outcome, _session
 
     settings = _session.settings_from(app=app, trace=trace)
-    _session.load_app(settings, agents=False)
+    _session.load_app(settings)
     if not _session.stored(settings):
         _console.note("nothing to recover")
         return
@@ -218,7 +218,7 @@ async def retry(run: RunId, app: App = None, trace: Trace = None, json: Json = F
     from agenthelm.cli import _journals, _outcome, _session
 
     settings = _existing(_session.settings_from(app=app, trace=trace), run)
-    _session.load_app(settings, agents=False)
+    _session.load_app(settings)
 
     async def work(orchestrator: Any) -> list[SagaResult]:
         return [await orchestrator.retry(await _journals.run_id(orchestrator.storage, run))]

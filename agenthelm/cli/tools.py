@@ -37,7 +37,7 @@ def list_tools(
     from agenthelm.cli import _console, _session
     from agenthelm.core.tool import TOOL_REGISTRY
 
-    _session.load_app(_session.settings_from(app=app), agents=False)
+    _session.load_app(_session.settings_from(app=app))
     tools = TOOL_REGISTRY.filter(tags=tag or (), side_effects=effect or ())
     if json:
         _console.print_json([facts(tool) for tool in tools])
@@ -57,7 +57,7 @@ def show(
     from agenthelm.cli import _console, _session
     from agenthelm.core.tool import TOOL_REGISTRY
 
-    _session.load_app(_session.settings_from(app=app), agents=False)
+    _session.load_app(_session.settings_from(app=app))
     tool = TOOL_REGISTRY.resolve(name)
     if json:
         _console.print_json({**facts(tool), "schema": _schema(tool)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agenthelm._runtime.progress import Progress
 from agenthelm.lazy import lazily
 
 if TYPE_CHECKING:
@@ -13,15 +14,18 @@ if TYPE_CHECKING:
     from agenthelm.orchestration.plan import Ref, Step
     from agenthelm.orchestration.results import RunResult, SagaResult, StepRecord, StuckEffect
     from agenthelm.orchestration.saga import SagaOrchestrator
+    from agenthelm.orchestration.scope import SagaScope
 
 __all__ = [
     "Orchestrator",
     "Parallel",
     "Pipeline",
+    "Progress",
     "Ref",
     "RunResult",
     "SagaOrchestrator",
     "SagaResult",
+    "SagaScope",
     "Step",
     "StepRecord",
     "StuckEffect",
@@ -35,6 +39,7 @@ _HOMES = {
     "RunResult": "results",
     "SagaOrchestrator": "saga",
     "SagaResult": "results",
+    "SagaScope": "scope",
     "Step": "plan",
     "StepRecord": "results",
     "StuckEffect": "results",

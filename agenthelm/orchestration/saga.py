@@ -70,7 +70,7 @@ def saga(
 
     Raises:
         ConfigError: The budget is none.
-        PlanError: On entering, when a tool's compensation could never be called.
+        PlanError: A tool's compensation could never be called.
     """
     options.budget_of(budget)
     executor, context = current_executor(), current_run()

@@ -115,6 +115,26 @@ def test_an_app_that_does_not_load_names_its_file_and_line(cli: Cli, text: str, 
         assert word in message
 
 
+@pytest.mark.parametrize("command", ["list-agents", "describe app", "tools list", "saga recover", "run x -a app"])
+def test_no_command_performs_a_program_that_runs_itself_when_it_is_loaded(cli: Cli, command: str) -> None:
+    cli.write(
+        "app.py",
+        "from pathlib import Path\n\nimport anyio\n\n\nasync def main() -> None:\n    Path('booked').touch()\n\n\nanyio.run(main)\n",
+    )
+    message = error_of(cli(*command.split(), "--app", "app.py", code=2, AGENTHELM_MODEL="offline"))
+    assert "app.py:10" in message
+    assert "if __name__ == '__main__':" in message
+    assert not (cli.folder / "booked").exists()
+
+
+def test_an_app_of_tools_only_leaves_the_built_in_agents(cli: Cli) -> None:
+    cli.write("app.py", "from agenthelm import tool\n\n\n@tool\ndef book() -> None: ...\n")
+    assert "writer" in cli("list-agents", "--app", "app.py").stdout
+    assert "writer" in cli("describe", "writer", "--app", "app.py").stdout
+    message = error_of(cli("run", "x", "--app", "app.py", code=2, AGENTHELM_MODEL="offline"))
+    assert message.startswith("error: say which agents to run")
+
+
 def test_an_unknown_setting_is_refused_everywhere(cli: Cli) -> None:
     cli.write("agenthelm.toml", 'modle = "x"\n')
     for command in ("list-agents", "traces list", "doctor", "memory stats"):

@@ -231,6 +231,22 @@ async def test_a_missing_output_is_an_error_that_names_it() -> None:
         await Forgetful().run(topic="x")
 
 
+async def test_a_forgotten_await_is_an_error_and_no_output() -> None:
+    class Hasty(Agent):
+        async def aforward(self, context):  # type: ignore[no-untyped-def]
+            return {"booking": self.ause("book")}
+
+    class Sync(Agent):
+        def forward(self, context):  # type: ignore[no-untyped-def]
+            return {"booking": self.ause("book")}
+
+    for agent in (Hasty(), Sync()):
+        with pytest.raises(
+            AgentOutputError, match=r"a coroutine as 'booking': nobody awaited Agent\.ause; write 'await'"
+        ):
+            await agent.run()
+
+
 async def test_something_that_is_no_mapping_is_refused() -> None:
     class Stringy(Agent):
         async def aforward(self, context):  # type: ignore[no-untyped-def]

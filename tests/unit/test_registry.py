@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -232,3 +233,26 @@ def test_of_two_agents_with_one_name_none_is_registered(app: Any) -> None:
     with pytest.raises(AgentError, match="'same'"):
         registry.load(app(SAYER.format("One") + "a = One('other')\nb = One('same')\nc = One('same')\n"))
     assert len(registry) == 0
+
+
+def test_a_class_that_is_named_stands_for_the_instance_that_is_there(app: Any) -> None:
+    held = app(SAYER.format("Holder") + "holder = Holder()\n", "held.py")
+    registry = AgentRegistry()
+    assert registry.load(held) == registry.load(f"{held}:Holder")
+    registered = app("@AGENT_REGISTRY.register\n" + SAYER.format("Known"), "registered.py")
+    assert names(AGENT_REGISTRY.load(f"{registered}:Known")) == ["known"]
+
+
+def test_a_file_that_the_program_has_imported_already_is_not_executed_again(
+    app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = app(SAYER.format("Once") + "once = Once()\n", "imported_before.py")
+    monkeypatch.syspath_prepend(str(Path(target).parent))
+    module = importlib.import_module("imported_before")
+    assert AgentRegistry().load(target) == [module.once]
+
+
+async def test_a_program_that_runs_itself_when_it_is_loaded_is_told_where_that_belongs(app: Any) -> None:
+    target = app(f"import anyio\n{SAYER.format('Own')}\nanyio.run(anyio.sleep, 0)\n")
+    with pytest.raises(AgentLoadError, match=r"app\.py:7: .* belongs under: if __name__ == '__main__':"):
+        AgentRegistry().load(target)
