@@ -134,8 +134,11 @@ class SqliteStorage(BaseStorage):
             with between_forks, translated(self._path, verb="read"):
                 if file_id(self._path) != file:
                     return None
-                with self._readers.borrowed(file) as connection:
-                    return (question(connection),)
+                try:
+                    with self._readers.borrowed(file) as connection:
+                        return (question(connection),)
+                except UnicodeEncodeError:  # a name or a value that UTF-8 can't hold, so nothing is found by it
+                    return (nothing,)
 
         while True:
             if self._prepared is None:  # an older file is migrated before it is read
