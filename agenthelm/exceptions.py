@@ -374,10 +374,12 @@ class RunNotFoundError(SagaError, LookupError):
 
 
 class RunBusyError(SagaError, RuntimeError):
-    """A run is still running, or somebody else is undoing it."""
+    """A run is still running, or somebody else is undoing it; or it has not ended, and its process is gone."""
 
-    def __init__(self, run_id: str, *, owner: str) -> None:
-        super().__init__(f"run {run_id!r} is held by {owner}; wait for it to end, or for its lease to expire")
+    def __init__(
+        self, run_id: str, *, owner: str, advice: str = "wait for it to end, or for its lease to expire"
+    ) -> None:
+        super().__init__(f"run {run_id!r} is held by {owner}; {advice}")
         self.run_id: str = run_id
         self.owner = owner
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable
@@ -28,13 +29,22 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_PROCESS_PREFIX = secrets.token_hex(4)
+_process_prefix = secrets.token_hex(4)
 _CALLS = itertools.count(1)
+
+
+def _forked() -> None:
+    global _process_prefix  # a fork is another process
+    _process_prefix = secrets.token_hex(4)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forked)
 
 
 def new_call_id() -> str:
     """A process-unique id for one call; a counter behind a random prefix, because uuid4 is dear on the hot path."""
-    return f"{_PROCESS_PREFIX}-{next(_CALLS):x}"
+    return f"{_process_prefix}-{next(_CALLS):x}"
 
 
 def new_run_id() -> str:

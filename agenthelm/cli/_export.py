@@ -100,18 +100,19 @@ def target(output: Path | None) -> Iterator[IO[str]]:
     if output is None:
         yield sys.stdout
         return
-    path = output.expanduser()
-    whole = not path.exists() or path.is_file()  # what is neither, such as a pipe, is written as it comes
-    place = path.resolve().with_name(f".{path.name}.{os.getpid()}") if whole else path
     try:
-        with place.open("w", encoding="utf-8", errors="backslashreplace") as stream:
-            yield stream
-        if whole:
-            place.replace(path.resolve())
+        path = output.expanduser()
+        whole = not path.exists() or path.is_file()  # what is neither, such as a pipe, is written as it comes
+        place = path.resolve().with_name(f".{path.name}.{os.getpid()}") if whole else path
+        try:
+            with place.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+                yield stream
+            if whole:
+                place.replace(path.resolve())
+        finally:
+            if whole:
+                place.unlink(missing_ok=True)
     except StorageError:
         raise
     except OSError as exc:
         raise ConfigError(f"can't write {output}: {exc.strerror or exc}", setting="output") from exc
-    finally:
-        if whole:
-            place.unlink(missing_ok=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, cast
 
 from agenthelm.exceptions import CorruptRecordError, RunNotFoundError, StorageError
 
 if TYPE_CHECKING:
-    from agenthelm.core.storage.base import BaseStorage
+    from agenthelm.core.storage.base import BaseStorage, StreamInfo
     from agenthelm.orchestration.results import SagaResult, SagaStatus
     from agenthelm.orchestration.state import RunState
 
@@ -17,6 +18,9 @@ __all__ = ["OPEN", "ended", "prune", "read", "run_id", "runs"]
 OPEN = "open"
 """What a journal is in until its run has ended."""
 
+PRUNED = "pruned"
+"""What a journal is in that is about to be dropped, and still is when its pruning was interrupted: the run is gone."""
+
 
 async def run_id(storage: BaseStorage, run: str) -> str:
     """The id of the run that was named; ``last`` is the latest with a journal.
@@ -24,14 +28,26 @@ async def run_id(storage: BaseStorage, run: str) -> str:
     Raises:
         RunNotFoundError: There is none.
     """
-    from agenthelm.orchestration.journal import run_of, stream_of
+    from agenthelm.orchestration.journal import run_of
 
     if run == "last":
-        latest = await storage.streams(prefix=stream_of(""), limit=1)
+        latest = await _latest(storage, state=None, limit=1)
         if not latest:
             raise RunNotFoundError(run)
         return run_of(latest[0].name)
     return run
+
+
+async def _latest(storage: BaseStorage, *, state: str | None, limit: int) -> list[StreamInfo]:
+    """The journals in a state, newest first, but for those whose pruning was interrupted."""
+    from agenthelm.orchestration.journal import stream_of
+
+    journals = functools.partial(storage.streams, prefix=stream_of(""))
+    if state is not None:
+        return await journals(where={"state": state}, limit=limit)
+    going = len(await journals(where={"state": PRUNED}))
+    found = await journals(limit=limit + going)
+    return [stream for stream in found if stream.state != PRUNED][:limit]
 
 
 async def read(storage: BaseStorage, run: str) -> RunState:
@@ -46,9 +62,10 @@ async def read(storage: BaseStorage, run: str) -> RunState:
 
     name = await run_id(storage, run)
     records = await storage.read(stream_of(name))
-    if not records:
+    state = fold(name, records)
+    if not records or state.status == PRUNED:
         raise RunNotFoundError(name)
-    return fold(name, records)
+    return state
 
 
 async def ended(storage: BaseStorage, run: str) -> SagaResult | None:
@@ -67,13 +84,14 @@ async def ended(storage: BaseStorage, run: str) -> SagaResult | None:
 
 async def runs(storage: BaseStorage, *, state: str | None, limit: int) -> AsyncIterator[RunState]:
     """The runs with a journal, newest first; of one that can't be read there is only that."""
-    from agenthelm.orchestration.journal import run_of, stream_of
+    from agenthelm.orchestration.journal import run_of
     from agenthelm.orchestration.state import RunState
 
-    found = await storage.streams(prefix=stream_of(""), limit=limit, where={"state": state} if state else None)
-    for stream in found:
+    for stream in await _latest(storage, state=state, limit=limit):
         try:
             run = await read(storage, run_of(stream.name))
+        except RunNotFoundError:  # it was pruned just now
+            continue
         except CorruptRecordError as error:
             run = RunState(run_of(stream.name), opened_at=stream.created_at, status="unreadable", reason=str(error))
         yield run
@@ -93,10 +111,10 @@ async def prune(storage: BaseStorage, *, before: float, dry_run: bool) -> list[s
         if not dry_run:
             try:
                 # Who claims it from here on fails; and if somebody has done so since it was listed, this does.
-                await Journal(storage, run_id, SystemClock(), position=stream.position).append("pruned", state="pruned")
+                await Journal(storage, run_id, SystemClock(), position=stream.position).append(PRUNED, state=PRUNED)
             except LeaseLostError:
                 continue
-            await storage.drop(stream_of(run_id))
             await storage.drop(claims_of(run_id))
+            await storage.drop(stream_of(run_id))  # the last one, so that an interrupted pruning is seen and finished
         dropped.append(run_id)
     return dropped

@@ -35,6 +35,7 @@ __all__ = [
     "open_storage",
     "parse_inputs",
     "settings_from",
+    "storage_path",
     "stored",
     "telemetry",
 ]
@@ -50,7 +51,7 @@ def settings_from(**arguments: object) -> Settings:
 
 
 def ensure_home(settings: Settings) -> None:
-    """Make the folder that holds everything, for its owner only.
+    """Make the folder that holds everything, for its owner only; one that is there stays as it is.
 
     Raises:
         StorageError: It can't be made or written.
@@ -58,7 +59,6 @@ def ensure_home(settings: Settings) -> None:
     home = settings.home
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        home.chmod(0o700)
     except OSError as exc:
         raise StorageError(
             f"can't make the folder {home}: {exc.strerror or exc}; choose another one with AGENTHELM_HOME or `home`"
@@ -71,24 +71,36 @@ def _inside_home(settings: Settings, location: str) -> bool:
     return Path(location.removeprefix("sqlite:///")).is_relative_to(settings.home)
 
 
-def make_storage(settings: Settings) -> BaseStorage:
-    """The storage that the settings name; its file is made on first use."""
+def storage_path(settings: Settings) -> Path | None:
+    """The file of the storage that the settings name; None for one in memory.
+
+    Raises:
+        ConfigError: They name no storage that there is.
+    """
     location = settings.storage
     if location.startswith("memory:"):
-        from agenthelm.core.storage import InMemoryStorage
-
-        return InMemoryStorage()
-    path = Path(location.removeprefix("sqlite:///").removeprefix("json:///"))
-    if _inside_home(settings, str(path)):
-        ensure_home(settings)
-    if location.startswith("json:///") or path.suffix in (".json", ".jsonl"):
-        from agenthelm.core.storage import JsonStorage
-
-        return JsonStorage(path)
-    if "://" in location and not location.startswith("sqlite:///"):
+        return None
+    path = location.removeprefix("sqlite:///").removeprefix("json:///")
+    if "://" in path:
         raise ConfigError(
             f"storage {location!r} is neither a path nor sqlite:///, json:/// or memory://", setting="storage"
         )
+    return Path(path)
+
+
+def make_storage(settings: Settings) -> BaseStorage:
+    """The storage that the settings name; its file is made on first use."""
+    path = storage_path(settings)
+    if path is None:
+        from agenthelm.core.storage import InMemoryStorage
+
+        return InMemoryStorage()
+    if _inside_home(settings, str(path)):
+        ensure_home(settings)
+    if settings.storage.startswith("json:///") or path.suffix in (".json", ".jsonl"):
+        from agenthelm.core.storage import JsonStorage
+
+        return JsonStorage(path)
     from agenthelm.core.storage import SqliteStorage
 
     return SqliteStorage(path)
@@ -106,8 +118,11 @@ async def open_storage(settings: Settings) -> AsyncIterator[BaseStorage]:
 
 def stored(settings: Settings) -> bool:
     """Whether there is anything to read yet: looking must not make files."""
-    location = settings.storage
-    return not location.startswith("memory:") and Path(location.partition(":///")[2] or location).exists()
+    path = storage_path(settings)
+    try:
+        return path is not None and path.exists()
+    except OSError as exc:
+        raise ConfigError(f"can't open {path}: {exc.strerror or exc}", setting="storage") from exc
 
 
 def make_hub(settings: Settings, *, quiet: bool = False) -> MemoryHub:

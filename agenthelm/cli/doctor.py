@@ -40,10 +40,11 @@ async def doctor(model: Model = None, api_base: ApiBase = None, app: App = None,
     from agenthelm.cli import _console, _session
 
     settings = _session.settings_from(model=model, api_base=api_base, app=app)
+    _session.apply_pricing(settings)
     findings = [*_versions(), *_sources(settings), _app(settings), _model(settings), *_disk(settings)]
     findings.append(await _storage(settings))
     findings += await _memory(settings)
-    findings.append(_telemetry(settings))
+    findings += [_approvals(settings), _telemetry(settings)]
     missing = [finding for finding in findings if finding.state == "missing"]
     if json:
         _console.print_json({"ok": not missing, "findings": [asdict(finding) for finding in findings]})
@@ -126,12 +127,15 @@ async def _storage(settings: Settings) -> Finding:
     from agenthelm.exceptions import AgentHelmError
 
     location = settings.storage
-    if location.startswith("memory:"):
+    try:
+        path = _session.storage_path(settings)
+    except AgentHelmError as exc:
+        return Finding("storage", "missing", str(exc))
+    if path is None:
         return Finding("storage", "ok", location)
-    path = Path(location.partition(":///")[2] or location)
     if why := _unwritable(path):
         return Finding("storage", "missing", f"can't write to {path}: {why}; set AGENTHELM_STORAGE to another file")
-    if not _session.stored(settings):
+    if not path.exists():
         return Finding("storage", "ok", f"{location}, made when first needed")
     try:
         async with _session.open_storage(settings) as storage:
@@ -174,7 +178,8 @@ async def _memory(settings: Settings) -> list[Finding]:
 
     # A store that isn't there yet would be made by asking it how it is.
     places = {"short_term": settings.memory_url, "semantic": settings.vectors}
-    absent = {name: place for name, place in places.items() if not _there(place)}
+    on_disk = {name: path for name, place in places.items() if (path := _path(place, bare=name == "semantic"))}
+    absent = {name: places[name] for name, path in on_disk.items() if not path.exists()}
     asked = {name: "memory://" if name in absent else place for name, place in places.items()}
     try:
         async with MemoryHub(**asked, embedder=settings.embedder) as hub:
@@ -185,8 +190,8 @@ async def _memory(settings: Settings) -> list[Finding]:
     findings = []
     for name, store in health.items():
         what = name.replace("_", "-") + " memory"
-        place = Path(places[name].removeprefix("sqlite:///"))
-        if _on_disk(places[name]) and (why := _unwritable(place)):
+        place = on_disk.get(name)
+        if place is not None and (why := _unwritable(place)):
             findings.append(Finding(what, "missing", f"can't write to {place}: {why}; name another place for it"))
         elif name in absent:
             findings.append(Finding(what, "ok", f"{absent[name]}, made when first needed"))
@@ -198,12 +203,22 @@ async def _memory(settings: Settings) -> list[Finding]:
     return [*findings, Finding("embedder", "ok", embedder + hint)]
 
 
-def _on_disk(place: str) -> bool:
-    return "://" not in place or place.startswith("sqlite:")
+def _path(place: str, *, bare: bool) -> Path | None:
+    """Where on the disk a memory is; ``bare``: one that is named without a scheme is there, too."""
+    if place.startswith("sqlite:"):
+        return Path(place.removeprefix("sqlite:///"))
+    return Path(place) if bare and "://" not in place else None
 
 
-def _there(place: str) -> bool:
-    return not _on_disk(place) or Path(place.removeprefix("sqlite:///")).exists()
+def _approvals(settings: Settings) -> Finding:
+    from agenthelm.cli import _session
+    from agenthelm.exceptions import AgentHelmError
+
+    try:
+        _session.approval_handler(settings, prompt=lambda handler: handler)
+    except AgentHelmError as exc:
+        return Finding("approvals", "missing", str(exc))
+    return Finding("approvals", "ok", settings.approve)
 
 
 def _telemetry(settings: Settings) -> Finding:

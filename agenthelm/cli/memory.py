@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from agenthelm.cli._command import Failure, command
-from agenthelm.cli._options import Json, Limit, Namespace
+from agenthelm.cli._options import Json, Limit, Namespace, no_empty_session
 
 __all__ = ["app"]
 
@@ -17,7 +17,13 @@ app: typer.Typer = typer.Typer(help="Read and write what agents remember.", no_a
 
 Session = Annotated[
     str | None,
-    typer.Option("--session", "-s", metavar="ID", help="The session's own values instead of the shared ones."),
+    typer.Option(
+        "--session",
+        "-s",
+        metavar="ID",
+        callback=no_empty_session,
+        help="The session's own values instead of the shared ones.",
+    ),
 ]
 Key = Annotated[str, typer.Argument(metavar="KEY")]
 
@@ -104,7 +110,10 @@ async def list_keys(
 async def search(
     query: Annotated[str, typer.Argument(metavar="QUERY")],
     session: Annotated[
-        str | None, typer.Option("--session", "-s", metavar="ID", help="Only what this session remembered.")
+        str | None,
+        typer.Option(
+            "--session", "-s", metavar="ID", callback=no_empty_session, help="Only what this session remembered."
+        ),
     ] = None,
     namespace: Namespace = "default",
     limit: Limit = 5,
@@ -130,7 +139,9 @@ async def search(
 async def remember(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What to remember; - reads stdin.")],
     id: Annotated[str | None, typer.Option("--id", help="Its id; a text under the same id is replaced.")] = None,  # noqa: A002
-    session: Annotated[str | None, typer.Option("--session", "-s", metavar="ID", help="In whose name.")] = None,
+    session: Annotated[
+        str | None, typer.Option("--session", "-s", metavar="ID", callback=no_empty_session, help="In whose name.")
+    ] = None,
     namespace: Namespace = "default",
 ) -> None:
     """Remember a text for the namespace, and print its id."""

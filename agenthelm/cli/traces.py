@@ -22,6 +22,8 @@ __all__ = ["app"]
 
 app: typer.Typer = typer.Typer(help="Look through what was called, by whom, and how it ended.", no_args_is_help=True)
 
+DEFAULT_LIMIT = 50
+
 Run = Annotated[str | None, typer.Option("--run", metavar="RUN", help="Only this run; last is the latest one.")]
 AgentName = Annotated[str | None, typer.Option("--agent", help="Only calls by this agent.")]
 ToolName = Annotated[str | None, typer.Option("--tool", help="Only this tool, or this model.")]
@@ -38,7 +40,7 @@ CostOver = Annotated[float | None, typer.Option("--cost-over", metavar="USD", he
 
 
 @command(app, "list")
-async def list_events(limit: Limit = 50, run: Run = None, json: Json = False) -> None:
+async def list_events(limit: Limit = DEFAULT_LIMIT, run: Run = None, json: Json = False) -> None:
     """The latest calls, newest first."""
     await _list({"run": run}, limit=limit, after=None, json=json)
 
@@ -55,7 +57,7 @@ async def filter_events(
     until: Until = None,
     longer_than: LongerThan = None,
     cost_over: CostOver = None,
-    limit: Limit = 50,
+    limit: Limit = DEFAULT_LIMIT,
     before: Annotated[
         int | None,
         typer.Option("--before", metavar="NUMBER", min=0, max=MOST, help="The next page: older than this call."),
@@ -84,7 +86,21 @@ async def _list(wanted: dict[str, Any], *, limit: int, after: int | None, json: 
         _console.table(["number", "when (UTC)", "agent", "call", "ended", "#took", "#cost", "run"], map(_row, found))
     )
     if len(found) == limit:
-        _console.note(f"older ones: agenthelm traces filter --before {found[-1].position}")
+        _console.note(f"older ones: {_older(wanted, limit, found[-1].position)}")
+
+
+def _older(wanted: Mapping[str, Any], limit: int, position: int) -> str:
+    """The command for the next page: the same conditions, before the last call of this one."""
+    import shlex
+
+    options = {**wanted, "limit": None if limit == DEFAULT_LIMIT else limit, "before": position}
+    given = (
+        text
+        for name, value in options.items()
+        if value is not None
+        for text in (f"--{name.replace('_', '-')}", str(value))
+    )
+    return shlex.join(["agenthelm", "traces", "filter", *given])
 
 
 async def _read(wanted: dict[str, Any], *, limit: int | None, after: int | None = None) -> list[StoredRecord]:

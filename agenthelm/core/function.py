@@ -112,7 +112,7 @@ def name_of(function: Callable[..., Any], given: object) -> str:
 def _is_kind(function: Callable[..., Any], kind: Callable[[Any], bool]) -> bool:
     """Whether calling it is calling a function of that kind."""
     function = unwrapped(function)
-    return kind(function) or kind(getattr(function, "__call__", None))  # noqa: B004
+    return kind(function) or kind(getattr(type(function), "__call__", None))  # noqa: B004
 
 
 def _refuse_unfit(name: str, function: Callable[..., Any]) -> None:

@@ -115,11 +115,11 @@ class PolicyHandler(ApprovalHandler):
         """
         where = str(path)
         try:
-            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as exc:
-            raise ConfigError(f"the policy {where} can't be read: {exc.strerror or exc}") from exc
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
             raise ConfigError(f"the policy {where} is not valid TOML: {exc}") from exc
+        except (OSError, ValueError) as exc:  # ValueError: the path holds a NUL
+            raise ConfigError(f"the policy {where} can't be read: {getattr(exc, 'strerror', None) or exc}") from exc
         _known(data, _FILE_KEYS, where)
         tables = data.get("rule", [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):

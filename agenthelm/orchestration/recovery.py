@@ -160,6 +160,12 @@ class Recovery:
             RunBusyError: The run has not ended, or another process is at it.
         """
         state = await self.load(run_id)
+        if state.status is None and state.claimable(self.executor.clock.wall()):
+            raise RunBusyError(
+                run_id,
+                owner=str(state.owner),
+                advice=f"that is gone or silent: end the run first, with `agenthelm saga recover {run_id}` or recover()",
+            )
         if state.status is None:
             raise RunBusyError(run_id, owner=str(state.owner))
         open_ones = [s for s in state.effects.values() if not s.settled and (s.reason is not None or s.doubtful)]

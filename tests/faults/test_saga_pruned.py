@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from agenthelm.cli._journals import prune
-from agenthelm.core.storage import InMemoryStorage
+from agenthelm.cli._journals import prune, read, runs
+from agenthelm.cli._journals import run_id as named
+from agenthelm.core.storage import EVENTS, InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import RunBusyError, RunNotFoundError, StorageError
 from agenthelm.orchestration.journal import stream_of
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step
-from agenthelm.testing.storage import FaultyStorage
+from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
 
 EVER = 9e12
 
@@ -132,6 +133,38 @@ async def test_what_was_not_dropped_all_the_same_is_dropped_the_next_time() -> N
     assert await world.orchestrator.recover() == []
     assert await prune(storage, before=EVER, dry_run=False) == [run_id]
     assert await storage.streams(prefix=stream_of("")) == []
+
+
+class Dying(InMemoryStorage):
+    """A storage whose process dies at one of its drops."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.left = at
+
+    async def drop(self, stream: str) -> None:
+        if not self.left:
+            raise SimulatedCrash
+        self.left -= 1
+        await super().drop(stream)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+async def test_a_run_whose_pruning_was_interrupted_is_gone_for_whoever_looks(at: int) -> None:
+    storage = Dying(at)
+    world = World(storage)
+    older = await world.run()
+    run_id = await world.run()
+    await world.orchestrator.undo(run_id)  # so it was claimed, which is written down beside its journal
+    with pytest.raises(SimulatedCrash):
+        await prune(storage, before=EVER, dry_run=False)
+    assert [run.run_id async for run in runs(storage, state=None, limit=1)] == [older]
+    assert await named(storage, "last") == older
+    with pytest.raises(RunNotFoundError):
+        await read(storage, run_id)
+    storage.left = 9
+    assert await prune(storage, before=EVER, dry_run=False) == [run_id, older]
+    assert [info.name for info in await storage.streams()] == [EVENTS]
 
 
 async def test_a_journal_that_can_not_be_written_is_not_dropped() -> None:

@@ -161,6 +161,16 @@ async def test_a_run_about_which_a_human_said_something_is_never_taken_for_a_dea
     assert (result.status, world.undone) == ("rolled_back", [] if moment == "after" else ["a"])
 
 
+async def test_a_run_whose_owner_is_gone_is_to_be_recovered_before_a_human_settles_anything(world: World) -> None:
+    storage = InMemoryStorage()
+    run_id = await world.dead_run(storage, "a")
+    with pytest.raises(RunBusyError, match="wait for it to end"):
+        await resolve(world.orchestrator(storage), run_id)
+    with pytest.raises(RunBusyError, match=f"end the run first, with `agenthelm saga recover {run_id}`") as refused:
+        await resolve(world.orchestrator(storage, Later()), run_id)
+    assert "wait" not in str(refused.value)
+
+
 async def test_one_run_is_recovered_by_name_once_its_owner_is_gone(world: World) -> None:
     storage = InMemoryStorage()
     run_id, other = await world.dead_run(storage, "a"), await world.dead_run(storage, "b")

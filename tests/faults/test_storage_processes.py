@@ -6,13 +6,14 @@ import json
 import os
 import signal
 import sqlite3
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from agenthelm.core.storage import EVENTS, JsonStorage, Record, SqliteStorage
-from agenthelm.exceptions import StorageError
+from agenthelm.exceptions import StalePositionError, StorageError
 from tests.support.storage_worlds import KINDS, finished, opened, start
 
 WRITE_10_000 = """
@@ -43,6 +44,66 @@ async def main():
     await faulty.append([Record("run:1", {"n": 1})])
     await faulty.append([Record("run:1", {"n": 2})])
 anyio.run(main)
+"""
+
+FORK_AND_GO_ON = """
+async def use(who, n):
+    for _ in range(n):
+        await storage.append([Record("run:" + who, {"who": who}), Record("events", {"who": who})])
+    return len(await storage.read("run:" + who)), len(await storage.streams())
+def still_locked():  # as it is while an append or a read is under way in another thread
+    held = [storage._writer._guard, *([storage._log._guard] if kind == "json" else [])]
+    return [lock.acquire() for lock in held]
+anyio.run(use, "parent", 3)
+still_locked()
+child = os.fork()
+if child == 0:
+    print("child", *anyio.run(use, "child", 3), flush=True)
+    if kind == "sqlite" and sys.platform == "linux":  # it has locks of its own: nobody takes the file for unused
+        print(*(line.split()[4] for line in open("/proc/locks") if str(os.getpid()) in line.split()), flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+storage._writer._guard.release()
+if kind == "json":
+    storage._log._guard.release()
+print("parent", *anyio.run(use, "parent", 3))
+os._exit(0)
+"""
+
+FORK_AMID_WORK = """
+import threading
+going = threading.Event()
+counts = {}
+async def work(who, until):
+    async def one(number):
+        done = 0
+        while not until(done):
+            await storage.append([Record(f"run:{who}:{number}", {"n": done})], {f"run:{who}:{number}": done})
+            assert len(await storage.read(f"run:{who}:{number}", limit=1)) == 1
+            done += 1
+            going.set()
+        counts[number] = done
+    async with anyio.create_task_group() as group:
+        for number in range(4):
+            group.start_soon(one, number)
+thread = threading.Thread(target=anyio.run, args=(work, "parent", lambda done: over.is_set()))
+over = threading.Event()
+thread.start()
+going.wait()
+children = []
+for fork in range(5):
+    going.clear()
+    if (child := os.fork()) == 0:
+        anyio.run(work, f"child{fork}", lambda done: done == 5)
+        os._exit(0)
+    children.append(child)
+    going.wait()  # the parent goes on, whatever it was doing
+for child in children:
+    assert os.waitpid(child, 0)[1] == 0
+over.set()
+thread.join()
+print(sum(counts.values()))
+os._exit(0)
 """
 
 FILL_THE_DISK = """
@@ -273,3 +334,79 @@ async def test_a_json_append_that_fails_half_way_is_taken_back(tmp_path: Path, m
         assert path.read_bytes() == before
         assert await storage.append([Record("a", {"n": 3})], {"a": 1}) == {"a": 2}
     assert [json.loads(line)["records"][0]["data"]["n"] for line in path.read_text().splitlines()[1:]] == [1, 3]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_storage_that_was_used_before_a_fork_works_on_both_sides_of_it(kind: str, tmp_path: Path) -> None:
+    child, *locks, parent = finished(start(FORK_AND_GO_ON, kind, tmp_path / "log")).splitlines()
+    assert (child, parent) == ("child 3 3", "parent 6 3")
+    assert len(locks) == (kind == "sqlite" and sys.platform == "linux")
+    assert all(locks)
+    async with opened(kind, tmp_path / "log") as storage:
+        assert [event.data["who"] for event in await storage.read(EVENTS)] == ["parent"] * 3 + ["child"] * 3 + [
+            "parent"
+        ] * 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_fork_amid_reads_and_commits_loses_nothing_on_either_side(kind: str, tmp_path: Path) -> None:
+    written = int(finished(start(FORK_AMID_WORK, kind, tmp_path / "log")))
+    async with opened(kind, tmp_path / "log") as storage:
+        infos = await storage.streams()
+        assert len(infos) == 4 + 5 * 4
+        assert sum(info.position for info in infos if ":parent:" in info.name) == written
+        assert {info.position for info in infos if ":child" in info.name} == {5}
+
+
+@pytest.mark.parametrize("left", [[], ["log-wal", "log-shm"]], ids=["all", "the database alone"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_file_that_is_removed_while_it_is_used_is_made_anew(kind: str, left: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "new" / "log"
+    async with opened(kind, path) as storage:
+        await storage.append([Record("run:1", {"n": 1})])
+        assert len(await storage.read("run:1")) == 1
+        for file in path.parent.iterdir():
+            if file.name not in left:
+                file.unlink()
+        assert await storage.read("run:1") == []
+        assert await storage.streams() == []
+        await storage.drop("run:1")
+        assert not path.exists()  # nothing has been written yet
+        with pytest.raises(StalePositionError):
+            await storage.append([Record("run:1", {"n": 2})], {"run:1": 1})
+        assert await storage.append([Record("run:2", {"n": 3})]) == {"run:2": 1}
+        assert [info.name for info in await storage.streams()] == ["run:2"]
+    async with opened(kind, path) as storage:
+        assert [record.data for record in await storage.read("run:2")] == [{"n": 3}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_file_that_is_put_in_the_place_of_another_is_used_from_then_on(kind: str, tmp_path: Path) -> None:
+    async with opened(kind, tmp_path / "copy") as storage:
+        await storage.append([Record("run:1", {"n": n}) for n in range(3)])
+    async with opened(kind, tmp_path / "log") as storage:
+        await storage.append([Record("run:1", {"n": -1})])
+        assert len(await storage.read("run:1")) == 1
+        for end in ("-wal", "-shm"):  # they would be taken for the new one's
+            (tmp_path / f"log{end}").unlink(missing_ok=True)
+        (tmp_path / "copy").replace(tmp_path / "log")
+        with pytest.raises(StalePositionError):
+            await storage.append([Record("run:1", {"n": -2})], {"run:1": 1})
+        assert await storage.append([Record("run:1", {"n": 3})], {"run:1": 3}) == {"run:1": 4}
+        assert [record.data["n"] for record in await storage.read("run:1")] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_name_that_the_system_takes_for_none_is_a_clear_error(kind: str, tmp_path: Path) -> None:
+    async with opened(kind, tmp_path / ("x" * 300)) as storage:
+        for use in (storage.append([Record("a", {})]), storage.read("a"), storage.streams(), storage.drop("a")):
+            with pytest.raises(StorageError, match=r"x: File name too long$"):
+                await use
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_any_file_name_will_do(kind: str, tmp_path: Path) -> None:
+    async with opened(kind, tmp_path / "a?b=c#d%41 é&mode=ro") as storage:
+        await storage.append([Record("a", {})])
+        assert len(await storage.read("a")) == 1
+    assert (tmp_path / "a?b=c#d%41 é&mode=ro").exists()

@@ -407,6 +407,16 @@ def test_values_are_kept_read_listed_and_forgotten(cli: Cli) -> None:
     assert "no value" in cli("memory", "forget", "plan", "--session", "trip", code=1).stderr
 
 
+@pytest.mark.parametrize(
+    "command", ["get plan", "set plan private", "list", "forget plan", "search plan", "remember plan"]
+)
+def test_an_empty_session_is_refused_and_does_not_mean_the_shared_values(cli: Cli, command: str) -> None:
+    cli("memory", "set", "plan", "shared")
+    assert "the session's id is empty" in cli("memory", *command.split(), "--session", "", code=2).stderr
+    assert cli("memory", "get", "plan").stdout == "shared\n"
+    assert "the session's id is empty" in cli("run", "x", "-a", "writer", "--session", "", code=2).stderr
+
+
 def test_texts_are_remembered_found_and_forgotten(cli: Cli) -> None:
     made = cli("memory", "remember", "The hotel in Lisbon has a pool").stdout.strip()
     cli("memory", "remember", "Trains to Porto leave every hour", "--id", "trains")
@@ -510,6 +520,46 @@ def test_doctor_tries_whether_a_folder_can_be_written(cli: Cli) -> None:
 def test_doctor_misses_the_otlp_exporter_over_http(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
     assert missing(cli, AGENTHELM_TRACE="otlp") == {"traces": "otlp needs the extra: pip install 'agenthelm[otlp]'"}
+
+
+def test_doctor_misses_what_every_run_would_refuse(cli: Cli) -> None:
+    found = missing(cli, AGENTHELM_STORAGE="postgres://h/db", AGENTHELM_APPROVE="none.toml")
+    assert found["storage"].startswith("storage 'postgres://h/db' is neither a path nor")
+    assert found["approvals"].startswith("the policy none.toml can't be read")
+    assert set(found) == {"storage", "approvals"}
+    assert "redis.example.com:6379" in missing(cli, AGENTHELM_MEMORY_URL="redis.example.com:6379")["memory"]
+
+
+def test_doctor_tells_the_price_that_is_reckoned_with(cli: Cli) -> None:
+    cli.write("agenthelm.toml", '[pricing."openai/gpt-4o-mini"]\ninput = 1.0\noutput = 2.0\n')
+    done = cli("doctor", AGENTHELM_MODEL="openai/gpt-4o-mini", OPENAI_API_KEY="sk-test", COLUMNS="200", code=0)
+    assert "$1000 in and $2000 out per million tokens" in done.stdout
+
+
+def test_a_storage_that_there_is_none_of_is_not_an_empty_one(cli: Cli) -> None:
+    for command in ("traces list", "cost report", "saga list", "saga show last"):
+        done = cli(*command.split(), code=2, AGENTHELM_STORAGE="postgres://h/db")
+        assert "neither a path nor" in done.stderr
+
+
+def test_a_name_that_the_system_takes_for_none_is_one_clear_line(ran: Cli) -> None:
+    long = "x" * 300
+    for command, env in (("traces list", {"AGENTHELM_HOME": long}), (f"traces export -o {long}", {})):
+        done = ran(*command.split(), code=2, **env)
+        assert done.stderr.startswith("error: can't ")
+        assert "File name too long" in done.stderr
+    for command in ("traces filter --run \udcff", "traces filter --tool \udcff"):
+        assert "no calls that fulfil this" in ran(*command.split()).stderr
+    assert "\\udcff" in ran("traces", "show", "\udcff", code=2).stderr
+
+
+def test_the_hint_to_older_calls_keeps_the_conditions(ran: Cli) -> None:
+    done = ran("traces", "filter", "--tool", "book", "--longer-than", "0", "-n", "1")
+    hint = done.lines[-1].removeprefix("older ones: agenthelm ")
+    assert re.fullmatch(r"traces filter --tool book --longer-than 0\.0 --limit 1 --before \d+", hint)
+    (older,) = json.loads(ran(*hint.split(), "--json").stdout)
+    assert older["tool_name"] == "book"
+    assert "--run last --limit 1 --before" in ran("traces", "list", "--run", "last", "-n", "1").stderr
 
 
 # -- completion ---------------------------------------------------------------------------------------------------------

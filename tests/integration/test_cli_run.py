@@ -208,6 +208,15 @@ def test_a_budget_in_dollars_holds_for_priced_models(cli: Cli) -> None:
     assert "budget of run is 0.01 usd" in done.stderr
 
 
+def test_a_folder_that_is_there_keeps_its_mode(cli: Cli) -> None:
+    home = cli.folder / "team"
+    home.mkdir()
+    home.chmod(0o2775)
+    cli("run", "Lisbon", "--app", "app.py", "-a", "planner", AGENTHELM_HOME="team")
+    assert stat.S_IMODE(home.stat().st_mode) == 0o2775
+    assert stat.S_IMODE((home / "agenthelm.db").stat().st_mode) == 0o600
+
+
 def test_everything_lies_in_one_folder_that_only_its_owner_reads(cli: Cli) -> None:
     cli("run", "Lisbon", "--app", "app.py", "-a", "planner", "--session", "trip")
     home = cli.folder / ".agenthelm"

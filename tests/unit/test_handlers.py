@@ -232,9 +232,17 @@ def test_a_mistake_in_a_policy_file_is_an_error_that_names_it(tmp_path: Path, te
     assert "\n" not in str(caught.value)
 
 
+def test_a_policy_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text("default = 'allow'", encoding="utf-8-sig")
+    assert PolicyHandler.from_toml(path).default == "allow"
+
+
 def test_a_policy_file_that_is_missing_or_no_text_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="can't be read: No such file"):
         PolicyHandler.from_toml(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="can't be read: embedded null"):
+        PolicyHandler.from_toml("a\0b.toml")
     path = tmp_path / "binary.toml"
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="not valid TOML"):

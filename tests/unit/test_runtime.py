@@ -51,6 +51,26 @@ class Gate:
         await anyio.to_thread.run_sync(self.entered.wait)
 
 
+CALL_IDS_ON_BOTH_SIDES_OF_A_FORK = """
+import os
+from agenthelm._runtime.context import new_call_id
+new_call_id()
+for _ in range(2):
+    if (child := os.fork()) == 0:
+        print(new_call_id(), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+print(new_call_id())
+"""
+
+
+def test_the_calls_of_forked_processes_have_ids_of_their_own() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", CALL_IDS_ON_BOTH_SIDES_OF_A_FORK], capture_output=True, text=True, check=True
+    )
+    assert len(set(run.stdout.split())) == 3
+
+
 class TestThreads:
     async def test_agents_that_wait_for_tools_never_starve_them_of_threads(self) -> None:
         workers = Workers(2)

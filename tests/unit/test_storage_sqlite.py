@@ -151,6 +151,15 @@ async def test_text_that_utf8_cannot_hold_fails_its_own_append_only(path: Path) 
         assert len(await storage.read(EVENTS)) == 2
 
 
+async def test_nothing_is_found_by_text_that_utf8_cannot_hold(path: Path) -> None:
+    async with SqliteStorage(path) as storage:
+        await storage.append([Record(EVENTS, {"run_id": "a"}), Record("run:a", {})])
+        assert await storage.read("run:\udcff") == []
+        assert await storage.read(EVENTS, where={"run_id": "\udcff"}) == []
+        assert await storage.streams(prefix="run:\udcff") == []
+        assert len(await storage.read(EVENTS, where={"run_id": "a"})) == 1
+
+
 async def test_every_advertised_filter_has_its_index(path: Path) -> None:
     async with SqliteStorage(path) as storage:
         await storage.append([Record(EVENTS, {})])

@@ -188,6 +188,14 @@ def guarded(function: Any) -> Any:
     return guard
 
 
+class TestWhatIsAsync:
+    async def test_a_class_is_called_for_an_instance_and_an_instance_for_what_it_does(self) -> None:
+        assert not Tool.from_function(Account).is_async
+        assert Tool.from_function(Account("Ann")).is_async
+        account = await ExecutionTracer(tools=[Account]).trace_and_execute("Account", owner="Ann")
+        assert account.owner == "Ann"
+
+
 class TestWhichFunctionIsMeant:
     @pytest.mark.parametrize(
         ("one", "other"),

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from agenthelm.core.storage.files import file_id
 from agenthelm.core.storage.writer import Append, UnavailableError
 
 __all__ = [
@@ -113,11 +114,7 @@ def sync_folder(folder: Path) -> None:
 def same_file(descriptor: int, path: Path) -> bool:
     """Whether an open file still is what the path names."""
     ours = os.fstat(descriptor)
-    try:
-        theirs = path.stat()
-    except FileNotFoundError:
-        return False
-    return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+    return file_id(path) == (ours.st_dev, ours.st_ino)
 
 
 def write_all(descriptor: int, block: bytes, offset: int) -> None:

@@ -11,8 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from agenthelm._runtime.forks import Forked
 from agenthelm.core.storage.base import StreamInfo
 from agenthelm.core.storage.file_lock import locked
+from agenthelm.core.storage.files import file_id
 from agenthelm.core.storage.json_index import MISSING, Index, Stream
 from agenthelm.core.storage.json_lines import (
     HEADER,
@@ -62,7 +64,7 @@ class View:
         return self._data.get(position)
 
 
-class JsonLog:
+class JsonLog(Forked):
     """The file and an index of it in memory; used by the writer thread and by readers' threads."""
 
     def __init__(self, path: Path, *, lock_timeout: float) -> None:
@@ -72,6 +74,7 @@ class JsonLog:
         self._descriptor = -1
         self._writable = False
         self._index = Index(path)
+        super().__init__()
 
     @property
     def skipped(self) -> int:
@@ -104,7 +107,7 @@ class JsonLog:
     def drop(self, stream: str) -> None:
         """Forget a stream; its room is given back once dropped records outnumber the others."""
         with self._guard:
-            if not self._path.exists():
+            if file_id(self._path) is None:
                 return
             with self._opened(exclusive=True):
                 index = self._index
@@ -121,7 +124,7 @@ class JsonLog:
             CorruptRecordError: ``whole`` was asked for, and a record is missing.
         """
         with self._guard:
-            found = self._view(stream, whole=whole) if self._path.exists() else None
+            found = self._view(stream, whole=whole) if file_id(self._path) else None
         try:
             yield found
         finally:
@@ -131,7 +134,7 @@ class JsonLog:
     def infos(self) -> list[StreamInfo]:
         """All streams, in the order of their creation."""
         with self._guard:
-            if not self._path.exists():
+            if file_id(self._path) is None:
                 return []
             with self._opened(exclusive=False):
                 return [stream.info for stream in self._index.streams.values()]
@@ -140,6 +143,11 @@ class JsonLog:
         """Let go of the file."""
         with self._guard:
             self._close()
+
+    def in_child(self) -> None:
+        """Let go of the file: whoever inherits its descriptor shares a lock with its parent."""
+        self._guard = threading.Lock()
+        self._close()
 
     def _view(self, stream: str, *, whole: bool) -> View | None:
         with self._opened(exclusive=False):

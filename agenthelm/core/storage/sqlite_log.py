@@ -12,8 +12,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from agenthelm._runtime.forks import Forked, between_forks
 from agenthelm.core.storage.base import EVENTS
 from agenthelm.core.storage.codec import INDEXED_FIELDS
+from agenthelm.core.storage.files import FileId, file_id
 from agenthelm.core.storage.sqlite_schema import connect, migrate, private_file, translated
 from agenthelm.core.storage.writer import Append, Outcome, place
 from agenthelm.exceptions import StalePositionError
@@ -32,21 +34,23 @@ _ROWS = 64
 """Rows of one statement, at most; SQLite binds 999 values in its oldest builds."""
 
 
-class SqliteLog:
-    """One connection that writes; opened with the first append, and again after a failure."""
+class SqliteLog(Forked):
+    """One connection that writes; opened with the first append, and again after a failure, a fork, or a new file."""
 
     def __init__(self, path: Path, *, busy_timeout: float) -> None:
         self._path = path
         self._busy_timeout = busy_timeout
         self._connection: sqlite3.Connection | None = None
+        self._file: FileId | None = None
+        super().__init__()
 
-    def prepare(self) -> bool:
-        """Bring an existing file to the current schema; False when there is no file."""
-        if not self._path.exists():
-            return False
-        with translated(self._path, verb="open"):
+    def prepare(self) -> FileId | None:
+        """Bring an existing file to the current schema; None when there is no file."""
+        with between_forks, translated(self._path, verb="open"):
+            if file_id(self._path) is None:
+                return None
             self._open()
-        return True
+            return self._file
 
     def commit(self, appends: Sequence[Append]) -> list[Outcome]:
         """Write all appends in one transaction.
@@ -54,20 +58,22 @@ class SqliteLog:
         Positions are checked before anything is written, so a stale append leaves nothing to take back; and when the
         transaction fails, the writer tries the appends one by one. That does what a savepoint per append would.
         """
-        with translated(self._path, verb="write"):
+        with between_forks, translated(self._path, verb="write"):
             connection = self._open()
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 outcomes = _write(connection, appends)
                 connection.execute("COMMIT")
             except BaseException:
-                self.close()  # rolls back; and a connection whose disk has failed is not to be trusted
+                self._close()  # rolls back; and a connection whose disk has failed is not to be trusted
                 raise
         return outcomes
 
     def drop(self, stream: str) -> None:
         """Forget a stream."""
-        with translated(self._path, verb="write"):
+        with between_forks, translated(self._path, verb="write"):
+            if file_id(self._path) is None:
+                return
             connection = self._open()
             try:
                 connection.execute("BEGIN IMMEDIATE")
@@ -79,19 +85,30 @@ class SqliteLog:
                     connection.execute("DELETE FROM records WHERE stream = ?", (stream,))
                 connection.execute("COMMIT")
             except BaseException:
-                self.close()
+                self._close()
                 raise
 
     def close(self) -> None:
         """Close the connection, if there is one."""
+        with between_forks:
+            self._close()
+
+    def before_fork(self) -> None:
+        """Close the connection; the next use opens another."""
+        self._close()
+
+    def _close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(sqlite3.Error):
                 connection.close()
 
     def _open(self) -> sqlite3.Connection:
+        if self._connection is not None and file_id(self._path) != self._file:
+            self._close()  # the file was removed or replaced: what is written through this connection, nobody reads
         if self._connection is None:
             private_file(self._path)
+            self._file = file_id(self._path)
             connection = connect(self._path, busy_timeout=self._busy_timeout, writing=True)
             try:
                 migrate(connection, self._path)

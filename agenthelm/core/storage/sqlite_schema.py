@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agenthelm.core.storage.codec import INDEXED_FIELDS, decode
+from agenthelm.core.storage.files import file_id
 from agenthelm.core.storage.writer import UnavailableError
 from agenthelm.exceptions import StorageError
 
@@ -106,9 +107,10 @@ def connect(path: Path, *, busy_timeout: float, writing: bool) -> sqlite3.Connec
     Args:
         path: The file.
         busy_timeout: Seconds to wait for another process.
-        writing: For commits that outlive a power failure; otherwise for reading only.
+        writing: For commits that outlive a power failure; otherwise for reading only, and only a file that is there.
     """
-    connection = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None, check_same_thread=False)
+    uri = path.as_uri() + ("" if writing else "?mode=rw")
+    connection = sqlite3.connect(uri, timeout=busy_timeout, isolation_level=None, check_same_thread=False, uri=True)
     try:
         if writing:
             _enter_wal(connection, deadline=time.monotonic() + busy_timeout)
@@ -151,7 +153,7 @@ def private_file(path: Path) -> None:
     Raises:
         StorageError: That is not possible.
     """
-    if path.exists():
+    if file_id(path) is not None:
         return
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -11,10 +11,12 @@ from os import PathLike
 from pathlib import Path
 from typing import TypeVar
 
+from agenthelm._runtime.forks import Forked, between_forks
 from agenthelm._runtime.groups import shielded
 from agenthelm._runtime.workers import Workers
 from agenthelm.core.storage.base import BaseStorage, Record, StoredRecord, StreamInfo, Where
 from agenthelm.core.storage.codec import entries, state_of
+from agenthelm.core.storage.files import FileId, file_id
 from agenthelm.core.storage.sqlite_log import SqliteLog
 from agenthelm.core.storage.sqlite_query import Page, find_records, find_streams
 from agenthelm.core.storage.sqlite_schema import connect, translated
@@ -35,7 +37,8 @@ class SqliteStorage(BaseStorage):
     through connections of their own in worker threads and wait for no writer. Filters on the fields in
     ``INDEXED_FIELDS`` take milliseconds on a million events; others work too, and read the whole stream.
 
-    The file and its folder are made when the first append needs them, readable by their owner only.
+    The file and its folder are made when the first append needs them, readable by their owner only. When the file is
+    removed or replaced meanwhile, the runs whose journals went with it can go no further, and later ones use the new one.
 
     Args:
         path: The file.
@@ -54,7 +57,7 @@ class SqliteStorage(BaseStorage):
         self._writer = Writer(self._log, name=str(self._path))
         self._readers = _Readers(self._path, busy_timeout=busy_timeout)
         self._workers = Workers(_READERS)
-        self._prepared = False
+        self._prepared: FileId | None = None
         self._skipped = 0
         weakref.finalize(self, self._writer.stop)
 
@@ -107,8 +110,7 @@ class SqliteStorage(BaseStorage):
 
     async def drop(self, stream: str) -> None:
         """Forget a stream with all its records; SQLite uses their room again."""
-        if await self._prepare():
-            await self._writer.submit(lambda: self._log.drop(stream))
+        await self._writer.submit(lambda: self._log.drop(stream))
 
     async def aclose(self) -> None:
         """Write what was submitted, close the file, end the thread."""
@@ -124,39 +126,45 @@ class SqliteStorage(BaseStorage):
         self._writer.join()
         self._readers.close()
 
-    async def _prepare(self) -> bool:
-        """Whether there is a file to read; an older one is migrated first."""
+    async def _query(self, question: Callable[[sqlite3.Connection], T], nothing: T) -> T:
         if self._writer.closed:
             raise StorageClosedError(f"{self._path} was closed")
-        if not self._prepared:
-            self._prepared = await self._writer.submit(self._log.prepare)
-        return self._prepared
 
-    async def _query(self, question: Callable[[sqlite3.Connection], T], nothing: T) -> T:
-        if not await self._prepare():
-            return nothing
+        def answer(file: FileId) -> tuple[T] | None:
+            with between_forks, translated(self._path, verb="read"):
+                if file_id(self._path) != file:
+                    return None
+                try:
+                    with self._readers.borrowed(file) as connection:
+                        return (question(connection),)
+                except UnicodeEncodeError:  # a name or a value that UTF-8 can't hold, so nothing is found by it
+                    return (nothing,)
 
-        def answer() -> T:
-            with translated(self._path, verb="read"), self._readers.borrowed() as connection:
-                return question(connection)
+        while True:
+            if self._prepared is None:  # an older file is migrated before it is read
+                self._prepared = await self._writer.submit(self._log.prepare)
+            if self._prepared is None:
+                return nothing
+            answered = await self._workers.run(answer, self._prepared)
+            if answered is not None:
+                return answered[0]
+            self._prepared = None  # the file was removed or replaced
 
-        return await self._workers.run(answer)
 
-
-class _Readers:
-    """Connections for reading: as many as there are reads at once, kept for the next ones."""
+class _Readers(Forked):
+    """Connections for reading one file: as many as there are reads at once, kept for the next ones."""
 
     def __init__(self, path: Path, *, busy_timeout: float) -> None:
         self._path = path
         self._busy_timeout = busy_timeout
-        self._idle: list[sqlite3.Connection] = []
+        self._idle: list[tuple[FileId, sqlite3.Connection]] = []
         self._guard = threading.Lock()
         self._closed = False
+        super().__init__()
 
     @contextmanager
-    def borrowed(self) -> Iterator[sqlite3.Connection]:
-        with self._guard:
-            connection = self._idle.pop() if self._idle else None
+    def borrowed(self, file: FileId) -> Iterator[sqlite3.Connection]:
+        connection = self._kept(file)
         if connection is None:
             connection = connect(self._path, busy_timeout=self._busy_timeout, writing=False)
         try:
@@ -166,13 +174,30 @@ class _Readers:
             raise
         with self._guard:
             if not self._closed:
-                self._idle.append(connection)
+                self._idle.append((file, connection))
                 return
         connection.close()
 
     def close(self) -> None:
+        self._closed = True
+        with between_forks:
+            self._let_go()
+
+    def before_fork(self) -> None:
+        self._let_go()
+
+    def _kept(self, file: FileId) -> sqlite3.Connection | None:
+        while True:
+            with self._guard:
+                if not self._idle:
+                    return None
+                known, connection = self._idle.pop()
+            if known == file:
+                return connection
+            connection.close()
+
+    def _let_go(self) -> None:
         with self._guard:
-            self._closed = True
             idle, self._idle = self._idle, []
-        for connection in idle:
+        for _, connection in idle:
             connection.close()

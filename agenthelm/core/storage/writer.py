@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import anyio
 from anyio.lowlevel import EventLoopToken, current_token
 
+from agenthelm._runtime.forks import Forked
 from agenthelm._runtime.groups import wait_through
 from agenthelm._runtime.wake import wake
 from agenthelm.core.storage.codec import Entry
@@ -115,24 +116,29 @@ class _Batch:
             wake(token, done.set)
 
 
-class Writer:
+class Writer(Forked):
     """The thread that owns a log. It starts with the first piece of work and ends with `stop`.
 
     Whatever has gathered while the last commit was under way goes into the next one, so concurrent appends share the
     price of a durable write. Work is done in the order of submission. Each event loop is woken once per batch.
 
     The thread is a daemon and refers to the log only: a storage that is dropped without ``aclose`` can be collected,
-    and stops its thread then.
+    and stops its thread then. In a fork there is nothing to write yet, and the first piece of work starts a thread there.
     """
 
     def __init__(self, log: Log, *, name: str) -> None:
         self._log = log
         self._name = name
+        self._closed = False
+        self.in_child()
+        super().__init__()
+
+    def in_child(self) -> None:
+        """Begin; what the parent had to write, it writes."""
         self._queue: SimpleQueue[_Batch | None] = SimpleQueue()
         self._gathering: _Batch | None = None
         self._guard = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._closed = False
 
     def submit(self, work: Append | Callable[[], Any]) -> Ticket:
         """Take an append, or a function to run on the thread between two commits.

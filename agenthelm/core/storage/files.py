@@ -1,0 +1,27 @@
+"""Which file a path names just now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agenthelm.core.storage.writer import UnavailableError
+
+__all__ = ["FileId", "file_id"]
+
+FileId = tuple[int, int]
+"""What tells a file from one that was put in its place."""
+
+
+def file_id(path: Path) -> FileId | None:
+    """Which file a path names just now; None when there is none.
+
+    Raises:
+        StorageError: The system does not say.
+    """
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        raise UnavailableError(f"can't open {path}: {exc.strerror}") from None
+    return found.st_dev, found.st_ino
