@@ -87,12 +87,12 @@ def note(text: str) -> None:
     say(text, style="dim")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """A plain table. A column whose name begins with ``#`` is right-aligned; cells may be renderables."""
     from rich import box
     from rich.table import Table
 
-    drawn = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         drawn.add_column(
             column.removeprefix("#"), justify="right" if column.startswith("#") else "left", overflow="fold"

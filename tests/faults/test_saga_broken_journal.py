@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 
@@ -40,22 +42,23 @@ def tools(log: list[str]) -> ToolRegistry:
     return registry
 
 
-def failing(kind: str) -> FaultyStorage:
+def failing(kind: str, moment: Any = "before") -> FaultyStorage:
     """A storage that takes everything but the first record of one kind."""
 
     def is_it(record: Record) -> bool:
         return record.data.get("type") == kind
 
-    return FaultyStorage(InMemoryStorage(), matching=is_it)
+    return FaultyStorage(InMemoryStorage(), matching=is_it, moment=moment)
 
 
-async def test_a_journal_that_failed_once_takes_nothing_more() -> None:
-    storage = failing("renewed")
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_a_journal_that_failed_once_takes_nothing_more(moment: Any) -> None:
+    storage = failing("renewed", moment)
     journal = Journal(storage, "r", SystemClock())
     for kind in ("renewed", "claimed"):
-        with pytest.raises(StorageError, match="told to fail"):  # the reason, and not that a place is taken
+        with pytest.raises(StorageError, match="told to fail"):
             await journal.append(kind)
-    assert await storage.read(journal.stream) == []
+    assert len(await storage.read(journal.stream)) == (moment == "after")
 
 
 async def test_a_call_whose_begin_could_not_be_written_is_neither_made_nor_undone(
