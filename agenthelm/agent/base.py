@@ -24,6 +24,7 @@ from agenthelm.agent.toolset import Toolset
 from agenthelm.core.executor import ToolExecutor, current_executor, detached, detached_context, using
 from agenthelm.exceptions import AgentError, AgentOutputError, describe, nearest
 from agenthelm.tracing import spans
+from agenthelm.tracing.scrub import scrub
 
 if TYPE_CHECKING:
     from agenthelm.core.tool import Tool, ToolRegistry
@@ -255,7 +256,7 @@ def _progress(name: str, executor: ToolExecutor) -> Iterator[None]:
         yield
         error = ""
     except Exception as exc:
-        error = describe(exc)
+        error = scrub(describe(exc))
         raise
     finally:
         cost = executor.ledger.cost_usd

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import logging
@@ -17,9 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from agenthelm import exceptions as errors
-from agenthelm.cli._ending import USAGE_ERROR
+from agenthelm.cli._ending import USAGE_ERROR, to_stderr
 from agenthelm.cli._loop import Interrupted, run
-from agenthelm.tracing.scrub import scrub
 
 __all__ = ["Failure", "command", "configure", "exit_code", "report", "summary"]
 
@@ -66,11 +64,10 @@ class _Log(logging.Handler):
         from agenthelm.cli._console import escape_controls
 
         place = f"{record.name}: " if _options.verbose else ""
-        text = escape_controls(" ".join(scrub(record.getMessage()).split()))
-        with contextlib.suppress(OSError, ValueError):  # a reader that has gone must not stop what is being logged
-            sys.stderr.write(f"{record.levelname.lower()}: {place}{text}\n")
-            if record.exc_info and _options.debug:
-                traceback.print_exception(record.exc_info[1], file=sys.stderr)
+        text = escape_controls(" ".join(record.getMessage().split()))
+        to_stderr(f"{record.levelname.lower()}: {place}{text}\n")
+        if record.exc_info and _options.debug:
+            to_stderr("".join(traceback.format_exception(record.exc_info[1])))
 
 
 def command(
@@ -163,11 +160,11 @@ def report(error: Exception) -> int:
     if isinstance(error, Interrupted):
         return exit_code(error)
     if _options.debug:
-        traceback.print_exception(error, file=sys.stderr)
+        to_stderr("".join(traceback.format_exception(error)))
     lines = [f"error: {summary(error)}", *(f"  {note}" for note in errors.notes_of(error))]
     from agenthelm.cli._console import escape_controls
 
-    sys.stderr.write(escape_controls(scrub("\n".join(lines))) + "\n")
+    to_stderr(escape_controls("\n".join(lines)) + "\n")
     return exit_code(error)
 
 

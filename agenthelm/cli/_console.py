@@ -7,23 +7,38 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
+
+from agenthelm.tracing.scrub import scrub
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-__all__ = ["arguments_line", "clean", "err", "escape_controls", "note", "out", "print_json", "say", "table", "to_json"]
+__all__ = [
+    "arguments_line",
+    "clean",
+    "err",
+    "escape_controls",
+    "note",
+    "out",
+    "print_json",
+    "say",
+    "scrubbed",
+    "table",
+    "to_json",
+]
 
 _BITS = 8192
 _PIPE_WIDTH = 200  # no terminal to fit into: wide enough that nothing worth grepping is wrapped
 
 
 def _console(stream: IO[str]) -> Console:
-    from rich.console import Console
+    from agenthelm.tracing.screen import Screen
 
     width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPE_WIDTH
-    return Console(file=stream, markup=False, emoji=False, highlight=False, width=width, soft_wrap=False)
+    return Screen(file=stream, markup=False, emoji=False, highlight=False, width=width, soft_wrap=False)
 
 
 def out() -> Console:
@@ -50,15 +65,21 @@ def clean(value: object, *, width: int | None = None) -> str:
     return text if width is None or len(text) <= width else text[: width - 1] + "…"
 
 
+def scrubbed(error: str | None) -> str | None:
+    """What is known of a failure, without the secrets that it quotes."""
+    return error and scrub(error)
+
+
 def arguments_line(arguments: Mapping[str, object], *, width: int) -> str:
     """Arguments as a person reads them; the idempotency key, which nobody chose, is left out."""
     shown = (f"{key}={clean(value, width=width)}" for key, value in arguments.items() if key != "idempotency_key")
     return ", ".join(shown)
 
 
-def say(text: str, *, style: str | None = None) -> None:
-    """Print a line to stderr."""
-    err().print(escape_controls(text), style=style)
+def say(what: RenderableType, *, style: str | None = None) -> None:
+    """Print a line, without secrets, or something drawn to stderr. Where nobody reads it any more, it is left unsaid."""
+    with suppress(OSError):
+        err().print(escape_controls(scrub(what)) if isinstance(what, str) else what, style=style)
 
 
 def note(text: str) -> None:
@@ -66,12 +87,12 @@ def note(text: str) -> None:
     say(text, style="dim")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """A plain table. A column whose name begins with ``#`` is right-aligned; cells may be renderables."""
     from rich import box
     from rich.table import Table
 
-    drawn = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         drawn.add_column(
             column.removeprefix("#"), justify="right" if column.startswith("#") else "left", overflow="fold"

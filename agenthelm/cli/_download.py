@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from agenthelm.cli._ending import to_stderr
+
 __all__ = ["told"]
 
 _MB = 1_000_000
@@ -28,7 +30,6 @@ def told(what: str) -> Callable[[int, int], None]:
             else f"{done / _MB:.1f} of {total / _MB:.1f} MB ({done * 100 // total}%)"
         )
         end = "\r" if rewritten and done < total else "\n"
-        sys.stderr.write(f"downloading {what}: {here}{end}")
-        sys.stderr.flush()
+        to_stderr(f"downloading {what}: {here}{end}")
 
     return tell

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
-__all__ = ["USAGE_ERROR", "end_process", "open_streams"]
+__all__ = ["USAGE_ERROR", "end_process", "open_streams", "to_stderr"]
 
 USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]
 """What stands for wrong usage in whichever copy of Click this Typer stands on."""
@@ -25,6 +26,15 @@ def open_streams() -> None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - the process closes it
         elif mode == "w" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def to_stderr(text: str) -> None:
+    """Write to stderr, without secrets. Where nobody reads it any more, the text is lost and what it is about goes on."""
+    from agenthelm.tracing.scrub import scrub
+
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(scrub(text))
+        sys.stderr.flush()
 
 
 def end_process(code: int, *, force: bool = False) -> NoReturn:

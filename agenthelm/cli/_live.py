@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from agenthelm.cli._console import clean, err, escape_controls
+from agenthelm.cli._ending import to_stderr
 from agenthelm.cli._units import dollars, seconds
 from agenthelm.core.handlers import ApprovalHandler, ApprovalRequest, Decision
 
@@ -100,8 +100,7 @@ class View:
             if line and line != self._said:
                 self._said = line
                 cost = f"  {dollars(self.cost)}" if self.cost else ""
-                sys.stderr.write(f"{time.monotonic() - self._started:7.1f}s  {escape_controls(line)}{cost}\n")
-                sys.stderr.flush()
+                to_stderr(f"{time.monotonic() - self._started:7.1f}s  {escape_controls(line)}{cost}\n")
 
     def _update(self, progress: Progress) -> None:
         what, _, how = progress.kind.partition("_")

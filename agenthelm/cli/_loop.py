@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import TypeVar
@@ -12,7 +11,7 @@ import anyio
 from anyio import CancelScope
 from anyio.abc import TaskStatus
 
-from agenthelm.cli._ending import end_process
+from agenthelm.cli._ending import end_process, to_stderr
 
 __all__ = ["Interrupted", "Watch", "run", "watch"]
 
@@ -127,5 +126,4 @@ async def _stop(signum: int) -> None:
 
 
 def _write(text: str) -> None:
-    sys.stderr.write(f"\r{text}\n")
-    sys.stderr.flush()
+    to_stderr(f"\r{text}\n")

@@ -106,14 +106,17 @@ def _show(results: list[SagaResult], names: Mapping[str, Mapping[str, str]], *, 
 
 
 def _document(result: SagaResult) -> dict[str, Any]:
+    from agenthelm.cli._console import scrubbed
+    from agenthelm.cli._result import stuck_effects
+
     return {
         "run_id": result.run_id,
         "status": result.status,
         "steps": {record.step.name: record.result for record in result.steps},
-        "error": result.error,
-        "errors": result.errors,
+        "error": scrubbed(result.error),
+        "errors": {step: scrubbed(error) for step, error in result.errors.items()},
         "undone": result.undone,
-        "stuck": result.stuck,
+        "stuck": stuck_effects(result),
         "in_doubt": result.in_doubt,
         "irreversible": result.irreversible,
     }

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from agenthelm.cli._console import clean, err, escape_controls, out, print_json, say, table, to_json
+from agenthelm.cli._console import clean, escape_controls, out, print_json, say, scrubbed, table, to_json
 from agenthelm.cli._units import count, dollars
 
 if TYPE_CHECKING:
     from agenthelm.cli._live import View
 
-__all__ = ["print_failure", "render", "show", "tell_undone"]
+__all__ = ["print_failure", "render", "show", "stuck_effects", "tell_undone"]
 
 _MAIN_KEYS = ("text", "answer")
 
@@ -93,7 +93,7 @@ def _panel(console: Any, key: str, value: object) -> None:
 def tell_undone(view: View, saga: Any, *, run_id: str | None = None) -> None:
     """Say what became of the effects of a run that did not succeed."""
     run_id = run_id or view.run_id or getattr(saga, "run_id", None)
-    stuck = [f"{effect['tool']} ({effect['reason']})" for effect in _stuck(saga)] or view.not_undone
+    stuck = [f"{effect['tool']} ({effect['reason']})" for effect in stuck_effects(saga)] or view.not_undone
     if view.undone:
         say(f"undone: {', '.join(clean(name) for name in view.undone)}")
     if stuck:
@@ -117,18 +117,19 @@ def print_failure(error: BaseException, view: View, *, code: int, message: str) 
         {
             "run_id": getattr(error, "run_id", None) or getattr(saga, "run_id", None) or view.run_id,
             "status": getattr(saga, "status", None) or "failed",
-            "error": {"type": type(error).__name__, "message": message},
+            "error": {"type": type(error).__name__, "message": scrubbed(message)},
             "cost_usd": spent if usage is None else usage.cost_usd,
             "priced_usd": (spent or 0.0) if usage is None else usage.priced_usd,
             "usage": usage,
-            "stuck": _stuck(saga),
+            "stuck": stuck_effects(saga),
             "exit_code": code,
         }
     )
 
 
-def _stuck(saga: Any) -> list[dict[str, Any]]:
-    return [to_json(effect) for effect in getattr(saga, "stuck", None) or ()]
+def stuck_effects(saga: Any) -> list[dict[str, Any]]:
+    """What could not be undone of a run's effects, and why not."""
+    return [{**to_json(effect), "reason": scrubbed(effect.reason)} for effect in getattr(saga, "stuck", None) or ()]
 
 
 def _cost_table(result: Any) -> None:
@@ -149,7 +150,7 @@ def _cost_table(result: Any) -> None:
         for name, entry in result.totals(by).items()
         if by != "tool" or entry.calls or entry.cached_calls or entry.priced_usd
     ]
-    err().print(table(["by", "", "#calls", "#tokens in", "#tokens out", "#cost"], rows))
+    say(table(["by", "", "#calls", "#tokens in", "#tokens out", "#cost"], rows))
     say(
         f"total {dollars(total.cost_usd)}{_caveats(total)} for {count(total.calls, 'model call')} and "
         f"{count(total.tool_calls, 'tool call')}, {count(total.tokens, 'token')}"

@@ -61,6 +61,8 @@ def _when(moment: float) -> str:
 
 def facts(run: RunState, *, effects: bool = False) -> dict[str, Any]:
     """A run as JSON-compatible data; arguments and results stay in the journal."""
+    from agenthelm.cli._console import scrubbed
+
     document: dict[str, Any] = {
         "run_id": run.run_id,
         "name": run.name,
@@ -72,7 +74,7 @@ def facts(run: RunState, *, effects: bool = False) -> dict[str, Any]:
         "owner": str(run.owner),
         "opened_at": run.opened_at,
         "closed_at": run.closed_at,
-        "reason": run.reason,
+        "reason": scrubbed(run.reason),
         "trace_id": run.trace_id,
     }
     if effects:
@@ -84,8 +86,8 @@ def facts(run: RunState, *, effects: bool = False) -> dict[str, Any]:
                 "agent": effect.effect.agent,
                 "parent": effect.effect.parent,
                 "status": effect.status,
-                "error": effect.error,
-                "reason": effect.reason,
+                "error": scrubbed(effect.error),
+                "reason": scrubbed(effect.reason),
                 "compensating_tool": effect.effect.compensating_tool,
             }
             for effect in run.effects.values()
@@ -98,7 +100,7 @@ def tree(run: RunState) -> Tree:
     from rich.text import Text
     from rich.tree import Tree
 
-    from agenthelm.cli._console import clean
+    from agenthelm.cli._console import clean, scrubbed
 
     head = Text.assemble(
         (f"run {clean(run.run_id)}", "bold"), f"  {clean(run.name)}  ", (status(run), _status_style(run))
@@ -112,7 +114,7 @@ def tree(run: RunState) -> Tree:
         above = branches.get(effect.effect.parent or "", drawn)
         branches[effect.effect.id] = above.add(_line(effect))
     if run.reason:
-        drawn.add(Text(f"unwound because: {clean(run.reason, width=200)}", style="yellow"))
+        drawn.add(Text(f"unwound because: {clean(scrubbed(run.reason), width=200)}", style="yellow"))
     if not run.effects:
         drawn.add(Text("no effects", style="dim"))
     return drawn
@@ -125,7 +127,7 @@ def _status_style(run: RunState) -> str:
 def _line(effect: EffectState) -> Any:
     from rich.text import Text
 
-    from agenthelm.cli._console import arguments_line, clean
+    from agenthelm.cli._console import arguments_line, clean, scrubbed
 
     style = _STYLES[effect.status]
     line = Text.assemble((f"{_MARKS[effect.status]} ", style), clean(effect.effect.step or effect.effect.tool))
@@ -139,7 +141,7 @@ def _line(effect: EffectState) -> Any:
         line.append(f"  {'by' if effect.undone else 'undone by'} {effect.effect.compensating_tool}", "dim")
     for problem in (effect.error, effect.reason):
         if problem:
-            line.append(f"\n  {clean(problem, width=160)}", "red" if problem is effect.reason else "dim")
+            line.append(f"\n  {clean(scrubbed(problem), width=160)}", "red" if problem is effect.reason else "dim")
     line.append(f"  [{effect.effect.id}]", "dim")
     return line
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +14,7 @@ import typer
 
 from agenthelm.cli._command import Failure, command
 from agenthelm.cli._options import ApiBase, App, Json, Model
+from agenthelm.tracing.scrub import scrub
 
 if TYPE_CHECKING:
     from agenthelm.config import Settings
@@ -45,6 +46,7 @@ async def doctor(model: Model = None, api_base: ApiBase = None, app: App = None,
     findings.append(await _storage(settings))
     findings += await _memory(settings)
     findings += [_approvals(settings), _telemetry(settings)]
+    findings = [replace(finding, detail=scrub(finding.detail)) for finding in findings]
     missing = [finding for finding in findings if finding.state == "missing"]
     if json:
         _console.print_json({"ok": not missing, "findings": [asdict(finding) for finding in findings]})

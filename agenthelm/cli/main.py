@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from agenthelm.cli._ending import USAGE_ERROR, end_process
+from agenthelm.cli._ending import USAGE_ERROR, end_process, to_stderr
 from agenthelm.exceptions import nearest
 
 __all__ = ["app", "main"]
@@ -78,9 +78,9 @@ def _usage_error(error: Any) -> int:
     path = error.ctx.command_path if getattr(error, "ctx", None) else "agenthelm"
     message = " ".join(error.format_message().split())
     if type(error).__name__ == "NoArgsIsHelpError":
-        sys.stderr.write(error.format_message() + "\n")
+        to_stderr(error.format_message() + "\n")
         return 2
-    sys.stderr.write(f"error: {message} (see `{path} --help`)\n")
+    to_stderr(f"error: {message} (see `{path} --help`)\n")
     return 2
 
 

@@ -127,9 +127,9 @@ def _is_terminal() -> bool:
 
 
 def _stderr() -> Console:
-    from rich.console import Console
+    from agenthelm.tracing.screen import Screen
 
-    return Console(stderr=True)
+    return Screen(stderr=True)
 
 
 def _show(console: Console, request: ApprovalRequest, left: float | None) -> None:

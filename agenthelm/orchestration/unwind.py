@@ -21,6 +21,7 @@ from agenthelm.exceptions import LeaseLostError, StorageError, ToolOutputError, 
 from agenthelm.orchestration.journal import Journal
 from agenthelm.orchestration.means import Means
 from agenthelm.orchestration.state import EffectState
+from agenthelm.tracing.scrub import scrub
 
 __all__ = ["GRACE_SECONDS", "Unwinder"]
 
@@ -322,6 +323,7 @@ class Unwinder:
         """Leave an effect standing; ``doubt`` says whether its undo may have worked, None that nothing was learnt."""
         state.reason = reason
         state.undoing = state.undoing if doubt is None else doubt
-        _log.warning("run %s: %s could not be undone: %s", self.journal.run_id, state.effect.tool, reason)
-        report(Progress("undo_failed", state.effect.tool, error=reason, run_id=self.journal.run_id))
+        told = scrub(reason)
+        _log.warning("run %s: %s could not be undone: %s", self.journal.run_id, state.effect.tool, told)
+        report(Progress("undo_failed", state.effect.tool, error=told, run_id=self.journal.run_id))
         await self._report(state, "undo_failed", error=reason, doubt=state.undoing)

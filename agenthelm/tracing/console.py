@@ -16,9 +16,10 @@ from agenthelm.tracing.scrub import plain
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import Span
-    from rich.console import Console
     from rich.text import Text
     from rich.tree import Tree
+
+    from agenthelm.tracing.screen import Screen
 
 __all__ = ["TreeProcessor", "render"]
 
@@ -40,7 +41,7 @@ class TreeProcessor(SpanProcessor):
         console: Where to print; standard error by default.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Screen | None = None) -> None:
         self._console = console
         self._lock = threading.Lock()
         self._open: dict[int, set[int]] = {}
@@ -84,9 +85,9 @@ class TreeProcessor(SpanProcessor):
     def _print(self, spans: list[ReadableSpan]) -> None:
         console = self._console
         if console is None:
-            from rich.console import Console
+            from agenthelm.tracing.screen import Screen
 
-            console = Console(stderr=True)
+            console = Screen(stderr=True)
             if not console.is_terminal:
                 console.width = _WIDEST  # a log file has no edge to wrap at
         try:

@@ -78,7 +78,6 @@ WORKFLOW_NAME: Final = "gen_ai.workflow.name"
 # Attributes of the conventions after 1.41.1.
 MEMORY_QUERY: Final = "gen_ai.memory.query.text"
 MEMORY_RECORD_COUNT: Final = "gen_ai.memory.record.count"
-MEMORY_RECORD_ID: Final = "gen_ai.memory.record.id"
 MEMORY_RECORDS: Final = "gen_ai.memory.records"
 MEMORY_STORE_ID: Final = "gen_ai.memory.store.id"
 USAGE_CACHE_WRITE: Final = "gen_ai.usage.cache_write.input_tokens"

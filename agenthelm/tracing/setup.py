@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -114,17 +115,32 @@ def _console() -> Telemetry:
 
 
 def _file(path: Path) -> Telemetry:
-    from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor, SpanExportResult
 
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     except OSError as exc:
         raise ConfigError(f"traces can't be written to {path}: {exc.strerror}", setting="trace") from exc
     stream = os.fdopen(descriptor, "a", encoding="utf-8")
-    exporter = ConsoleSpanExporter(out=stream, formatter=lambda span: span.to_json(indent=None) + "\n")
-    return Telemetry(
-        _tracer_provider(SimpleSpanProcessor(exporter)), close=lambda flushed: stream.close() if flushed else None
-    )
+
+    class Lines(ConsoleSpanExporter):
+        def export(self, spans: Any) -> SpanExportResult:
+            if stream.closed:  # a line after one that was cut off would be lost with it
+                return SpanExportResult.FAILURE
+            try:
+                return super().export(spans)
+            except OSError as exc:
+                _log.warning("traces can't be written to %s any more; the run is not affected: %s", path, exc.strerror)
+                close()
+                return SpanExportResult.FAILURE
+
+    def close(flushed: bool = True) -> None:
+        if flushed:
+            with suppress(OSError):  # it tries once more to write what it could not
+                stream.close()
+
+    exporter = Lines(out=stream, formatter=lambda span: span.to_json(indent=None) + "\n")
+    return Telemetry(_tracer_provider(SimpleSpanProcessor(exporter)), close=close)
 
 
 def _otlp() -> Telemetry:

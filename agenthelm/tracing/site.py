@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeAlias
 
-from agenthelm.exceptions import BudgetExceededError, message_of
+from agenthelm.exceptions import BudgetExceededError, describe, message_of
 from agenthelm.tracing import names
 from agenthelm.tracing.scrub import scrub
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Link, Span, SpanKind, Tracer
 
 __all__ = ["NOTHING", "Site", "SpanHandle", "SpanLink", "captures_content", "prepared"]
+
+_log = logging.getLogger(__name__)
 
 SpanLink: TypeAlias = tuple[str | None, str | None] | tuple[str | None, str | None, str]
 """A span to link to, as it was stored: trace id and span id in hex, and how it is related (``undoes``, ``continues``)."""
@@ -119,7 +122,10 @@ def _ambient() -> tuple[str | None, str | None]:
 
 
 class Site:
-    """One span while it is open."""
+    """One span while it is open.
+
+    What a host's sampler, span processor or meter raises ends here: telemetry is lost, and what it is about goes on.
+    """
 
     __slots__ = (
         "_began", "_client", "_error", "_later", "_links", "_meter", "_name", "_span", "_token", "_tracer", "_values",
@@ -148,6 +154,14 @@ class Site:
         self._began = 0.0
 
     def __enter__(self) -> Self:
+        try:
+            self._start()
+        except Exception as exc:  # noqa: BLE001 - see above
+            _lost(exc)
+        self._began = time.perf_counter()
+        return self
+
+    def _start(self) -> None:
         self._values = values = {key: _attribute(value) for key, value in self._values.items() if value is not None}
         if self._tracer is not None:
             from opentelemetry import context
@@ -161,8 +175,6 @@ class Site:
             self._token = context.attach(set_span_in_context(self._span))
             for key, value in self._later.items():
                 self.set(key, value)
-        self._began = time.perf_counter()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -170,15 +182,23 @@ class Site:
         elapsed = time.perf_counter() - self._began
         if error is not None:
             self.fail(error)
-        if self._span is not None and self._token is not None:
-            from opentelemetry import context
+        try:
+            self._end(elapsed)
+        except Exception as exc:  # noqa: BLE001 - see above
+            _lost(exc)
 
-            context.detach(self._token)
-            self._span.end()
-        if self._meter is not None:
-            from agenthelm.tracing.metrics import measure
+    def _end(self, elapsed: float) -> None:
+        try:
+            if self._span is not None and self._token is not None:
+                from opentelemetry import context
 
-            measure(self._meter, self._values, elapsed, self._error)
+                context.detach(self._token)
+                self._span.end()
+        finally:
+            if self._meter is not None:
+                from agenthelm.tracing.metrics import measure
+
+                measure(self._meter, self._values, elapsed, self._error)
 
     @property
     def recording(self) -> bool:
@@ -205,6 +225,12 @@ class Site:
     def set(self, key: str, value: object) -> None:
         if value is None:
             return
+        try:
+            self._set(key, value)
+        except Exception as exc:  # noqa: BLE001 - see above
+            _lost(exc)
+
+    def _set(self, key: str, value: object) -> None:
         recording = self.recording
         if not recording and self._meter is None:
             return
@@ -220,6 +246,12 @@ class Site:
             self._span.set_attribute(newer, attribute)
 
     def fail(self, error: BaseException | str) -> None:
+        try:
+            self._fail(error)
+        except Exception as exc:  # noqa: BLE001 - see above
+            _lost(exc)
+
+    def _fail(self, error: BaseException | str) -> None:
         if isinstance(error, str):
             self._error, text = "_OTHER", scrub(error)
         else:
@@ -238,6 +270,16 @@ class Site:
         if isinstance(error, Exception):
             # No stack trace: its source lines and chained messages may hold what was masked everywhere else.
             self._span.add_event("exception", {names.EXCEPTION_TYPE: self._error, names.EXCEPTION_MESSAGE: text})
+
+
+_lost_some = False
+
+
+def _lost(error: Exception) -> None:
+    """Say that telemetry failed: once where it is seen, and to those who debug each time."""
+    global _lost_some
+    level, _lost_some = logging.DEBUG if _lost_some else logging.WARNING, True
+    _log.log(level, "telemetry failed and is lost, the run is not affected: %s", scrub(describe(error)))
 
 
 def _content(value: object) -> str:

@@ -42,7 +42,7 @@ def workflow(
     """One run, one flow inside a run, or one undo or recovery of a run.
 
     Args:
-        name: The flow's name, or what is done (``recover``, ``undo``).
+        name: The flow's, or the run's.
         run_id: The run; None for a flow outside of any.
         session_id: Its conversation.
         namespace: Its tenant.

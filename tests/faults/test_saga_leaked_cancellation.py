@@ -6,6 +6,7 @@ import asyncio
 import sys
 from typing import Any
 
+import anyio
 import pytest
 
 from agenthelm.core.storage import InMemoryStorage
@@ -75,6 +76,30 @@ async def test_a_compensator(ends: Any, tools: ToolRegistry, world: list[str]) -
     tool(registry=tools, name="unodd")(ends)
     assert await ended(tools, Step("odd")) == ("failed", ["odd"], ["undone", "stuck", "undone"])
     assert world == []
+
+
+async def hangs() -> None:
+    await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("ends", [cancelled, hangs])
+async def test_a_compensator_that_was_ended_may_have_worked_and_is_not_repeated(ends: Any, tools: ToolRegistry) -> None:
+    undone = []
+
+    @tool(registry=tools)
+    async def unodd() -> None:
+        undone.append(1)
+        if len(undone) == 1:
+            await ends()
+
+    tool(registry=tools, name="odd", compensating_tool="unodd")(lambda: None)
+    orchestrator = Orchestrator(tools=tools, grace=0.1)
+    result = await orchestrator.run_saga([Step("odd"), Step("fail")])
+    assert result.status == "failed"
+    again = await orchestrator.retry(result.run_id)
+    assert (again.status, undone) == ("failed", [1])
+    assert "nobody knows whether it worked" in again.stuck[0].reason
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

@@ -14,6 +14,7 @@ from agenthelm.core.executor import current_executor
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import SagaError
+from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.parallel import Parallel, branch_scope
 from agenthelm.orchestration.saga import SagaOrchestrator, Step, saga
@@ -218,3 +219,24 @@ async def test_an_agent_that_exits_in_a_branch_leaves_nothing_booked(on_error: A
     assert sorted(world.log) in ([], ["book a", "cancel a"])
     (info,) = await world.storage.streams(prefix="run:")
     assert info.state == "rolled_back"
+
+
+async def test_a_collected_branch_that_fails_is_undone_without_those_whose_number_begins_with_its_own() -> None:
+    world = World()
+    everybody = 11
+
+    class Branch(Agent):
+        async def aforward(self, context, task: str) -> dict[str, Any]:  # type: ignore[no-untyped-def]
+            await self.ause("book", what=self.name)
+            if self.name == "1":
+                while len(world.log) < everybody:
+                    await anyio.lowlevel.checkpoint()
+                raise ValueError("no")
+            return {}
+
+    branches = Parallel([Branch(str(number)) for number in range(1, everybody + 1)], on_error="collect")
+    async with Orchestrator(tools=world.tools, storage=world.storage) as orchestrator:
+        result = await orchestrator.run(branches, task="x")
+    assert [entry for entry in world.log if entry.startswith("cancel")] == ["cancel 1"]
+    state = fold(result.run_id, await world.storage.read(f"run:{result.run_id}"))
+    assert [effect.effect.arguments for effect in state.begun()] == [{"what": "1"}]

@@ -390,3 +390,56 @@ def test_an_error_is_printed_without_the_secret_that_it_quotes(
     done = cli("run", tool, "-a", "caller", "--app", "guarded.py", "--model", "offline", *json, code=1)
     assert "correct horse" not in done.stdout + done.stderr
     assert words in (done.stderr if not json or tool == "noted" else done.stdout)
+
+
+QUOTING = """
+from agenthelm import Agent, tool
+
+SPOKEN = "POST https://ann:hunter2-a@api.pay/v1?api_key=hunter2-b with Bearer hunter2-c by app:hunter2-d@db:5432"
+
+
+@tool(side_effects=["desk:write"], compensating_tool="close")
+def open_desk() -> None: ...
+
+
+@tool(idempotent=True)
+def close() -> None:
+    raise OSError(SPOKEN)
+
+
+@tool
+def pay() -> None:
+    raise ValueError(SPOKEN)
+
+
+class Payer(Agent):
+    async def aforward(self, context, task: str) -> dict:
+        await self.ause("open_desk")
+        await self.ause("pay")
+        return {}
+"""
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+@pytest.mark.parametrize("debug", [(), ("--debug",)])
+def test_a_secret_in_an_error_s_own_words_is_printed_nowhere(
+    cli: Cli, as_json: tuple[str, ...], debug: tuple[str, ...]
+) -> None:
+    cli.write("quoting.py", QUOTING)
+    cli.write("plan.yaml", "- {tool: open_desk}\n- {tool: pay}\n")
+    cli.write("going_on.yaml", "- {tool: pay}\n")
+    app = ("--app", "quoting.py", *as_json, *debug)
+    said = [
+        cli("run", "x", "-a", "payer", "--model", "offline", *app, code=3),
+        cli("saga", "run", "plan.yaml", *app, code=3),
+        cli("saga", "run", "going_on.yaml", "--on-error", "continue", *app),
+        *(cli("saga", "show", run, *as_json) for run in runs(cli)[1:]),
+        *(cli("saga", "retry", run, *app, code=3) for run in runs(cli)[1:]),
+    ]
+    for done in said:
+        assert "hunter2" not in done.stdout + done.stderr
+    assert sum("Bearer ***" in done.stdout + done.stderr for done in said) == len(said)
+
+
+def runs(cli: Cli) -> list[str]:
+    return [run["run_id"] for run in json.loads(cli("saga", "list", "--json").stdout)]

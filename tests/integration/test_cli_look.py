@@ -477,6 +477,17 @@ def test_doctor_names_the_model_that_a_key_picks(cli: Cli) -> None:
     assert "1234567890" not in stdout
 
 
+@pytest.mark.parametrize("json", [(), ("--json",)])
+def test_doctor_shows_no_password_of_an_address(cli: Cli, json: tuple[str, ...]) -> None:
+    done = cli(
+        "doctor", *json, code=1, AGENTHELM_MODEL="openai/gpt-4o-mini", OPENAI_API_KEY="sk-test-1234567890",
+        AGENTHELM_API_BASE="https://user:hunter2@host/v1", AGENTHELM_STORAGE="postgres://user:hunter2@host/db",
+        AGENTHELM_MEMORY_URL="redis://user:hunter2@127.0.0.1:1",
+    )  # fmt: skip
+    assert "hunter2" not in done.stdout + done.stderr
+    assert "https://***@host/v1" in done.stdout
+
+
 def test_doctor_finds_an_app_that_does_not_load(cli: Cli) -> None:
     cli.write("broken.py", "x = 1\n1 / 0\n")
     document = json.loads(cli("doctor", "--app", "broken.py", "--json", code=1).stdout)

@@ -16,7 +16,6 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 from pydantic import SecretStr
-from rich.console import Console
 
 from agenthelm import (
     Agent,
@@ -33,6 +32,7 @@ from agenthelm.agent.models import resolve_model
 from agenthelm.exceptions import ModelCallError
 from agenthelm.tracing import names
 from agenthelm.tracing.console import TreeProcessor
+from agenthelm.tracing.screen import Screen
 from tests.support.openai_server import OpenAIServer
 from tests.support.otlp_collector import otlp_collector
 from tests.support.telemetry import METRICS, Recorded, foreign, recorded
@@ -129,7 +129,7 @@ async def ended(
     monkeypatch.setenv(names.CAPTURE_CONTENT, "SPAN_ONLY")
     ended = Ended(telemetry, tmp_path)
     provider = telemetry.tracer_provider
-    provider.add_span_processor(TreeProcessor(Console(file=ended.screen, width=400, color_system=None)))
+    provider.add_span_processor(TreeProcessor(Screen(file=ended.screen, width=400, color_system=None)))
     with OpenAIServer() as server, webhook_server() as approver, otlp_collector() as collector:
         exporter = OTLPSpanExporter(f"{collector.url}/v1/traces")
         provider.add_span_processor(SimpleSpanProcessor(exporter))

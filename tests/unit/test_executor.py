@@ -121,16 +121,21 @@ class TestCalling:
         assert len(event.digest or "") == 64
 
     async def test_a_sync_tool_does_not_block_the_loop(self, door: Door) -> None:
-        let_go = threading.Event()
+        inside, let_go = threading.Event(), threading.Event()
 
         @tool(registry=door.tools)
         def wait() -> bool:
+            inside.set()
             return let_go.wait(10)
 
-        async with anyio.create_task_group() as group:
-            group.start_soon(door.call, "wait")
-            await anyio.lowlevel.checkpoint()
+        async def answer() -> None:
+            while not inside.is_set():
+                await anyio.lowlevel.checkpoint()
             let_go.set()  # only possible if the loop still runs
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(answer)
+            assert await door.call("wait") is True
 
     async def test_cpu_bound_tools_run_in_a_process(self, door: Door) -> None:
         door.tools.register(Tool.from_function(os.getpid, ToolContract(runs_in="process"), name="process_id"))

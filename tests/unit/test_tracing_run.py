@@ -10,6 +10,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
 from agenthelm import Agent, InMemoryStorage, Orchestrator, Parallel, Pipeline, ToolRegistry, saga, tool
+from agenthelm._runtime.progress import Progress
 from agenthelm.core.storage.base import EVENTS
 from agenthelm.tracing import context, names
 from tests.support.telemetry import Recorded, foreign, recorded
@@ -235,3 +236,29 @@ async def test_a_saga_block_outside_of_any_span_links_to_nothing(telemetry: Reco
         await later.undo(scope.run_id)
     assert telemetry.span("invoke_workflow undo trip").links == ()
     assert len(telemetry.span("execute_tool cancel").links) == 1
+
+
+async def test_an_observer_hears_no_secret_that_an_error_speaks_of(caplog: pytest.LogCaptureFixture) -> None:
+    tools, heard = ToolRegistry(), list[Progress]()
+
+    @tool(registry=tools, compensating_tool="close", side_effects=["desk:write"])
+    async def open_desk() -> None: ...
+
+    @tool(registry=tools, idempotent=True)
+    async def close() -> None:
+        raise OSError(f"https://ann:{SECRET}@desk/ is shut")
+
+    class Clerk(Agent):
+        """Opens a desk and fails."""
+
+        async def aforward(self, context: Any, task: str) -> dict[str, Any]:
+            await self.ause("open_desk")
+            raise ValueError(f"no desk with password={SECRET}")
+
+    async with Orchestrator(tools=tools, observer=heard.append) as orchestrator:
+        with pytest.raises(ValueError, match="no desk"):
+            await orchestrator.run(Clerk(), task="x")
+    told = {progress.kind: progress.error for progress in heard if progress.error}
+    assert told["agent_failed"] == "ValueError: no desk with password=***"
+    assert "https://***@desk/ is shut" in str(told["undo_failed"])
+    assert SECRET not in str(heard) + caplog.text

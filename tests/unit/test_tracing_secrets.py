@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import pytest
 from pydantic import BaseModel, SecretStr
-from rich.console import Console
 
 from agenthelm import (
     Agent,
@@ -29,6 +28,7 @@ from agenthelm.exceptions import conceal, describe, message_of
 from agenthelm.testing import ScriptedLM
 from agenthelm.tracing import names
 from agenthelm.tracing.console import TreeProcessor
+from agenthelm.tracing.screen import Screen
 from tests.support.telemetry import Recorded, recorded
 
 SECRET = "blaue Katze 4711"
@@ -142,7 +142,7 @@ async def test_a_secret_argument_in_a_tool_s_error_is_in_no_span(
     telemetry: Recorded, tools: ToolRegistry, name: str, how: str
 ) -> None:
     screen = io.StringIO()
-    telemetry.tracer_provider.add_span_processor(TreeProcessor(Console(file=screen, width=400, color_system=None)))
+    telemetry.tracer_provider.add_span_processor(TreeProcessor(Screen(file=screen, width=400, color_system=None)))
     storage = InMemoryStorage()
     heard: list[Progress] = []
     async with Orchestrator(tools=tools, storage=storage, observer=heard.append) as orchestrator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import stat
 import sys
@@ -13,12 +14,12 @@ from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
-from rich.console import Console
 
 from agenthelm.exceptions import ConfigError
 from agenthelm.tracing import names, spans
 from agenthelm.tracing.console import TreeProcessor
 from agenthelm.tracing.providers import use_providers
+from agenthelm.tracing.screen import Screen
 from agenthelm.tracing.setup import Telemetry, configure
 from tests.support.telemetry import foreign
 
@@ -27,7 +28,7 @@ from tests.support.telemetry import foreign
 def screen() -> Iterator[io.StringIO]:
     out = io.StringIO()
     provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(TreeProcessor(Console(file=out, width=150, color_system=None)))
+    provider.add_span_processor(TreeProcessor(Screen(file=out, width=150, color_system=None)))
     with Telemetry(provider):
         yield out
 
@@ -104,7 +105,7 @@ def test_data_is_neither_markup_nor_steers_the_terminal(screen: io.StringIO) -> 
 
 def test_what_was_not_finished_is_printed_at_the_end() -> None:
     out = io.StringIO()
-    processor = TreeProcessor(Console(file=out, width=150, color_system=None))
+    processor = TreeProcessor(Screen(file=out, width=150, color_system=None))
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(processor)
     telemetry = Telemetry(provider)
@@ -131,15 +132,20 @@ def test_traces_that_run_at_the_same_time_are_printed_one_by_one(screen: io.Stri
     assert "other" in screen.getvalue()
 
 
-def test_a_console_nobody_reads_does_not_fail_the_run() -> None:
+def test_a_console_nobody_reads_does_not_fail_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError
 
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(TreeProcessor(Console(file=Broken())))
-    with Telemetry(provider), suppress(SystemExit), spans.tool("t"):
-        pass
+    output = os.fstat(sys.stdout.fileno())
+    monkeypatch.setattr(sys, "stderr", Broken())
+    done = []
+    with configure("console"):
+        for name in ("first", "second"):
+            with spans.tool(name):
+                done.append(name)
+    assert done == ["first", "second"]
+    assert os.path.samestat(os.fstat(sys.stdout.fileno()), output)
 
 
 @pytest.mark.parametrize("target", ["console", "true", True, "1", "Console"])

@@ -1,0 +1,94 @@
+"""A journal that fails once: the run stops there, and nothing is done, or undone, that could not be told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from agenthelm._runtime.retry import SystemClock
+from agenthelm.core.storage import InMemoryStorage
+from agenthelm.core.storage.base import Record
+from agenthelm.core.tool import ToolRegistry, tool
+from agenthelm.exceptions import StorageError
+from agenthelm.orchestration import lease
+from agenthelm.orchestration.journal import Journal
+from agenthelm.orchestration.saga import saga
+from agenthelm.testing.storage import FaultyStorage
+
+
+@pytest.fixture
+def log() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def tools(log: list[str]) -> ToolRegistry:
+    registry = ToolRegistry()
+
+    @tool(registry=registry, compensating_tool="cancel")
+    async def book(idempotency_key: str) -> None:
+        log.append("book")
+
+    @tool(registry=registry, idempotent=True)
+    async def cancel(idempotency_key: str) -> None:
+        log.append("cancel")
+
+    @tool(registry=registry)
+    async def look() -> None:
+        log.append("look")
+
+    return registry
+
+
+def failing(kind: str, moment: Any = "before") -> FaultyStorage:
+    """A storage that takes everything but the first record of one kind."""
+
+    def is_it(record: Record) -> bool:
+        return record.data.get("type") == kind
+
+    return FaultyStorage(InMemoryStorage(), matching=is_it, moment=moment)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_a_journal_that_failed_once_takes_nothing_more(moment: Any) -> None:
+    storage = failing("renewed", moment)
+    journal = Journal(storage, "r", SystemClock())
+    for kind in ("renewed", "claimed"):
+        with pytest.raises(StorageError, match="told to fail"):
+            await journal.append(kind)
+    assert len(await storage.read(journal.stream)) == (moment == "after")
+
+
+async def test_a_call_whose_begin_could_not_be_written_is_neither_made_nor_undone(
+    tools: ToolRegistry, log: list[str]
+) -> None:
+    with pytest.raises(StorageError):
+        async with saga("trip", tools=tools, storage=failing("begin")) as scope:
+            await scope.use("book")
+    assert log == []
+
+
+async def test_after_an_end_that_could_not_be_written_every_door_is_closed(tools: ToolRegistry, log: list[str]) -> None:
+    with pytest.raises(StorageError):
+        async with saga("trip", tools=tools, storage=failing("finish")) as scope:
+            for name in ("book", "look"):
+                with pytest.raises(StorageError):
+                    await scope.use(name)
+    assert log == ["book", "cancel"]
+
+
+async def test_a_run_whose_lease_could_not_be_renewed_goes_on_to_no_further_call(
+    tools: ToolRegistry, log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
+    storage = failing("renewed")
+    with pytest.raises(StorageError):
+        async with saga("trip", tools=tools, storage=storage) as scope:
+            await scope.use("book")
+            with anyio.fail_after(10):
+                while not storage.count:
+                    await anyio.sleep(0.01)
+            await scope.use("look")
+    assert log == ["book", "cancel"]
