@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from agenthelm import exceptions as errors
+from agenthelm.cli._console import escape_controls, stdout_for_document
 from agenthelm.cli._ending import USAGE_ERROR, to_stderr
 from agenthelm.cli._loop import Interrupted, run
 
@@ -61,8 +63,6 @@ class _Log(logging.Handler):
     """Writes to whatever stderr is at that moment: a live view puts itself in between."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from agenthelm.cli._console import escape_controls
-
         place = f"{record.name}: " if _options.verbose else ""
         text = escape_controls(" ".join(record.getMessage().split()))
         to_stderr(f"{record.levelname.lower()}: {place}{text}\n")
@@ -88,7 +88,8 @@ def _wrapped(function: Callable[..., Any]) -> Callable[..., None]:
     @functools.wraps(function)
     def wrapper(*, debug: bool = False, verbose: int = 0, **arguments: Any) -> None:
         configure(debug=debug, verbose=verbose)
-        code = _run(functools.partial(function, **arguments), is_async=inspect.iscoroutinefunction(function))
+        with stdout_for_document() if arguments.get("json") is True else nullcontext():
+            code = _run(functools.partial(function, **arguments), is_async=inspect.iscoroutinefunction(function))
         if code:
             raise typer.Exit(code)
 
@@ -162,8 +163,6 @@ def report(error: Exception) -> int:
     if _options.debug:
         to_stderr("".join(traceback.format_exception(error)))
     lines = [f"error: {summary(error)}", *(f"  {note}" for note in errors.notes_of(error))]
-    from agenthelm.cli._console import escape_controls
-
     to_stderr(escape_controls("\n".join(lines)) + "\n")
     return exit_code(error)
 

@@ -6,8 +6,9 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextvars import ContextVar
 from typing import IO, TYPE_CHECKING, Any
 
 from agenthelm.tracing.scrub import scrub
@@ -26,6 +27,7 @@ __all__ = [
     "print_json",
     "say",
     "scrubbed",
+    "stdout_for_document",
     "table",
     "to_json",
 ]
@@ -126,5 +128,25 @@ def to_json(value: Any) -> Any:
 
 def print_json(document: object) -> None:
     """Print the one JSON document of a ``--json`` call to stdout."""
-    sys.stdout.write(json.dumps(to_json(document), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
-    sys.stdout.flush()
+    stream = _for_document.get() or sys.stdout
+    stream.write(json.dumps(to_json(document), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    stream.flush()
+
+
+_for_document: ContextVar[IO[str] | None] = ContextVar("agenthelm_cli_document", default=None)
+
+
+@contextmanager
+def stdout_for_document() -> Iterator[None]:
+    """Keep stdout for `print_json`: what apps, agents, tools and their own processes print goes to stderr meanwhile."""
+    stream: IO[str] = sys.stdout
+    stream.flush()
+    with ExitStack() as stack:
+        with suppress(OSError):  # without a descriptor nobody but Python itself can print there
+            place, elsewhere = stream.fileno(), sys.stderr.fileno()
+            stream = stack.enter_context(os.fdopen(os.dup(place), "w", encoding="utf-8", errors="backslashreplace"))
+            stack.callback(os.dup2, stream.fileno(), place)
+            os.dup2(elsewhere, place)
+        stack.enter_context(redirect_stdout(sys.stderr))
+        stack.callback(_for_document.reset, _for_document.set(stream))
+        yield

@@ -55,6 +55,40 @@ def test_json_is_one_document_and_nothing_else_on_stdout(cli: Cli) -> None:
     assert document["run_id"] in cli("saga", "list").stdout
 
 
+PRINTER = """
+import subprocess
+
+from agenthelm import Agent, tool
+
+print("loading")
+
+
+@tool
+def book() -> str:
+    print("booking")
+    subprocess.run(["echo", "from another process"])
+    return "B1"
+
+
+class Chatty(Agent):
+    def forward(self, context, task):
+        print("at work")
+        return {"booking": self.use("book")}
+"""
+
+
+@pytest.mark.parametrize("command", ["run x -a chatty", "saga run plan.json", "tools list", "list-agents"])
+def test_json_stays_one_document_whatever_apps_and_tools_print(cli: Cli, command: str) -> None:
+    cli.write("app.py", PRINTER)
+    cli.write("plan.json", '[{"tool": "book"}]')
+    for call in (cli, cli.process):
+        done = call(*command.split(), "--app", "app.py", "--json")
+        json.loads(done.stdout)
+        assert "loading\n" in done.stderr
+        assert ("booking\n" in done.stderr) == ("list" not in command)
+    assert ("from another process\n" in done.stderr) == ("list" not in command)
+
+
 def test_the_single_agent_of_an_app_needs_no_name(cli: Cli) -> None:
     cli.write("single.py", AGENTS[: AGENTS.index("class Teller")])
     assert "city" in cli("run", "Lisbon", "--app", "single.py").stdout
