@@ -235,7 +235,6 @@ class SagaScope:
             journal = self.journal
         self._lease = Lease(journal, self.executor.clock, self.stop)
         await self._lease.begin()
-        done = sum(1 for state in self.states.values() if state.outcome is not None)
         return LiveRun(
             journal,
             self.executor.tools,
@@ -243,7 +242,7 @@ class SagaScope:
             scopes=_numbered(self.states),
             resumable=self.opening.plan is not None,
             numbered=max((int(known[1:]) for known in self.states), default=0),
-            completions=done,
+            completions=max((state.completed for state in self.states.values()), default=-1) + 1,
         )
 
     # -- ending -------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from agenthelm.exceptions import RunTimeoutError, SagaError, StorageError
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.results import SagaResult
 from agenthelm.orchestration.saga import Ref, Step, saga
+from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
 
 
 class Later(SystemClock):
@@ -183,3 +184,31 @@ async def test_a_resumed_plan_has_a_deadline_again(tools: ToolRegistry, world: l
     storage.left = 1000
     (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)
     assert (result.status, type(result.exception), world) == ("rolled_back", RunTimeoutError, [])
+
+
+async def test_what_a_resumed_plan_did_last_is_undone_first(tools: ToolRegistry, world: list[str]) -> None:
+    """Also where a step ended twice: in doubt, and then well by what ``verify`` said."""
+    known: list[Any] = []
+
+    @tool(registry=tools, compensating_tool="unmake", verify=lambda: known[0])
+    async def unsure() -> dict[str, str]:
+        world.append("b")
+        raise TimeoutError
+
+    @tool(registry=tools)
+    async def fail() -> None:
+        raise ValueError("no")
+
+    storage = InMemoryStorage()
+    dying = FaultyStorage(storage, matching=lambda record: record.data.get("type") == "unwinding", do="crash")
+    steps = [
+        Step("make", {"name": "a"}, id="a"),
+        Step("unsure"),
+        Step("make", {"name": Ref("unsure", "thing")}, id="c"),
+        Step("fail"),
+    ]
+    with pytest.raises(SimulatedCrash):
+        await Orchestrator(tools=tools, storage=dying).run_saga(steps)
+    known.append({"thing": "b"})
+    (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)
+    assert (result.status, result.undone, world) == ("rolled_back", ("e3", "e2", "e1"), [])
