@@ -109,7 +109,10 @@ def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping
     elif kind == "resolved":
         effect.undone = data["as"] == "undone"
         effect.compensated = effect.undone and data["by"] != "verify"
-        effect.accepted = data["as"] == "done"
+        if data["as"] == "done" and effect.reason is None:
+            state.complete(effect, "ok")  # nobody has tried to undo it yet, and it can be
+        else:
+            effect.accepted = data["as"] == "done"
         effect.reason, effect.undoing = None, False
         if effect.compensated:
             for inner in state.inside(effect):

@@ -48,8 +48,8 @@ class Means:
             return ""
         if missing := sorted({p.name for p in compensator.parameters.values() if p.required} & state.withheld):
             return f"{wanted} needs {missing[0]!r}, which the journal must not hold"
-        if state.outcome == "ok" and wants_result and not state.has_result:
-            return f"{wanted} needs the result, which could not be stored"
+        if state.outcome == "ok" and wants_result and not state.has_result and tool.contract.verify is None:
+            return f"{wanted} needs the result, which is not on record"
         return None
 
     def missing(self, state: EffectState) -> str | None:
@@ -60,13 +60,13 @@ class Means:
         tool, compensator = self.tools.get(state.effect.tool), self.compensator(state)
         if tool is None:
             return f"tool {state.effect.tool!r}"
-        certain = False
+        certain = lacks_result = False
         if wanted is not None:
             if compensator is None:
                 return f"its compensating tool {wanted!r}"
-            wants_result = needs_result(tool, compensator)
-            certain = compensator.contract.idempotent and (not wants_result or not state.doubtful)
-        if (state.doubtful or state.undoing) and not certain and self._asks_nobody(tool):
+            lacks_result = needs_result(tool, compensator) and not state.has_result and state.outcome != "failed"
+            certain = compensator.contract.idempotent and not lacks_result
+        if (state.doubtful or state.undoing or lacks_result) and not certain and self._asks_nobody(tool):
             return f"its verify tool {tool.contract.verify!r}"
         return None
 

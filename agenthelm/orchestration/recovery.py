@@ -153,7 +153,9 @@ class Recovery:
         Args:
             run_id: The run.
             step: The effect's id, its step's name, or its tool's if that has no other effect left.
-            outcome: ``"done"``: it stands, and that is fine. ``"undone"``: somebody undid it by hand.
+            outcome: ``"done"``: it stands. What was stuck may stand for good then; what was in doubt in a run that is
+                not to be undone has happened, and `undo` takes it back with the rest. ``"undone"``: it does not stand:
+                it never happened, or somebody undid it by hand.
 
         Raises:
             PlanError: The run has no such effect.

@@ -44,7 +44,7 @@ class EffectState:
         compensated: Whether its compensator ran, or a human did its work, which covers what the tool did inside as well.
         covered: Whether it was taken back by undoing a call inside which it was made.
         reason: Why the last undo failed.
-        accepted: Whether it is let stand: a human said so, or it is one with a later call that succeeded.
+        accepted: Whether it is let stand: a human said so of what was stuck, or it is one with a later call that succeeded.
     """
 
     effect: Effect

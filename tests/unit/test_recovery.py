@@ -49,6 +49,46 @@ async def test_doubt_left_in_a_good_run_can_be_settled_and_the_run_stays_good(to
             await orchestrator.resolve(scope.run_id, "e1", outcome="done")
 
 
+@pytest.mark.parametrize("needs_result", [True, False])
+@pytest.mark.parametrize("finds", [{"thing": "a"}, True, False, None])
+async def test_what_a_human_says_has_happened_is_undone_on_purpose_like_the_rest(
+    needs_result: bool, finds: Any
+) -> None:
+    """The human knows that it happened; only what it returned may still be asked for."""
+    tools, world, asked = ToolRegistry(), [], []
+
+    def look() -> Any:
+        asked.append(True)
+        if len(asked) == 1:
+            raise ConnectionError("down")
+        return finds
+
+    async def back(name: str) -> None:
+        world.remove(name)
+
+    async def back_by_result(thing: str) -> None:
+        world.remove(thing)
+
+    tool(registry=tools, name="back")(back_by_result if needs_result else back)
+
+    @tool(registry=tools, compensating_tool="back", verify=None if finds is None else look)
+    async def unsure(name: str) -> dict[str, str]:
+        world.append(name)
+        raise TimeoutError
+
+    async with Orchestrator(tools=tools) as orchestrator:
+        result = await orchestrator.run_saga([Step("unsure", {"name": "a"})], on_error="continue")
+        assert (result.status, result.in_doubt) == ("success", ("e1",))
+        settled = await orchestrator.resolve(result.run_id, "unsure", outcome="done")
+        assert (settled.status, settled.in_doubt, world) == ("success", (), ["a"])
+        undone = await orchestrator.undo(result.run_id)
+    if needs_result and not isinstance(finds, dict):
+        assert (undone.status, world) == ("failed", ["a"])
+        assert [stuck.reason for stuck in undone.stuck] == ["back needs the result, which is not on record"]
+    else:
+        assert (undone.status, undone.undone, world) == ("rolled_back", ("e1",), [])
+
+
 @pytest.mark.parametrize("outcome", ["done", "undone"])
 async def test_a_stuck_run_ends_when_a_human_has_settled_its_last_effect(tools: ToolRegistry, outcome: Any) -> None:
     async with Orchestrator(tools=tools) as orchestrator:
