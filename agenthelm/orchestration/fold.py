@@ -91,9 +91,7 @@ def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping
         state.complete(effect, data["outcome"])
         effect.has_result = data["outcome"] == "ok" and not data["opaque"]
         effect.result = data["result"]
-        if left_out := data.get("withheld"):
-            effect.partial = True
-            effect.withheld |= {"result", *left_out}
+        effect.left_out = frozenset(data.get("withheld", ()))
         effect.error = data["error"]
         effect.attempts = data.get("attempts")
     elif kind == "undoing":

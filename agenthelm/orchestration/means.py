@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agenthelm.core.compensation import needs_result
+from agenthelm.core.sensitive import carries_secret
 from agenthelm.core.tool import Tool, ToolRegistry
 from agenthelm.orchestration.state import EffectState
 from agenthelm.orchestration.values import encode
@@ -46,8 +47,8 @@ class Means:
         wants_result = needs_result(tool, compensator)
         if state.outcome == "failed" and (wants_result or not compensator.contract.idempotent):
             return ""
-        if missing := sorted({p.name for p in compensator.parameters.values() if p.required} & state.withheld):
-            return f"{wanted} needs {missing[0]!r}, which the journal must not hold"
+        if missing := sorted({p.name for p in compensator.parameters.values() if p.required} & state.lost):
+            return f"{wanted} needs {missing[0]!r}, which the journal does not hold"
         if state.outcome == "ok" and wants_result and not state.has_result and tool.contract.verify is None:
             return f"{wanted} needs the result, which is not on record"
         return None
@@ -77,13 +78,15 @@ class Means:
     def arguments(self, state: EffectState, compensator: Tool) -> dict[str, Any]:
         """What a compensator is called with, by parameter name.
 
-        The forward arguments come first, then the fields of the result, then the result itself.
+        The forward arguments come first, then the fields of the result, then the result itself. A secret that the
+        compensator does not take as one is left out.
         """
         tool = self.tools[state.effect.tool]
         available: dict[str, Any] = {}
         if state.has_result:
             result = state.value(tool)
             available = {"result": result, **tool.binding.fields_of(result)}
+            available = {name: value for name, value in available.items() if name not in state.lost}
         available.update(state.arguments(tool))
         available["idempotency_key"] = state.effect.key
         given = {
@@ -92,6 +95,9 @@ class Means:
             if name in compensator.parameters or (compensator.binding.open_ended and name != "result")
         }
         for name in compensator.binding.unfit(given).keys() & given.keys():
+            if carries_secret(given[name]):  # whose form is a mask
+                del given[name]
+                continue
             form, possible = encode(given[name])  # it may want a dict of what is a model, or the text of a date
             given[name] = form if possible else given[name]
         return given

@@ -54,7 +54,7 @@ class Resumption:
             if entry.outcome != "ok" and not await self._undo_inner(entry):
                 return None
             if entry.outcome == "ok":
-                if not entry.has_result or entry.partial:
+                if not entry.has_result or entry.left_out:
                     return None
                 results[step] = entry.value(tool)
         return results

@@ -191,7 +191,7 @@ async def test_a_secret_that_no_journal_holds_is_named_when_it_is_needed_after_t
     async with saga(tools=world.tools, storage=storage) as scope:
         await scope.use("log_in", account={"password": SecretStr("hunter2")})
     result = await world.undone_by(world.tools, scope.run_id, storage)
-    assert result.stuck[0].reason == "log_out needs 'account', which the journal must not hold"
+    assert result.stuck[0].reason == "log_out needs 'account', which the journal does not hold"
     assert world.things == ["session"]
 
 
