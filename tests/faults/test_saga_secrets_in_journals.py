@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import pytest
 from pydantic import BaseModel, SecretStr
+from typing_extensions import TypedDict
 
 from agenthelm.core.redaction import Redacted
 from agenthelm.core.storage import InMemoryStorage
@@ -15,6 +16,8 @@ from agenthelm.exceptions import PlanError, ToolContractError
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.results import SagaResult
 from agenthelm.orchestration.saga import Step
+from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
+from tests.support.saga_leases import Later
 
 SECRET = "hunter22-abc"
 MASK = str(SecretStr(SECRET))
@@ -168,6 +171,30 @@ async def test_what_takes_no_secret_is_called_without_it(
     _, undone, _ = await run(tools, step)
     live = await Orchestrator(tools=tools).run_saga([step, Step("fail")])
     assert (live.status, undone.status, given) == ("rolled_back", "rolled_back", [("ann", default)] * 2)
+
+
+class Marked(TypedDict):
+    id: str
+    pin: Annotated[str, Redacted]
+
+
+@pytest.mark.parametrize("kind", [Marked, Annotated[dict[str, str], Redacted]], ids=["field", "whole"])
+async def test_what_verify_says_when_a_plan_goes_on_is_recorded_without_them(tools: ToolRegistry, kind: Any) -> None:
+    async def book() -> Any: ...
+
+    book.__annotations__["return"] = kind
+    tool(registry=tools, compensating_tool="cancel", verify=lambda: {"id": "b1", "pin": SECRET})(book)
+
+    @tool(registry=tools)
+    async def cancel(idempotency_key: str) -> None: ...
+
+    storage = InMemoryStorage()
+    dying = FaultyStorage(storage, matching=lambda record: record.data.get("type") == "finish", do="crash")
+    with pytest.raises(SimulatedCrash):
+        await Orchestrator(tools=tools, storage=dying).run_saga([Step("book")])
+    (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)
+    assert (result.status, result.result_of("book")["pin"]) == ("success", SECRET)
+    assert SECRET not in json.dumps([record.data for record in await storage.read(f"run:{result.run_id}")])
 
 
 class Grant(BaseModel):
