@@ -50,7 +50,8 @@ def _apply(state: RunState, data: Mapping[str, Any]) -> None:
         _begin(state, data)
     elif kind == "unwinding":
         state.unwinding.append(data["scope"])
-        state.reason = data.get("reason")
+        if state.decided:
+            state.reason = data.get("reason")
     elif kind == "closed":
         state.status = data["status"]
         state.closed_at = state.last_at
@@ -99,6 +100,7 @@ def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping
         effect.reason = None
     elif kind == "undone":
         effect.undoing, effect.undone, effect.compensated, effect.reason = False, True, True, None
+        state.undone.append(effect.effect.id)
         for covered in data.get("covers", ()):
             state.effects[covered].covered = True
     elif kind == "undo_failed":
@@ -112,6 +114,8 @@ def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping
         else:
             effect.accepted = data["as"] == "done"
         effect.reason, effect.undoing = None, False
+        if effect.undone:
+            state.undone.append(effect.effect.id)
         if effect.compensated:
             for inner in state.inside(effect):
                 inner.covered = inner.covered or (inner.reason is None and inner.outcome != "failed")

@@ -156,6 +156,8 @@ class RunState:
     """A run, as its journal tells it.
 
     Attributes:
+        reason: Why it was decided to undo the whole run; None if it was not.
+        undone: Ids of the effects that were undone, or found never to have happened, in the order in which that was said.
         closed_at: When it ended last, also if it was claimed after that.
         kept: How it will end again when whoever claimed it after its end is done; None if it is to be undone.
     """
@@ -180,6 +182,7 @@ class RunState:
     unwinding: list[str] = field(default_factory=list)
     reason: str | None = None
     effects: dict[str, EffectState] = field(default_factory=dict)
+    undone: list[str] = field(default_factory=list)
     _completions: int = 0
 
     @property

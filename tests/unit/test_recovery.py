@@ -113,6 +113,39 @@ async def test_a_run_in_progress_can_not_be_settled_or_undone(tools: ToolRegistr
         assert await orchestrator.recover() == []
 
 
+async def test_what_was_undone_is_told_in_its_order_and_by_whoever_did_it() -> None:
+    tools, closed = ToolRegistry(), ["b"]
+
+    @tool(registry=tools, compensating_tool="unmake")
+    async def make(name: str) -> None: ...
+
+    @tool(registry=tools)
+    async def unmake(name: str) -> None:
+        if name in closed:
+            raise ValueError("closed")
+
+    async with Orchestrator(tools=tools) as orchestrator:
+        run = await orchestrator.run_saga([Step("make", {"name": name}, id=name) for name in "abc"])
+        ways = (orchestrator.undo, orchestrator.undo, orchestrator.retry)
+        assert [(await end(run.run_id)).undone for end in ways] == [("e3", "e1"), ("e3", "e1"), ()]
+        closed.clear()
+        ways = (orchestrator.retry, orchestrator.undo)
+        assert [(await end(run.run_id)).undone for end in ways] == [("e2",), ("e3", "e1", "e2")]
+
+
+async def test_a_good_run_has_no_error_because_a_saga_inside_it_had_one(tools: ToolRegistry) -> None:
+    storage = InMemoryStorage()
+    async with saga(tools=tools, storage=storage) as scope:
+        with pytest.raises(ValueError, match="fully booked"):
+            async with saga("inside") as inside:
+                with pytest.raises(TimeoutError):
+                    await inside.use("unsure")
+                raise ValueError("fully booked")
+    async with Orchestrator(tools=tools, storage=storage) as orchestrator:
+        settled = await orchestrator.resolve(scope.run_id, "e1", outcome="undone")
+    assert (settled.status, settled.error) == ("success", None)
+
+
 async def test_a_failed_run_is_left_to_retry_and_resolve(tools: ToolRegistry) -> None:
     async with Orchestrator(tools=tools) as orchestrator:
         result = await orchestrator.run_saga([Step("send"), Step("fail")])
