@@ -6,7 +6,7 @@ import json
 from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 from typing_extensions import TypedDict
 
 from agenthelm.core.redaction import Redacted
@@ -104,6 +104,18 @@ async def test_a_compensator_that_needs_one_is_refused(tools: ToolRegistry, need
 
     with pytest.raises((ToolContractError, PlanError), match=f"needs '{needed}', a secret"):
         tools.register(namespace["cancel"])
+
+
+@pytest.mark.parametrize("kind", [SecretStr, SecretBytes, Secret[int], list[Secret[int]]])
+async def test_a_secret_of_whatever_type_is_one(tools: ToolRegistry, kind: Any) -> None:
+    async def book(pin: Any) -> None: ...
+
+    async def cancel(pin: Any) -> None: ...
+
+    book.__annotations__["pin"] = cancel.__annotations__["pin"] = kind
+    tool(registry=tools, compensating_tool="cancel")(book)
+    with pytest.raises(ToolContractError, match="needs 'pin', a secret"):
+        tool(registry=tools)(cancel)
 
 
 @pytest.mark.parametrize("card", [{"number": SECRET}, Card(number=SecretStr(SECRET))], ids=["dict", "model"])
