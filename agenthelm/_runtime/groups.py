@@ -161,47 +161,54 @@ async def named(
     Raises:
         Exception: Without ``collect``, the first failure, bare; the failures of siblings are notes on it.
         SystemExit: A task raised it, which cancels the others; with ``collect`` as well.
+        BaseException: A task's cancellation that nobody had sent to it, which cancels the others; with ``collect`` as well.
     """
     results: dict[str, T] = {}
     errors: dict[str, Exception] = {}
     exits: list[SystemExit] = []
+    cancelled: list[BaseException] = []
     limiter = anyio.Semaphore(max_concurrency) if max_concurrency else None
 
-    async with anyio.create_task_group() as group:
+    try:
+        async with anyio.create_task_group() as group:
 
-        async def one(name: str, task: Callable[[], Awaitable[T]]) -> None:
-            try:
-                if limiter is None:
-                    results[name] = await task()
-                else:
-                    async with limiter:
+            async def one(name: str, task: Callable[[], Awaitable[T]]) -> None:
+                try:
+                    if limiter is None:
                         results[name] = await task()
-            except Exception as exc:  # noqa: BLE001 - raised or returned below
-                errors[name] = exc
-                if not collect:
+                    else:
+                        async with limiter:
+                            results[name] = await task()
+                except Exception as exc:  # noqa: BLE001 - raised or returned below
+                    errors[name] = exc
+                    if not collect:
+                        group.cancel_scope.cancel()
+                except SystemExit as exc:  # asyncio ends at once, with nothing undone, when one leaves a task
+                    exits.append(exc)
                     group.cancel_scope.cancel()
-            except SystemExit as exc:  # asyncio ends at once, with nothing undone, when one leaves a task
-                exits.append(exc)
-                group.cancel_scope.cancel()
+                except anyio.get_cancelled_exc_class() as exc:
+                    cancelled.append(exc)
+                    raise
 
-        for name, task in tasks.items():
-            group.start_soon(one, name, task, name=name)
+            for name, task in tasks.items():
+                group.start_soon(one, name, task, name=name)
 
-    if exits:
-        try:
-            raise exits[0]
-        finally:
-            exits.clear()
-    if errors and not collect:
-        (_, first), *others = errors.items()
-        for name, other in others:
-            if other is not first:
-                first.add_note(f"{name} failed too: {type(other).__name__}: {other}")
-        try:
-            raise first
-        finally:
-            del first, others
-            errors.clear()
-    return {name: results[name] for name in tasks if name in results}, {
-        name: errors[name] for name in tasks if name in errors
-    }
+        failed = not collect and bool(errors)
+        if failed:
+            _note_others(errors)
+        if exits or failed or cancelled:  # cancelled by nobody who was waited for: see `in_child`
+            raise [*exits, *(errors.values() if failed else ()), *cancelled][0]
+        return {name: results[name] for name in tasks if name in results}, {
+            name: errors[name] for name in tasks if name in errors
+        }
+    finally:
+        for kept in (exits, errors, cancelled):
+            kept.clear()  # the frame must not keep its own exception alive
+
+
+def _note_others(errors: Mapping[str, Exception]) -> None:
+    """Name the other failures in the first one."""
+    first = next(iter(errors.values()))
+    for name, other in errors.items():
+        if other is not first:
+            first.add_note(f"{name} failed too: {type(other).__name__}: {other}")

@@ -8,8 +8,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
+
+from agenthelm.tracing.marks import SECRETS
 
 __all__ = ["digest"]
 
@@ -42,9 +44,9 @@ def digest(tool_name: str, arguments: Mapping[str, Any]) -> str:
 def _exact(value: Any) -> Any:
     """What stands for a value that JSON can't hold; its kind is part of it."""
     kind = _kind(value)
-    if isinstance(value, (SecretStr, SecretBytes)):
+    if isinstance(value, SECRETS):
         secret = value.get_secret_value()
-        return {kind: secret if isinstance(secret, str) else secret.hex()}
+        return {kind: secret.hex() if isinstance(secret, bytes) else secret}
     if isinstance(value, (bytes, bytearray)):
         return {kind: value.hex()}
     if isinstance(value, BaseModel):

@@ -14,10 +14,10 @@ from typing import Any, Final
 from uuid import UUID
 
 import typing_extensions
-from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic import BaseModel
 
 from agenthelm.core.redaction import MASK
-from agenthelm.tracing.marks import fields_of, hidden_fields, inside, is_marked
+from agenthelm.tracing.marks import SECRETS, fields_of, hidden_fields, inside, is_marked
 
 __all__ = [
     "carries_secret",
@@ -58,7 +58,7 @@ def carries_secret(value: Any) -> bool:
     """Whether a secret is somewhere in a value: one that JSON would carry as a mask, or a field marked `Redacted`."""
     if isinstance(value, (str, int, float, type(None))):
         return False
-    if isinstance(value, (SecretStr, SecretBytes)):
+    if isinstance(value, SECRETS):
         return True
     if isinstance(value, Mapping):
         return any(map(carries_secret, value.values()))
@@ -134,7 +134,7 @@ def veiled(value: Any, secrets: Sequence[str]) -> Any:
 
 def _texts(values: Iterable[Any], whole: bool) -> Iterator[str]:
     for value in values:
-        if isinstance(value, (SecretStr, SecretBytes)):
+        if isinstance(value, SECRETS):
             yield from _texts([value.get_secret_value()], True)
         elif isinstance(value, enum.Enum):
             yield from _texts([value.value], whole)
@@ -162,7 +162,7 @@ def _wordings(value: Any) -> Iterator[str]:
 
 
 def _is_secret(annotation: Any) -> bool:
-    return is_marked(annotation) or (isinstance(annotation, type) and issubclass(annotation, (SecretStr, SecretBytes)))
+    return is_marked(annotation) or (isinstance(annotation, type) and issubclass(annotation, SECRETS))
 
 
 def _nothing(kind: type) -> bool:

@@ -50,7 +50,8 @@ def _apply(state: RunState, data: Mapping[str, Any]) -> None:
         _begin(state, data)
     elif kind == "unwinding":
         state.unwinding.append(data["scope"])
-        state.reason = data.get("reason")
+        if state.decided:
+            state.reason = data.get("reason")
     elif kind == "closed":
         state.status = data["status"]
         state.closed_at = state.last_at
@@ -91,9 +92,7 @@ def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping
         state.complete(effect, data["outcome"])
         effect.has_result = data["outcome"] == "ok" and not data["opaque"]
         effect.result = data["result"]
-        if left_out := data.get("withheld"):
-            effect.partial = True
-            effect.withheld |= {"result", *left_out}
+        effect.left_out = frozenset(data.get("withheld", ()))
         effect.error = data["error"]
         effect.attempts = data.get("attempts")
     elif kind == "undoing":
@@ -101,6 +100,7 @@ def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping
         effect.reason = None
     elif kind == "undone":
         effect.undoing, effect.undone, effect.compensated, effect.reason = False, True, True, None
+        state.undone.append(effect.effect.id)
         for covered in data.get("covers", ()):
             state.effects[covered].covered = True
     elif kind == "undo_failed":
@@ -109,8 +109,13 @@ def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping
     elif kind == "resolved":
         effect.undone = data["as"] == "undone"
         effect.compensated = effect.undone and data["by"] != "verify"
-        effect.accepted = data["as"] == "done"
+        if data["as"] == "done" and effect.reason is None:
+            state.complete(effect, "ok")  # nobody has tried to undo it yet, and it can be
+        else:
+            effect.accepted = data["as"] == "done"
         effect.reason, effect.undoing = None, False
+        if effect.undone:
+            state.undone.append(effect.effect.id)
         if effect.compensated:
             for inner in state.inside(effect):
                 inner.covered = inner.covered or (inner.reason is None and inner.outcome != "failed")

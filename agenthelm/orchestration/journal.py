@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import anyio
 
 from agenthelm._runtime.retry import Clock
+from agenthelm.core.binding import Binding
 from agenthelm.core.effects import Effect, Outcome
 from agenthelm.core.sensitive import carries_secret
 from agenthelm.core.storage.base import EVENTS, BaseStorage, Record
@@ -63,16 +64,16 @@ class ResultForm(NamedTuple):
     withheld: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, value: Any, about: Effect | None = None) -> ResultForm:
-        """Without what must never be stored."""
-        if about is not None and about.secret_result:
+    def of(cls, value: Any, about: Effect | Binding) -> ResultForm:
+        """Without what must never be stored, by the value itself or by what is declared ``about`` it."""
+        if about.secret_result:
             return cls(opaque=True)
         result, possible = encode(value)
         if not possible:
             return cls(opaque=True)
         fields = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
         kind: type = type(value)
-        secret = hidden_fields(kind) | (about.secret_fields if about is not None else frozenset())
+        secret = hidden_fields(kind) | about.secret_fields
         if not secret and not carries_secret(value):
             return cls(result)
         if not isinstance(result, dict) or fields is None:

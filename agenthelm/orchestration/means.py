@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agenthelm.core.compensation import needs_result
+from agenthelm.core.sensitive import carries_secret
 from agenthelm.core.tool import Tool, ToolRegistry
 from agenthelm.orchestration.state import EffectState
 from agenthelm.orchestration.values import encode
@@ -46,10 +47,10 @@ class Means:
         wants_result = needs_result(tool, compensator)
         if state.outcome == "failed" and (wants_result or not compensator.contract.idempotent):
             return ""
-        if missing := sorted({p.name for p in compensator.parameters.values() if p.required} & state.withheld):
-            return f"{wanted} needs {missing[0]!r}, which the journal must not hold"
-        if state.outcome == "ok" and wants_result and not state.has_result:
-            return f"{wanted} needs the result, which could not be stored"
+        if missing := sorted({p.name for p in compensator.parameters.values() if p.required} & state.lost):
+            return f"{wanted} needs {missing[0]!r}, which the journal does not hold"
+        if state.outcome == "ok" and wants_result and not state.has_result and tool.contract.verify is None:
+            return f"{wanted} needs the result, which is not on record"
         return None
 
     def missing(self, state: EffectState) -> str | None:
@@ -60,13 +61,13 @@ class Means:
         tool, compensator = self.tools.get(state.effect.tool), self.compensator(state)
         if tool is None:
             return f"tool {state.effect.tool!r}"
-        certain = False
+        certain = lacks_result = False
         if wanted is not None:
             if compensator is None:
                 return f"its compensating tool {wanted!r}"
-            wants_result = needs_result(tool, compensator)
-            certain = compensator.contract.idempotent and (not wants_result or not state.doubtful)
-        if (state.doubtful or state.undoing) and not certain and self._asks_nobody(tool):
+            lacks_result = needs_result(tool, compensator) and not state.has_result and state.outcome != "failed"
+            certain = compensator.contract.idempotent and not lacks_result
+        if (state.doubtful or state.undoing or lacks_result) and not certain and self._asks_nobody(tool):
             return f"its verify tool {tool.contract.verify!r}"
         return None
 
@@ -77,13 +78,15 @@ class Means:
     def arguments(self, state: EffectState, compensator: Tool) -> dict[str, Any]:
         """What a compensator is called with, by parameter name.
 
-        The forward arguments come first, then the fields of the result, then the result itself.
+        The forward arguments come first, then the fields of the result, then the result itself. A secret that the
+        compensator does not take as one is left out.
         """
         tool = self.tools[state.effect.tool]
         available: dict[str, Any] = {}
         if state.has_result:
             result = state.value(tool)
             available = {"result": result, **tool.binding.fields_of(result)}
+            available = {name: value for name, value in available.items() if name not in state.lost}
         available.update(state.arguments(tool))
         available["idempotency_key"] = state.effect.key
         given = {
@@ -92,6 +95,9 @@ class Means:
             if name in compensator.parameters or (compensator.binding.open_ended and name != "result")
         }
         for name in compensator.binding.unfit(given).keys() & given.keys():
+            if carries_secret(given[name]):  # whose form is a mask
+                del given[name]
+                continue
             form, possible = encode(given[name])  # it may want a dict of what is a model, or the text of a date
             given[name] = form if possible else given[name]
         return given

@@ -162,9 +162,10 @@ class Plan:
 
         def argument(tool: str, name: str, form: Any) -> Any:
             value, entry = from_data(form), tools.get(tool) if tools is not None else None
-            if entry is None or name not in entry.parameters or refs_in(value):
+            if entry is None:
                 return value
-            return decode(entry.parameters[name].annotation, value)
+            typed = name in entry.parameters and not refs_in(value)
+            return decode(entry.parameters[name].annotation if typed else Any, value)
 
         steps = [
             Step(

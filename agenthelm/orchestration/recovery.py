@@ -153,7 +153,9 @@ class Recovery:
         Args:
             run_id: The run.
             step: The effect's id, its step's name, or its tool's if that has no other effect left.
-            outcome: ``"done"``: it stands, and that is fine. ``"undone"``: somebody undid it by hand.
+            outcome: ``"done"``: it stands. What was stuck may stand for good then; what was in doubt in a run that is
+                not to be undone has happened, and `undo` takes it back with the rest. ``"undone"``: it does not stand:
+                it never happened, or somebody undid it by hand.
 
         Raises:
             PlanError: The run has no such effect.
@@ -270,9 +272,10 @@ class Recovery:
         if not state.decided and not state.rollback:
             # What stands is left standing, but for nested runs that were being undone when the process died.
             begun = state.begun()
+            unwinder = Unwinder(self.executor, journal, self.grace, recorded=True)
             if any(not entry.settled for entry in begun):
-                await shielded(Unwinder(self.executor, journal, self.grace, recorded=True).unwind, begun)
-            return await self._close(state, journal, status="stopped")
+                await shielded(unwinder.unwind, begun)
+            return await self._close(state, journal, unwinder.undone, status="stopped")
         return await self._unwind(state, journal, reason)
 
     async def _unwind(self, state: RunState, journal: Journal, reason: str) -> SagaResult:
@@ -287,25 +290,20 @@ class Recovery:
                     await journal.append("unwinding", scope="", reason=reason)
                     state.reason = reason
                 await unwinder.unwind(state.begun() if state.kept else list(state.effects.values()))
-                return await self._close(state, journal, undone=tuple(unwinder.undone))
+                return await self._close(state, journal, unwinder.undone)
 
             result = await shielded(undo)
             span.set(names.SAGA_STATUS, result.status)
             return result
 
     async def _close(
-        self,
-        state: RunState,
-        journal: Journal,
-        *,
-        status: SagaStatus | None = None,
-        undone: tuple[str, ...] = (),
+        self, state: RunState, journal: Journal, undone: list[str], *, status: SagaStatus | None = None
     ) -> SagaResult:
         stuck = any(s.failed_to_undo for s in state.effects.values())
         status = status or ("failed" if stuck else state.kept or "rolled_back")
         await journal.closed(status, state.reason)
-        state.status = status
-        return _as_found(state, undone=undone)
+        state.status, state.undone = status, undone
+        return _as_found(state)
 
     def _as(self, state: RunState) -> RunContext:
         return self.identity.evolve(run_id=state.run_id, session_id=state.session_id, namespace=state.namespace)
@@ -325,13 +323,12 @@ def _apart_from_stuck(state: RunState) -> SagaStatus | None:
     return "success" if state.status == "failed" else state.status  # type: ignore[return-value]
 
 
-def _as_found(state: RunState, *, undone: tuple[str, ...] = ()) -> SagaResult:
+def _as_found(state: RunState) -> SagaResult:
     """A run's result as its journal tells it."""
-    effects = list(state.effects.values())
     return result_of(
-        effects,
+        state.effects.values(),
         state.status or "failed",  # type: ignore[arg-type]
         error=state.reason,
-        undone=undone or tuple(s.effect.id for s in effects if s.undone),
+        undone=tuple(state.undone),
         run_id=state.run_id,
     )

@@ -11,6 +11,7 @@ from agenthelm._runtime.groups import shielded
 from agenthelm.core.cost import Budget
 from agenthelm.core.executor import ToolExecutor
 from agenthelm.core.tool import Tool
+from agenthelm.exceptions import ToolOutputError, describe
 from agenthelm.orchestration.journal import Journal, ResultForm
 from agenthelm.orchestration.plan import Plan
 from agenthelm.orchestration.results import SagaResult
@@ -54,7 +55,7 @@ class Resumption:
             if entry.outcome != "ok" and not await self._undo_inner(entry):
                 return None
             if entry.outcome == "ok":
-                if not entry.has_result or entry.partial:
+                if not entry.has_result or entry.left_out:
                     return None
                 results[step] = entry.value(tool)
         return results
@@ -106,11 +107,17 @@ class Resumption:
             entry.undone = True
             await self.journal.resolved([entry.effect.id], "undone", by="verify")
             return True
-        if verdict.known:
-            await self.journal.finish(entry.effect.id, "ok", result=ResultForm.of(verdict.value), error=None)
-            self.state.complete(entry, "ok")
-            entry.returned(verdict.value)
-        return verdict.known
+        if not verdict.known:
+            return False
+        value, unfit = verdict.value, None
+        try:
+            value = tool.binding.check_result(value)
+        except ToolOutputError as error:  # it happened all the same, but its result is none to go on with
+            unfit = describe(error)
+        await self.journal.finish(entry.effect.id, "ok", result=ResultForm.of(value, tool.binding), error=unfit)
+        self.state.complete(entry, "ok")
+        entry.returned(value)
+        return unfit is None
 
     async def _undo_inner(self, entry: EffectState) -> bool:
         """Before a step is called again: take back what its first call did inside. False if something stays."""

@@ -91,8 +91,12 @@ class SagaScope:
     _stack: ExitStack = field(init=False, default_factory=ExitStack)
     _lease: Lease | None = field(init=False, default=None)
     _elsewhere: bool = field(init=False, default=False)
+    _entered: bool = field(init=False, default=False)
 
     async def __aenter__(self) -> Self:
+        if self._entered:
+            raise SagaError(f"saga {self.opening.name!r} was entered before; make another one with saga(...)")
+        self._entered = True
         outer = self.executor.effects
         budget = None if self.executor.passes_doors else self.budget
         ledger = self.executor.ledger.child("run", budget, stop=self.stop)
@@ -177,7 +181,13 @@ class SagaScope:
         return any(not state.settled for state in self._run.states.values())
 
     async def use(self, tool: str, /, **arguments: Any) -> Any:
-        """Call a tool under its contract; see `ToolExecutor.call` for what is raised."""
+        """Call a tool under its contract; see `ToolExecutor.call` for what is raised.
+
+        Raises:
+            SagaError: The scope was not entered, so nothing would be undone.
+        """
+        if not self._entered:
+            raise SagaError(f"saga {self.opening.name!r} was not entered: use it inside of 'async with'")
         return await self.executor.call(tool, arguments)
 
     def describe(self, span: spans.SpanHandle) -> None:
@@ -235,7 +245,6 @@ class SagaScope:
             journal = self.journal
         self._lease = Lease(journal, self.executor.clock, self.stop)
         await self._lease.begin()
-        done = sum(1 for state in self.states.values() if state.outcome is not None)
         return LiveRun(
             journal,
             self.executor.tools,
@@ -243,7 +252,7 @@ class SagaScope:
             scopes=_numbered(self.states),
             resumable=self.opening.plan is not None,
             numbered=max((int(known[1:]) for known in self.states), default=0),
-            completions=done,
+            completions=max((state.completed for state in self.states.values()), default=-1) + 1,
         )
 
     # -- ending -------------------------------------------------------------------------------------------------------

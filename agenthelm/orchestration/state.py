@@ -33,8 +33,8 @@ class EffectState:
         result: What it returned; see `value`.
         has_result: Whether ``result`` is known.
         form: What the journal holds of the result, for as long as the result may be a live object; None for nothing.
-        withheld: Arguments, and fields of the result, that the journal does not hold.
-        partial: Whether ``result`` lacks some of its fields.
+        withheld: Arguments that the journal does not hold.
+        left_out: Fields of the result that it does not hold; ``result`` is without them.
         repeatable: Whether its call, made again under its key, is still one effect.
         attempt: The attempt of the enclosing effect's call in which it was begun.
         attempts: How many attempts its own call took; None if nobody counted.
@@ -44,7 +44,7 @@ class EffectState:
         compensated: Whether its compensator ran, or a human did its work, which covers what the tool did inside as well.
         covered: Whether it was taken back by undoing a call inside which it was made.
         reason: Why the last undo failed.
-        accepted: Whether it is let stand: a human said so, or it is one with a later call that succeeded.
+        accepted: Whether it is let stand: a human said so of what was stuck, or it is one with a later call that succeeded.
     """
 
     effect: Effect
@@ -57,7 +57,7 @@ class EffectState:
     has_result: bool = False
     form: Any = None
     withheld: frozenset[str] = frozenset()
-    partial: bool = False
+    left_out: frozenset[str] = frozenset()
     repeatable: bool = True
     attempt: int = 1
     attempts: int | None = None
@@ -96,6 +96,13 @@ class EffectState:
         return {"ok": "finished", "failed": "failed", "doubt": "in doubt"}[self.outcome]  # type: ignore[return-value]
 
     @property
+    def lost(self) -> frozenset[str]:
+        """What a compensator would be given by these names, and the journal does not hold."""
+        if not self.left_out:
+            return self.withheld
+        return self.withheld | ({"result", *self.left_out} - self.effect.arguments.keys())
+
+    @property
     def irreversible(self) -> bool:
         """Whether it stands and no tool undoes it."""
         return self.effect.compensating_tool is None and not self.settled and self.outcome != "failed"
@@ -124,7 +131,7 @@ class EffectState:
     def value(self, tool: Tool) -> Any:
         """What the call returned, as it was then, whoever has changed the object since."""
         if self.recorded:
-            return self.result if self.partial else _typed_result(tool, self.result)
+            return self.result if self.left_out else _typed_result(tool, self.result)
         if self.form is None or encode(self.result) == (self.form, True):
             return self.result
         return _typed_result(tool, self.form)
@@ -149,6 +156,8 @@ class RunState:
     """A run, as its journal tells it.
 
     Attributes:
+        reason: Why it was decided to undo the whole run; None if it was not.
+        undone: Ids of the effects that were undone, or found never to have happened, in the order in which that was said.
         closed_at: When it ended last, also if it was claimed after that.
         kept: How it will end again when whoever claimed it after its end is done; None if it is to be undone.
     """
@@ -173,6 +182,7 @@ class RunState:
     unwinding: list[str] = field(default_factory=list)
     reason: str | None = None
     effects: dict[str, EffectState] = field(default_factory=dict)
+    undone: list[str] = field(default_factory=list)
     _completions: int = 0
 
     @property

@@ -167,16 +167,21 @@ class Unwinder:
             scope.cancel()
 
     async def _resolve_doubt(self, executor: ToolExecutor, state: EffectState, tool: Tool, compensator: Tool) -> bool:
-        """Whether to go on and compensate, once it is known, or does not matter, what happened."""
+        """Whether to go on and compensate, once it is known, or does not matter, what happened and what it returned."""
         if state.undoing and not compensator.contract.idempotent:
             return await self._resume_undo(executor, state, tool)
-        if not state.doubtful:
+        wants_result = needs_result(tool, compensator)
+        if not state.doubtful and (state.has_result or not wants_result):
             return True
         verdict = await self._ask(executor, state, tool)
+        if not state.doubtful:
+            if not state.has_result:
+                await self._stuck(state, f"{compensator.name} needs the result, which is not on record")
+            return state.has_result
         if verdict is not None and not verdict.happened:
             await self._did_not_happen(state)
             return False
-        if needs_result(tool, compensator) and not state.has_result:
+        if wants_result and not state.has_result:
             await self._stuck(state, f"{self._unknown(state)}, and {compensator.name} needs its result")
             return False
         if verdict is None and not compensator.contract.idempotent:

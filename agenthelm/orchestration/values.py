@@ -1,13 +1,19 @@
-"""Values on their way into a journal and back: by field, under the fields' own names."""
+"""Values on their way into a journal and back: by field, under the fields' own names.
+
+What JSON has no like of, and no type brings back from its likeness, is an object with one marked name: bytes that are no
+text, bytearrays, mappings by tuples, and tuples where a list is another thing. A mapping that looks like one of these is
+told by its entries, as those by tuples are.
+"""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import enum
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, RootModel, TypeAdapter
 from pydantic.errors import PydanticUserError
@@ -18,6 +24,14 @@ __all__ = ["decode", "encode"]
 _DEEPEST: Final = 200
 """Levels of nesting that every JSON encoder and decoder can take."""
 _SMALL: Final = 10**18
+
+_MARKED: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "$bytes": base64.b64decode,
+    "$bytearray": lambda text: bytearray(base64.b64decode(text)),
+    "$tuple": lambda items: tuple(map(_unmarked, items)),
+    "$entries": lambda entries: {_unmarked(key): _unmarked(item) for key, item in entries},
+}
+"""How values come back from what stands under these names."""
 
 
 def encode(value: Any) -> tuple[Any, bool]:
@@ -34,11 +48,30 @@ def encode(value: Any) -> tuple[Any, bool]:
 
 def decode(kind: Any, form: Any) -> Any:
     """A value of a type again, from what `encode` made of one; that itself where the two would not say the same."""
+    plain = _unmarked(form)
+    if get_origin(kind) is Literal:  # whose members of enums pydantic does not know by their values
+        return next((one for one in get_args(kind) if encode(one) == (form, True)), plain)
     try:
-        value = _adapter(kind).validate_json(json.dumps(form), by_alias=False, by_name=True)
+        if plain is form:
+            value = _adapter(kind).validate_json(json.dumps(form), by_alias=False, by_name=True)
+        else:
+            value = _adapter(kind).validate_python(plain, by_alias=False, by_name=True)
     except Exception:  # noqa: BLE001 - validators are somebody else's code, and the form is as good as before
-        return form
-    return value if encode(value) == (form, True) else form
+        return plain
+    return value if encode(value) == (form, True) else plain
+
+
+def _unmarked(form: Any) -> Any:
+    """A form with what is marked in it as the values that it stands for; that itself where nothing is."""
+    if type(form) is dict:
+        if len(form) == 1 and (name := next(iter(form))) in _MARKED:
+            return _MARKED[name](form[name])
+        entries = {key: _unmarked(item) for key, item in form.items()}
+        return entries if any(entries[key] is not item for key, item in form.items()) else form
+    if type(form) is list:
+        items = [_unmarked(item) for item in form]
+        return items if any(new is not old for new, old in zip(items, form, strict=True)) else form
+    return form
 
 
 def _adapter(kind: Any) -> TypeAdapter[Any]:
@@ -75,7 +108,7 @@ def _other(value: Any, depth: int) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _entries({field.name: getattr(value, field.name) for field in dataclasses.fields(value)}, depth)
     if isinstance(value, enum.Enum):
-        return _form(value.value, depth)
+        return _exact(value.value, depth)
     if isinstance(value, Mapping):
         return _entries(value, depth)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -86,23 +119,38 @@ def _other(value: Any, depth: int) -> Any:
         return str.__str__(value)
     if isinstance(value, int):
         return _number(int(value))
+    if isinstance(value, bytearray):
+        return {"$bytearray": base64.b64encode(value).decode()}
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return {"$bytes": base64.b64encode(value).decode()}
     if isinstance(value, Iterator):
         raise TypeError("an iterator is read only once")
     return to_jsonable_python(value)
 
 
-def _entries(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+def _exact(value: Any, depth: int) -> Any:
+    """The form of what is looked up as it is: the value of an enum's member, or a key."""
+    return {"$tuple": [_exact(item, depth + 1) for item in value]} if isinstance(value, tuple) else _form(value, depth)
+
+
+def _entries(value: Mapping[Any, Any], depth: int) -> dict[Any, Any]:
     form = {
         key if type(key) is str else _key(key): item if type(item) is str else _form(item, depth)
         for key, item in value.items()
     }
+    if None in form or (len(form) == 1 and not _MARKED.keys().isdisjoint(form)):
+        return {"$entries": [[_exact(key, depth), _form(item, depth)] for key, item in value.items()]}
     if len(form) != len(value):
         raise ValueError("two keys are one in JSON")
     return form
 
 
-def _key(key: Any) -> str:
-    return str(next(iter(to_jsonable_python({key: None}))))
+def _key(key: Any) -> str | None:
+    """The text of a key; None for one that can't come back from it."""
+    return None if isinstance(key, tuple) else str(next(iter(to_jsonable_python({key: None}))))
 
 
 def _number(value: int) -> int:

@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import typing_extensions
-from pydantic import BaseModel, GetJsonSchemaHandler
+from pydantic import BaseModel, GetJsonSchemaHandler, Secret, SecretBytes, SecretStr
 from pydantic_core import CoreSchema
 
-__all__ = ["Redacted", "fields_of", "hidden", "hidden_fields", "inside", "is_marked"]
+__all__ = ["SECRETS", "Redacted", "fields_of", "hidden", "hidden_fields", "inside", "is_marked"]
+
+SECRETS: Final = (SecretStr, SecretBytes, Secret)
+"""The types whose values are secrets; ``Secret`` of whatever type."""
 
 
 class Redacted:

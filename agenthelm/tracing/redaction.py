@@ -15,9 +15,9 @@ from pathlib import PurePath
 from typing import Any, Final
 from uuid import UUID
 
-from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic import BaseModel
 
-from agenthelm.tracing.marks import hidden_fields
+from agenthelm.tracing.marks import SECRETS, hidden_fields
 from agenthelm.tracing.scrub import MASK, scrub
 
 __all__ = ["Hook", "looks_secret", "masked"]
@@ -225,7 +225,7 @@ class _Masking:
             return None
         if sensitive or (type(value) is not bool and looks_secret(name)):
             return MASK
-        if self.hook is not None and not isinstance(value, (SecretStr, SecretBytes)):
+        if self.hook is not None and not isinstance(value, SECRETS):
             try:
                 value = self.hook(name, value)
             except Exception:  # noqa: BLE001 - somebody else's function; what it can't handle is not shown
@@ -241,8 +241,8 @@ class _Masking:
 
     def known(self, value: Any) -> Any:
         """A value of a known kind, or its repr."""
-        if value is None or isinstance(value, (bool, SecretStr, SecretBytes)):
-            return MASK if isinstance(value, (SecretStr, SecretBytes)) else value
+        if value is None or isinstance(value, (bool, *SECRETS)):
+            return MASK if isinstance(value, SECRETS) else value
         if isinstance(value, enum.Enum):
             return self.value(value.value)
         if isinstance(value, str):

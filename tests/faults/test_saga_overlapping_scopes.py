@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
@@ -51,6 +52,31 @@ class World:
 
     async def kinds(self, run_id: str) -> list[str]:
         return [str(record.data["type"]) for record in await self.storage.read(f"run:{run_id}")]
+
+
+async def test_a_scope_that_was_not_entered_calls_nothing() -> None:
+    world = World()
+    scope = saga("trip", tools=world.tools, storage=world.storage)
+    with pytest.raises(SagaError, match="saga 'trip' was not entered: use it inside of 'async with'"):
+        await scope.use("book", what="a")
+    async with scope:
+        await scope.use("book", what="b")
+    assert world.log == ["book b"]
+
+
+@pytest.mark.parametrize("nested", [True, False])
+async def test_a_scope_is_entered_once(nested: bool) -> None:
+    world = World()
+    async with AsyncExitStack() as stack:
+        if nested:
+            await stack.enter_async_context(saga("outer", tools=world.tools, storage=world.storage))
+        scope = saga("trip", tools=world.tools, storage=world.storage)
+        async with scope:
+            await scope.use("book", what="a")
+        with pytest.raises(SagaError, match="saga 'trip' was entered before; make another one"):
+            async with scope:
+                raise AssertionError("never inside")
+    assert (world.log, scope.result and scope.result.status) == (["book a"], "success")
 
 
 @pytest.mark.parametrize("idempotent", [True, False])

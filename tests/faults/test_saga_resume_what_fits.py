@@ -18,6 +18,7 @@ from agenthelm.exceptions import RunTimeoutError, SagaError, StorageError
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.results import SagaResult
 from agenthelm.orchestration.saga import Ref, Step, saga
+from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
 
 
 class Later(SystemClock):
@@ -183,3 +184,68 @@ async def test_a_resumed_plan_has_a_deadline_again(tools: ToolRegistry, world: l
     storage.left = 1000
     (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)
     assert (result.status, type(result.exception), world) == ("rolled_back", RunTimeoutError, [])
+
+
+class Stay(BaseModel):
+    booking: str
+    nights: int = 3
+
+
+@pytest.mark.parametrize("says", [{"booking": "a"}, {"booking": ["a"]}])
+async def test_what_verify_says_is_held_to_the_declared_result(world: list[str], says: Any) -> None:
+    tools = ToolRegistry()
+
+    @tool(registry=tools, compensating_tool="leave", verify=lambda: says)
+    async def stay() -> Stay:
+        world.append("a")
+        return Stay(booking="a")
+
+    @tool(registry=tools)
+    async def leave(booking: Any) -> None:
+        world.remove("".join(booking))
+
+    @tool(registry=tools, compensating_tool="drop")
+    async def pay(nights: int) -> None:
+        world.append(f"{nights} nights")
+
+    @tool(registry=tools)
+    async def drop(nights: int) -> None: ...
+
+    storage = Dying(2)
+    await Orchestrator(tools=tools, storage=storage).run_saga(
+        [Step("stay"), Step("pay", {"nights": Ref("stay", "nights")})]
+    )
+    storage.left = 1000
+    (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)
+    if says["booking"] == "a":
+        assert (result.status, result.result_of("stay"), world) == ("success", Stay(booking="a"), ["a", "3 nights"])
+    else:
+        assert (result.status, result.undone, world) == ("rolled_back", ("e1",), [])
+
+
+async def test_what_a_resumed_plan_did_last_is_undone_first(tools: ToolRegistry, world: list[str]) -> None:
+    """Also where a step ended twice: in doubt, and then well by what ``verify`` said."""
+    known: list[Any] = []
+
+    @tool(registry=tools, compensating_tool="unmake", verify=lambda: known[0])
+    async def unsure() -> dict[str, str]:
+        world.append("b")
+        raise TimeoutError
+
+    @tool(registry=tools)
+    async def fail() -> None:
+        raise ValueError("no")
+
+    storage = InMemoryStorage()
+    dying = FaultyStorage(storage, matching=lambda record: record.data.get("type") == "unwinding", do="crash")
+    steps = [
+        Step("make", {"name": "a"}, id="a"),
+        Step("unsure"),
+        Step("make", {"name": Ref("unsure", "thing")}, id="c"),
+        Step("fail"),
+    ]
+    with pytest.raises(SimulatedCrash):
+        await Orchestrator(tools=tools, storage=dying).run_saga(steps)
+    known.append({"thing": "b"})
+    (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)
+    assert (result.status, result.undone, world) == ("rolled_back", ("e3", "e2", "e1"), [])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, RootModel, computed_field, field_serializer, model_serializer
@@ -313,6 +314,16 @@ class Colour(enum.Enum):
     RED = "red"
 
 
+class Planet(enum.Enum):
+    EARTH = (5.97, 6.37)
+    MARS = (0.64, 3.39)
+
+
+class Packet(BaseModel):
+    data: bytes
+    at: date
+
+
 class Numbers(RootModel[list[int]]):
     pass
 
@@ -324,17 +335,29 @@ class Numbers(RootModel[list[int]]):
         (dict[Colour, set[int]], {Colour.RED: {1}}, {"red": [1]}),
         (dict[int, Pair], {1: Pair("x")}, {"1": {"booking_id": "x", "seat": None}}),
         (float, float("inf"), float("inf")),
+        (bytes, b"abc", "abc"),
+        (bytes, b"\xff\x00", {"$bytes": "/wA="}),
+        (bytearray, bytearray(b"q"), {"$bytearray": "cQ=="}),
+        (Packet, Packet(data=b"\xff", at=date(2026, 1, 2)), {"data": {"$bytes": "/w=="}, "at": "2026-01-02"}),
+        (Planet, Planet.MARS, {"$tuple": [0.64, 3.39]}),
+        (list[Planet], [Planet.MARS], [{"$tuple": [0.64, 3.39]}]),
+        (Literal[Planet.MARS, "none"], Planet.MARS, {"$tuple": [0.64, 3.39]}),
+        (Literal[Planet.MARS, "none"], "none", "none"),
+        (dict[tuple[int, int], date], {(1, 2): date(2026, 1, 2)}, {"$entries": [[{"$tuple": [1, 2]}, "2026-01-02"]]}),
+        (dict[str, str], {"$bytes": "/wA="}, {"$entries": [["$bytes", "/wA="]]}),
+        (Any, {"a": [b"\xff"]}, {"a": [{"$bytes": "/w=="}]}),
     ],
 )
 def test_values_come_back_from_their_form(kind: Any, value: Any, form: Any) -> None:
     assert encode(value) == (form, True)
-    assert decode(kind, form) == value
+    assert decode(kind, json.loads(json.dumps(form))) == value
+    assert type(decode(kind, form)) is type(value)
 
 
 def test_what_can_not_be_carried_has_no_form() -> None:
     cycle: list[Any] = []
     cycle.append(cycle)
-    for value in (cycle, object(), iter([1]), b"\xff", {1: "a", "1": "b"}, {"n": [1 << 20_000]}, Colour):
+    for value in (cycle, object(), iter([1]), {1: "a", "1": "b"}, {"n": [1 << 20_000]}, Colour):
         assert encode(value) == (None, False)
 
 

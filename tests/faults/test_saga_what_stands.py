@@ -175,7 +175,7 @@ async def test_a_result_that_could_not_be_stored_undoes_a_live_run_but_not_a_rec
     async with saga(tools=world.tools, storage=storage) as kept:
         await kept.use("open_", name="kept")
     result = await world.undone_by(world.tools, kept.run_id, storage)
-    assert (result.stuck[0].reason, world.things) == ("close needs the result, which could not be stored", ["kept"])
+    assert (result.stuck[0].reason, world.things) == ("close needs the result, which is not on record", ["kept"])
 
 
 async def test_a_secret_that_no_journal_holds_is_named_when_it_is_needed_after_the_fact(world: World) -> None:
@@ -191,7 +191,7 @@ async def test_a_secret_that_no_journal_holds_is_named_when_it_is_needed_after_t
     async with saga(tools=world.tools, storage=storage) as scope:
         await scope.use("log_in", account={"password": SecretStr("hunter2")})
     result = await world.undone_by(world.tools, scope.run_id, storage)
-    assert result.stuck[0].reason == "log_out needs 'account', which the journal must not hold"
+    assert result.stuck[0].reason == "log_out needs 'account', which the journal does not hold"
     assert world.things == ["session"]
 
 

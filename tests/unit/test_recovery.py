@@ -49,6 +49,46 @@ async def test_doubt_left_in_a_good_run_can_be_settled_and_the_run_stays_good(to
             await orchestrator.resolve(scope.run_id, "e1", outcome="done")
 
 
+@pytest.mark.parametrize("needs_result", [True, False])
+@pytest.mark.parametrize("finds", [{"thing": "a"}, True, False, None])
+async def test_what_a_human_says_has_happened_is_undone_on_purpose_like_the_rest(
+    needs_result: bool, finds: Any
+) -> None:
+    """The human knows that it happened; only what it returned may still be asked for."""
+    tools, world, asked = ToolRegistry(), [], []
+
+    def look() -> Any:
+        asked.append(True)
+        if len(asked) == 1:
+            raise ConnectionError("down")
+        return finds
+
+    async def back(name: str) -> None:
+        world.remove(name)
+
+    async def back_by_result(thing: str) -> None:
+        world.remove(thing)
+
+    tool(registry=tools, name="back")(back_by_result if needs_result else back)
+
+    @tool(registry=tools, compensating_tool="back", verify=None if finds is None else look)
+    async def unsure(name: str) -> dict[str, str]:
+        world.append(name)
+        raise TimeoutError
+
+    async with Orchestrator(tools=tools) as orchestrator:
+        result = await orchestrator.run_saga([Step("unsure", {"name": "a"})], on_error="continue")
+        assert (result.status, result.in_doubt) == ("success", ("e1",))
+        settled = await orchestrator.resolve(result.run_id, "unsure", outcome="done")
+        assert (settled.status, settled.in_doubt, world) == ("success", (), ["a"])
+        undone = await orchestrator.undo(result.run_id)
+    if needs_result and not isinstance(finds, dict):
+        assert (undone.status, world) == ("failed", ["a"])
+        assert [stuck.reason for stuck in undone.stuck] == ["back needs the result, which is not on record"]
+    else:
+        assert (undone.status, undone.undone, world) == ("rolled_back", ("e1",), [])
+
+
 @pytest.mark.parametrize("outcome", ["done", "undone"])
 async def test_a_stuck_run_ends_when_a_human_has_settled_its_last_effect(tools: ToolRegistry, outcome: Any) -> None:
     async with Orchestrator(tools=tools) as orchestrator:
@@ -71,6 +111,39 @@ async def test_a_run_in_progress_can_not_be_settled_or_undone(tools: ToolRegistr
         with pytest.raises(RunBusyError):
             await orchestrator.undo(scope.run_id)
         assert await orchestrator.recover() == []
+
+
+async def test_what_was_undone_is_told_in_its_order_and_by_whoever_did_it() -> None:
+    tools, closed = ToolRegistry(), ["b"]
+
+    @tool(registry=tools, compensating_tool="unmake")
+    async def make(name: str) -> None: ...
+
+    @tool(registry=tools)
+    async def unmake(name: str) -> None:
+        if name in closed:
+            raise ValueError("closed")
+
+    async with Orchestrator(tools=tools) as orchestrator:
+        run = await orchestrator.run_saga([Step("make", {"name": name}, id=name) for name in "abc"])
+        ways = (orchestrator.undo, orchestrator.undo, orchestrator.retry)
+        assert [(await end(run.run_id)).undone for end in ways] == [("e3", "e1"), ("e3", "e1"), ()]
+        closed.clear()
+        ways = (orchestrator.retry, orchestrator.undo)
+        assert [(await end(run.run_id)).undone for end in ways] == [("e2",), ("e3", "e1", "e2")]
+
+
+async def test_a_good_run_has_no_error_because_a_saga_inside_it_had_one(tools: ToolRegistry) -> None:
+    storage = InMemoryStorage()
+    async with saga(tools=tools, storage=storage) as scope:
+        with pytest.raises(ValueError, match="fully booked"):
+            async with saga("inside") as inside:
+                with pytest.raises(TimeoutError):
+                    await inside.use("unsure")
+                raise ValueError("fully booked")
+    async with Orchestrator(tools=tools, storage=storage) as orchestrator:
+        settled = await orchestrator.resolve(scope.run_id, "e1", outcome="undone")
+    assert (settled.status, settled.error) == ("success", None)
 
 
 async def test_a_failed_run_is_left_to_retry_and_resolve(tools: ToolRegistry) -> None:

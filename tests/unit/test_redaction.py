@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 
 from agenthelm.core.digest import digest
 from agenthelm.core.redaction import MASK, Redacted, looks_secret, masked, scrub
@@ -73,6 +73,7 @@ class Colour(Enum):
         {"deep": [{"headers": {"Authorization": SECRET}}]},
         {"value": SecretStr(SECRET)},
         {"value": [SecretBytes(SECRET.encode())]},
+        {"value": Secret[list[str]]([SECRET])},
         {"mine": SECRET},
         {"account": Account(user="u", password=SECRET, pin=SECRET, note=SECRET)},
         {"login": Login("u", SECRET)},
@@ -286,7 +287,7 @@ def test_digests_are_the_same_for_the_same_call_only() -> None:
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (SecretStr("a"), SecretStr("b")), (SecretStr("a"), "a"), (SecretBytes(b"a"), SecretBytes(b"b")), (b"a", b"b"),
+        (SecretStr("a"), SecretStr("b")), (Secret[int](1), Secret[int](2)), (SecretStr("a"), "a"), (SecretBytes(b"a"), SecretBytes(b"b")), (b"a", b"b"),
         (b"a", "61"), ({1, 2}, {1, 3}), (Decimal("1.0"), Decimal("1.1")), (Path("a"), "a"),
         (Account(user="u", password="a"), Account(user="u", password="b")), (Login("u", "a"), Login("u", "b")),
         ({1: "a", "1": "b"}, {1: "b", "1": "a"}), ({1: "a"}, {1: "b", "c": 1}), ("\ud800", "\ud801"),

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Generic, NamedTuple, NewType, TypeVar
 
 import pytest
 import typing_extensions
-from pydantic import AfterValidator, BaseModel, SecretStr, field_serializer
+from pydantic import AfterValidator, BaseModel, Secret, SecretStr, field_serializer
 
 from agenthelm import InMemoryStorage, Redacted, ToolRegistry, saga
 from agenthelm.core.executor import ToolExecutor
@@ -86,6 +86,8 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {
     "alias": (Alias, SECRET),
     "recursive alias": (Nested, {"a": {"b": SECRET}}),
     "new type": (Pin, SECRET),
+    "secret of any type": (Secret[str], SECRET),
+    "secret of a list": (list[Secret[list[str]]], [[SECRET]]),
     "list of aliases": (list[Alias], [SECRET]),
     "generic dataclass": (Box[int], BOX),
     "generic of a secret": (Holder[Annotated[str, Redacted]], {"held": SECRET}),

@@ -132,7 +132,7 @@ class TestLostResults:
 
         await world.run(function, undo)
         (stuck,) = world.result.stuck
-        assert "needs the result, which could not be stored" in stuck.reason
+        assert "needs the result, which is not on record" in stuck.reason
 
 
 class TestErrors:
