@@ -258,7 +258,7 @@ def _progress(name: str, executor: ToolExecutor) -> Iterator[None]:
         error = describe(exc)
         raise
     finally:
-        cost = executor.ledger.cost_usd
+        cost = executor.ledger.root.cost_usd
         if error:
             report(Progress("agent_failed", name, error=error, cost_usd=cost, run_id=run_id))
         else:

@@ -61,8 +61,7 @@ class ToolExecutor:
         approval_timeout: How long an approval may take and counts, in seconds; None for no limit.
         passes_doors: Whether stop marks and approvals don't apply: compensations and ``verify``.
         late: Set when nobody waits for further attempts any more.
-        budgets: Budgets per agent, by its name.
-        agent_ledgers: The books of those budgets, shared by all copies of this executor.
+        budgets: Budgets per agent, by its name; each holds for the whole run.
     """
 
     tools: ToolRegistry
@@ -78,18 +77,11 @@ class ToolExecutor:
     passes_doors: bool = False
     late: anyio.Event | None = None
     budgets: Mapping[str, Budget] = field(default_factory=dict)
-    agent_ledgers: dict[tuple[int, str], Ledger] = field(default_factory=dict, compare=False, repr=False)
 
     def for_agent(self, name: str) -> ToolExecutor:
-        """This executor held to an agent's own budget too, where it has one. One ledger per agent and scope."""
+        """This executor held to an agent's own budget too, where it has one."""
         budget = self.budgets.get(name)
-        if budget is None:
-            return self
-        key = (id(self.ledger), name)
-        ledger = self.agent_ledgers.get(key)
-        if ledger is None:
-            ledger = self.agent_ledgers[key] = self.ledger.child(f"agent:{name}", budget)
-        return replace(self, ledger=ledger)
+        return self if budget is None else self._with_ledger(self.ledger.agent(name, budget))
 
     async def call(
         self,
