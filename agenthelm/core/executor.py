@@ -23,7 +23,7 @@ from agenthelm._runtime.context import (
 )
 from agenthelm._runtime.progress import Progress
 from agenthelm._runtime.retry import Clock, SystemClock
-from agenthelm._runtime.workers import Workers
+from agenthelm._runtime.workers import Workers, on_event_loop
 from agenthelm.core.approval import approve
 from agenthelm.core.attempts import Attempts, Verdict
 from agenthelm.core.call import Call
@@ -379,7 +379,8 @@ def detached(tools: ToolRegistry = TOOL_REGISTRY) -> ToolExecutor:
 
 def detached_context() -> RunContext:
     """A run identity for code outside of any run."""
-    return RunContext(run_id=f"detached-{new_run_id()}", session_id="detached", namespace="default")
+    loop = anyio.lowlevel.current_token() if on_event_loop() else None
+    return RunContext(run_id=f"detached-{new_run_id()}", session_id="detached", namespace="default", loop=loop)
 
 
 def charge(usd: float) -> None:
