@@ -50,7 +50,7 @@ CATCH_ALL = {
     "_runtime.groups:beside": "as above",
     "_runtime.groups:named.one": "keeps each task's error for the caller, who raises or returns it",
     "_runtime.workers:_Thread.run": "carries the error out of its thread, to whoever asked for the call",
-    "agent.metering:_Door.complete": "asks again, or `retry_after` raises it",
+    "agent.metering:_Door._complete": "asks again, or `retry_after` raises it",
     "agent.metering:_Door.complete_async": "as above",
     "agent.metering:_Door.stream": "as above",
     "agent.metering:_AsyncDoor.stream": "as above",

@@ -10,7 +10,7 @@ from anyio.lowlevel import EventLoopToken
 __all__ = ["wake"]
 
 
-def wake(token: EventLoopToken, function: Callable[..., object], *args: Any) -> None:
+def wake(token: EventLoopToken, function: Callable[..., object], *args: Any) -> bool:
     """Have an event loop call ``function`` soon, and return at once.
 
     ``anyio.from_thread.run_sync`` would hold the calling thread until the loop got round to it. Nothing happens when
@@ -20,6 +20,9 @@ def wake(token: EventLoopToken, function: Callable[..., object], *args: Any) -> 
         token: What ``anyio.lowlevel.current_token()`` returned in that loop.
         function: Called in the loop's thread; must not raise.
         *args: Its arguments.
+
+    Returns:
+        Whether the loop may still get round to it; not if it has ended.
     """
     native: Any = token.native_token
     # asyncio's loop object has the one, trio's token the other; anyio has no public call that does not wait.
@@ -27,4 +30,5 @@ def wake(token: EventLoopToken, function: Callable[..., object], *args: Any) -> 
     try:
         soon(function, *args)
     except RuntimeError:  # "event loop is closed", or trio's RunFinishedError
-        pass
+        return False
+    return True

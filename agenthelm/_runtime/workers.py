@@ -28,6 +28,7 @@ __all__ = [
     "DEFAULT_WORKERS",
     "Outlasted",
     "Workers",
+    "answers",
     "await_on_loop",
     "hop_back",
     "in_worker_thread",
@@ -38,6 +39,10 @@ T = TypeVar("T")
 
 DEFAULT_WORKERS = 64
 """Threads per nesting depth. Tools and LM calls wait for networks, so more than cores; anyio's own default is 40."""
+
+
+PATIENCE_SECONDS = 10.0
+"""How long a thread that a run did not start waits for the run's event loop to answer before it takes it for blocked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +241,7 @@ def on_event_loop() -> bool:
     """Whether this is code that an event loop runs."""
     try:
         anyio.lowlevel.current_token()
-    except anyio.NoEventLoopError:
+    except RuntimeError:  # anyio's own, or asyncio's in a thread to which `asyncio.to_thread` copied the loop's context
         return False
     return True
 
@@ -248,6 +253,12 @@ def in_worker_thread() -> bool:
     except anyio.NoEventLoopError:
         return False
     return True
+
+
+def answers(token: EventLoopToken) -> bool:
+    """Whether an event loop runs; one that is blocked, perhaps by code that waits for this very thread, does not."""
+    answered = threading.Event()
+    return wake(token, answered.set) and answered.wait(PATIENCE_SECONDS)
 
 
 def await_on_loop(function: Callable[..., Any], /, *args: Any, token: EventLoopToken | None = None) -> Any:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from agenthelm._runtime.context import RunContext, current_run, entered, raise_if_stopped, report
 from agenthelm._runtime.progress import Progress
 from agenthelm.agent.bridge import async_context, await_from_sync, sync_context
+from agenthelm.agent.home import at_home, at_work, executor_here, threaded
 from agenthelm.agent.lm import agent_lm_scope, unwrap
 from agenthelm.agent.models import as_model
 from agenthelm.agent.programs import as_program, check_program_inputs, predictor
@@ -147,7 +148,7 @@ class Agent(dspy.Module):
             if type(self)._is_async:
                 value = await super().acall(memory, **inputs)
             else:
-                value = await executor.workers.run(functools.partial(super().__call__, sync_context(memory), **inputs))
+                value = await executor.workers.run(threaded(super().__call__, sync_context(memory), **inputs))
             raise_if_stopped()
             return _outputs(signature, value)
 
@@ -168,7 +169,7 @@ class Agent(dspy.Module):
         check_program_inputs(program, inputs, agent=self.name)
         executor = current_executor() or detached()
         with _own_errors():
-            result: dspy.Prediction = await executor.workers.run(functools.partial(program, **inputs))
+            result: dspy.Prediction = await executor.workers.run(threaded(program, **inputs))
             raise_if_stopped()
         return result
 
@@ -179,9 +180,10 @@ class Agent(dspy.Module):
         approvals are denied and nothing is undone.
 
         Raises:
+            RuntimeError: This agent is at work in a run, and here is a thread that is not known to belong to it.
             ToolError: And whatever else the tool or its contract raises; see `ToolExecutor.call`.
         """
-        return await (current_executor() or detached()).call(tool, arguments)
+        return await executor_here(self.tools).call(tool, arguments)
 
     def use(self, tool: str, /, **arguments: Any) -> Any:
         """Call a tool under its contract, from a sync ``forward``: as `ause`, and a cancellation point."""
@@ -200,7 +202,7 @@ class Agent(dspy.Module):
 
         async def aforward(self, context: Any = None, /, **inputs: Any) -> Any:
             """What ``acall`` awaits: overridden by async agents, the way to ``forward`` in sync ones."""
-            call = functools.partial(type(self).forward, self, sync_context(context), **inputs)
+            call = threaded(type(self).forward, self, sync_context(context), **inputs)
             return await (current_executor() or detached()).workers.run(call)
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
@@ -209,6 +211,9 @@ class Agent(dspy.Module):
         Returns:
             A ``dspy.Prediction`` where the agent returned one or a dict, else what it returned.
         """
+        return at_home(self._call, *args, **inputs)
+
+    def _call(self, *args: Any, **inputs: Any) -> Any:
         context, given = self._split(args, inputs)
         check_inputs(self.get_signature(), given)
         memory = async_context(context) if type(self)._is_async else sync_context(context)
@@ -241,6 +246,8 @@ class Agent(dspy.Module):
         with ExitStack() as stack:
             stack.enter_context(entered(outer.evolve(agent=self.name, memory=memory or outer.memory)))
             executor = stack.enter_context(using((current_executor() or detached()).for_agent(self.name)))
+            if executor.effects is not None:
+                stack.enter_context(at_work(self.tools))
             stack.enter_context(agent_lm_scope(self.name, self.lm))
             yield executor
 
@@ -259,7 +266,7 @@ def _progress(name: str, executor: ToolExecutor) -> Iterator[None]:
         error = scrub(describe(exc))
         raise
     finally:
-        cost = executor.ledger.cost_usd
+        cost = executor.ledger.root.cost_usd
         if error:
             report(Progress("agent_failed", name, error=error, cost_usd=cost, run_id=run_id))
         else:

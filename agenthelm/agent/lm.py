@@ -11,6 +11,7 @@ import dspy
 
 from agenthelm._runtime.context import current_run, entered
 from agenthelm.agent.backends import connections
+from agenthelm.agent.home import HOME, Home
 from agenthelm.agent.lm_errors import unwrap
 from agenthelm.agent.metering import LMPolicy, Meter, Unpriced, metered
 from agenthelm.agent.pricing import without_price_downloads
@@ -125,5 +126,6 @@ def agent_lm_scope(agent_name: str, lm: dspy.BaseLM | None = None) -> Iterator[N
 
 def _dspy(models: _Models, lm: dspy.BaseLM | None, **settings: Any) -> Any:
     """DSPy's settings for code under an LM: no trace and no history, which would grow with every call."""
+    settings[HOME] = Home()
     settings["lm"] = _NoLM() if lm is None else metered(lm, models.meter)
     return dspy.context(trace=_Forgetful(), disable_history=True, **settings)

@@ -78,11 +78,11 @@ def _part_size(part: Any) -> int:
 
 
 def usage_of(response: Response, model: str, verbatim: str | None) -> TokenUsage | None:
-    """The tokens a response reports, counted the same way for every provider; None when it reports none."""
+    """The tokens a response reports, counted the same way for every provider; None when it reports only one kind, or none."""
     used = response.usage
-    if used.input_tokens is None and used.output_tokens is None:
+    if used.input_tokens is None or used.output_tokens is None:
         return None
-    inputs, outputs = used.input_tokens or 0, used.output_tokens or 0
+    inputs, outputs = used.input_tokens, used.output_tokens
     cached, written = used.cache_read_tokens or 0, used.cache_write_tokens or 0
     reasoning = used.reasoning_tokens or 0
     # Providers differ: Anthropic's input leaves cached tokens out, Gemini's and xAI's output leaves reasoning out.

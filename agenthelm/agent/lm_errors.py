@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 
@@ -88,8 +89,9 @@ def unwrap(error: Exception) -> Exception:
 def _call_error(error: Exception, attempts: int) -> ModelCallError:
     model = str(getattr(error, "model", None) or "the model")
     status = getattr(error, "status", None)
-    text = getattr(error, "message", None) or str(error) or type(error).__name__
-    reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    text = getattr(error, "message", None) or str(error)
+    said, _, _ = text.partition("To fix:")  # the peer's words, and then DSPy's advice
+    reason = next((line.strip() for line in said.splitlines() if line.strip()), _in_words(error))
     if len(reason) > 200:
         reason = f"{reason[:199]}…"
     times = f" after {attempts} attempts" if attempts > 1 else ""
@@ -101,6 +103,11 @@ def _call_error(error: Exception, attempts: int) -> ModelCallError:
     )
     made.__cause__ = error
     return made
+
+
+def _in_words(error: Exception) -> str:
+    """The kind of an error whose peer said nothing: ``LMRateLimitError`` is a rate limit error."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__.removeprefix("LM")).lower()
 
 
 def _unreadable(error: AdapterParseError) -> ModelCallError:

@@ -7,34 +7,34 @@ nested flow, an adapter's second try.
 
 from __future__ import annotations
 
-import contextvars
 import functools
 import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import anyio
 import dspy
-from anyio.lowlevel import EventLoopToken
 from dspy.lm15 import Request, Response
 from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
 
-from agenthelm._runtime.context import current_run, entered
+from agenthelm._runtime.context import current_run
 from agenthelm._runtime.groups import shielded
 from agenthelm._runtime.retry import Backoff
-from agenthelm._runtime.workers import Workers, await_on_loop, in_worker_thread, on_event_loop
+from agenthelm._runtime.workers import Workers, answers, await_on_loop, in_worker_thread, on_event_loop
 from agenthelm.agent.backends import Backend, LMBackend, backend_for
+from agenthelm.agent.home import HOME, Home
 from agenthelm.agent.lm_call import LMCall, cached_answer
 from agenthelm.agent.pricing import METADATA, MetadataPrices
 from agenthelm.core.cost import Price, PriceSource, override_price
-from agenthelm.core.executor import ToolExecutor, current_executor, using
+from agenthelm.core.executor import ToolExecutor, current_executor
 from agenthelm.core.storage.base import Record
 
 __all__ = ["LMPolicy", "Meter", "Unpriced", "is_metered", "metered"]
+
+T = TypeVar("T")
 
 Unpriced = Literal["warn", "deny", "allow"]
 
@@ -148,8 +148,7 @@ class _Door:
         self.meter = meter
         self.backend = backend
         self.behind = hints
-        # DSPy's own thread pools carry DSPy's settings along, and this engine with them, but no context variables.
-        self._home = contextvars.copy_context()
+        self._home = Home()
         self.model = hints.model
         self.plain = LMBackend(hints)
 
@@ -172,7 +171,7 @@ class _Door:
 
     def executor(self) -> ToolExecutor | None:
         """The executor in force; None outside of runs, where the LM behind the door is asked plainly."""
-        return None if self.meter.closed else current_executor() or self._home.run(current_executor)
+        return None if self.meter.closed else current_executor() or self._nearest_home().executor
 
     def complete(self, request: Request) -> Response:
         """One call from sync code: on the event loop where there is a way back to it, else right here."""
@@ -180,24 +179,26 @@ class _Door:
         executor = self.executor()
         if executor is None:
             return self.plain.ask(request)
+        return self._in_run(self._complete, request, executor)
+
+    def _complete(self, request: Request, executor: ToolExecutor) -> Response:
         back = self._way_back()
         if back is not None:
             return back(self.complete_async, request, executor)
-        with self._identified():
-            call = LMCall(self.meter, self.backend, request, executor)
-            try:
-                with call:
-                    while True:
-                        call.attempt()
-                        try:
-                            response = self.backend.ask(request)
-                        except Exception as error:  # noqa: BLE001 - `retry_after` raises it again, or says when to ask again
-                            time.sleep(call.retry_after(error))
-                        else:
-                            call.answered(response)
-                            return response
-            finally:
-                self._write(call)
+        call = LMCall(self.meter, self.backend, request, executor)
+        try:
+            with call:
+                while True:
+                    call.attempt()
+                    try:
+                        response = self.backend.ask(request)
+                    except Exception as error:  # noqa: BLE001 - `retry_after` raises it again, or says when to ask again
+                        time.sleep(call.retry_after(error))
+                    else:
+                        call.answered(response)
+                        return response
+        finally:
+            self._write(call)
 
     async def complete_async(self, request: Request, executor: ToolExecutor) -> Response:
         """One call on the event loop: cancellable, under its deadline."""
@@ -226,8 +227,7 @@ class _Door:
         if executor is None:
             yield from self.plain.stream(request)
             return
-        with self._identified():
-            call = LMCall(self.meter, self.backend, request, executor)
+        call = self._in_run(LMCall, self.meter, self.backend, request, executor)
         try:
             with call:
                 while True:
@@ -241,7 +241,7 @@ class _Door:
                     except Exception as error:  # noqa: BLE001 - see `complete`
                         time.sleep(call.retry_after(error))
         finally:
-            self._write(call)
+            self._in_run(self._write, call)
 
     def close(self) -> None:
         """The user's LM owns its connections."""
@@ -250,8 +250,7 @@ class _Door:
         """Book an answer that came from no engine."""
         executor = self.executor()
         if executor is not None:
-            with self._identified():
-                self.meter.defer(executor, cached_answer(executor, self.model))
+            self.meter.defer(executor, self._in_run(cached_answer, executor, self.model))
 
     def _write(self, call: LMCall) -> None:
         """Put a call on record from sync code: at once where there is a way to the loop, else with the next one."""
@@ -268,22 +267,19 @@ class _Door:
             return None
         if in_worker_thread():
             return await_on_loop
-        run = self._home.run(current_run) if current_run() is None else current_run()
-        if run is None or run.loop is None:
+        run = current_run()
+        if run is None or run.loop is None or not answers(run.loop):
             return None
-        # A context can only be entered once at a time, hence the copy.
-        context = self._home.copy() if current_run() is None else contextvars.copy_context()
-        return functools.partial(_from_foreign_thread, run.loop, context)
+        return functools.partial(await_on_loop, token=run.loop)
 
-    @contextmanager
-    def _identified(self) -> Iterator[None]:
-        """The identity of the run for code in a thread that DSPy started, where it is not in force."""
-        run, executor = self._home.run(current_run), self._home.run(current_executor)
-        if current_run() is not None or run is None or executor is None:
-            yield
-        else:
-            with entered(run), using(executor):
-                yield
+    def _in_run(self, function: Callable[..., T], /, *args: Any) -> T:
+        """Call a function with the identity of the run, also in a thread that DSPy started, where it is not in force."""
+        return function(*args) if current_run() is not None else self._nearest_home().call(function, *args)
+
+    def _nearest_home(self) -> Home:
+        """Where this thread was started from, or else where this LM was put in force."""
+        home: Home | None = dspy.settings.get(HOME)
+        return home or self._home
 
 
 class _AsyncDoor:
@@ -329,12 +325,6 @@ class _AsyncDoor:
 
     async def aclose(self) -> None:
         """The user's LM owns its connections."""
-
-
-def _from_foreign_thread(
-    token: EventLoopToken, context: contextvars.Context, function: Callable[..., Any], *args: Any
-) -> Any:
-    return context.run(functools.partial(await_on_loop, function, *args, token=token))
 
 
 _passed: set[str] = set()

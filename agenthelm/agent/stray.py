@@ -123,12 +123,12 @@ class StrayWatch(BaseCallback):
 
 
 def _usage(usage: dict[str, Any], model: str) -> TokenUsage | None:
-    if usage.get("prompt_tokens") is None and usage.get("completion_tokens") is None:
+    if usage.get("prompt_tokens") is None or usage.get("completion_tokens") is None:
         return None
     part: Callable[[str, str], int] = lambda group, name: int((usage.get(group) or {}).get(name) or 0)  # noqa: E731
     return TokenUsage(
-        input_tokens=usage.get("prompt_tokens") or 0,
-        output_tokens=usage.get("completion_tokens") or 0,
+        input_tokens=usage["prompt_tokens"],
+        output_tokens=usage["completion_tokens"],
         model=model,
         cached_input_tokens=part("prompt_tokens_details", "cached_tokens"),
         cache_write_tokens=part("prompt_tokens_details", "cache_creation_tokens"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from agenthelm.agent.home import executor_here
 from agenthelm.core.binding import KEY_PARAMETER
-from agenthelm.core.executor import current_executor, detached
 from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
 
 __all__ = ["Toolset"]
@@ -40,9 +40,10 @@ class Toolset(Mapping[str, Tool]):
 
         Raises:
             UnknownToolError: It is none of these, whatever else the orchestrator has.
+            RuntimeError: The agent is at work in a run, and here is a thread that is not known to belong to it.
             Exception: As `ToolExecutor.call`.
         """
-        executor = current_executor() or detached()
+        executor = executor_here(self)
         if name not in self._tools:  # refused there, and on record
             return await executor.call(name, arguments, allowed=self._tools, reasoning=reasoning)
         mine, known = self._tools[name], executor.tools.get(name)

@@ -154,7 +154,7 @@ def exit_code(error: BaseException) -> int:
     return 1
 
 
-def report(error: Exception) -> int:
+def report(error: BaseException) -> int:
     """Print an error as one line to stderr, with its notes, and say which exit code it means."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
@@ -174,7 +174,7 @@ def summary(error: BaseException) -> str:
         return f"{text.rpartition(' (')[0]}: " + "; ".join(summary(inner) for inner in error.exceptions)
     if isinstance(error, errors.ModelNotConfiguredError):
         return str(error).strip()  # says in three lines how to set one
-    if isinstance(error, errors.AgentHelmError) and text:
+    if isinstance(error, (errors.AgentHelmError, Interrupted)) and text:
         return text
     place = _place(error)
     return errors.describe(error) + (f" ({place})" if place else "")

@@ -43,7 +43,7 @@ class Watch:
         deliver: Called after that: hands over the telemetry that waits; takes two seconds at most.
         last: Said when the process ends on the second signal.
         restore: Called before anything is printed then: puts the terminal right.
-        signal: The first signal that came.
+        signal: The first signal that came; None as long as none has.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Watch:
         self.deliver: Callable[[], object] = lambda: None
         self.last = "stopped"
         self.restore: Callable[[], object] = lambda: None
-        self.signal: int = signal.SIGINT
+        self.signal: int | None = None
 
 
 _watch: ContextVar[Watch] = ContextVar("agenthelm_cli_watch")

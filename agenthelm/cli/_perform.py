@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from agenthelm.cli._command import Failure, exit_code, report, summary
+from agenthelm.cli._command import Failure, report, summary
 
 if TYPE_CHECKING:
     from agenthelm.cli._live import View
@@ -47,21 +47,25 @@ async def perform(
             ) as orchestrator:
                 try:
                     return await work(orchestrator)
-                except anyio.get_cancelled_exc_class():
+                except (Exception, KeyboardInterrupt):
+                    raise
+                except BaseException:  # which does not say what became of its run
                     with anyio.CancelScope(shield=True):
                         saga = view.run_id and await _journals.ended(orchestrator.storage, view.run_id)
                     raise
-    except anyio.get_cancelled_exc_class():
-        # The command's own cancellation ends here: how the process ends depends on what could be undone.
-        interrupted = Interrupted(watch().signal, saga)
-        _result.tell_undone(view, saga)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:
+        error, signum = exc, watch().signal
+        if not isinstance(exc, Exception):
+            # A cancellation by a signal ends here: how the process ends depends on what could be undone. Without a signal
+            # it came from something that an agent awaited, and is a failure like any other.
+            if signum is not None and isinstance(exc, anyio.get_cancelled_exc_class()):
+                error = Interrupted(signum)
+            error.saga = saga  # type: ignore[attr-defined]
+        code = report(error)
+        if view.run_id is not None or getattr(error, "saga", None) is not None:
+            _result.tell_undone(view, getattr(error, "saga", None), run_id=getattr(error, "run_id", None))
         if json:
-            _result.print_failure(interrupted, view, code=exit_code(interrupted), message=str(interrupted))
-        raise Failure(exit_code(interrupted)) from None
-    except Exception as exc:
-        code = report(exc)
-        if view.run_id is not None or getattr(exc, "saga", None) is not None:
-            _result.tell_undone(view, getattr(exc, "saga", None), run_id=getattr(exc, "run_id", None))
-        if json:
-            _result.print_failure(exc, view, code=code, message=summary(exc))
+            _result.print_failure(error, view, code=code, message=summary(error))
         raise Failure(code) from exc

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Amount", "Budget", "Totals"]
+__all__ = ["Amount", "Budget", "Totals", "tightest"]
 
 
 class Budget(BaseModel):
@@ -28,6 +29,22 @@ class Budget(BaseModel):
     calls: int | None = Field(default=None, ge=0)
     tool_calls: int | None = Field(default=None, ge=0)
     seconds: float | None = Field(default=None, ge=0)
+
+
+def tightest(one: Mapping[str, Budget], other: Mapping[str, Budget]) -> Mapping[str, Budget]:
+    """Budgets by name under which the limits of both hold."""
+    if one is other or not one:
+        return other
+    both = {**one, **other}
+    for name in one.keys() & other.keys():
+        pairs = {limit: (value, getattr(other[name], limit)) for limit, value in one[name]}
+        both[name] = Budget(
+            **{
+                limit: min((value for value in pair if value is not None), default=None)
+                for limit, pair in pairs.items()
+            }
+        )
+    return both
 
 
 @dataclass(frozen=True, slots=True)

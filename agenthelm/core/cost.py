@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agenthelm.core.amounts import Amount, Budget, Totals
+from agenthelm.core.amounts import Amount, Budget, Totals, tightest
 from agenthelm.core.ledger import Ledger, Reservation
 from agenthelm.core.prices import MODEL_PRICING, CostTracker, Price, PriceSource, TokenUsage, override_price
 
@@ -18,4 +18,5 @@ __all__ = [
     "TokenUsage",
     "Totals",
     "override_price",
+    "tightest",
 ]

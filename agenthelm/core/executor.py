@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from contextvars import ContextVar, Token
@@ -23,7 +24,8 @@ from agenthelm._runtime.context import (
 )
 from agenthelm._runtime.progress import Progress
 from agenthelm._runtime.retry import Clock, SystemClock
-from agenthelm._runtime.workers import Workers
+from agenthelm._runtime.workers import Workers, on_event_loop
+from agenthelm.core import process
 from agenthelm.core.approval import approve
 from agenthelm.core.attempts import Attempts, Verdict
 from agenthelm.core.call import Call
@@ -31,7 +33,6 @@ from agenthelm.core.contract import ToolContract
 from agenthelm.core.cost import Amount, Budget, Ledger, Reservation
 from agenthelm.core.effects import EffectLog, Outcome
 from agenthelm.core.handlers import ApprovalHandler, AutoDeny
-from agenthelm.core.process import charged_here
 from agenthelm.core.storage.base import EVENTS, BaseStorage, Record
 from agenthelm.core.storage.memory_storage import InMemoryStorage
 from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
@@ -61,8 +62,7 @@ class ToolExecutor:
         approval_timeout: How long an approval may take and counts, in seconds; None for no limit.
         passes_doors: Whether stop marks and approvals don't apply: compensations and ``verify``.
         late: Set when nobody waits for further attempts any more.
-        budgets: Budgets per agent, by its name.
-        agent_ledgers: The books of those budgets, shared by all copies of this executor.
+        budgets: Budgets per agent, by its name; each holds for the whole run.
     """
 
     tools: ToolRegistry
@@ -78,18 +78,11 @@ class ToolExecutor:
     passes_doors: bool = False
     late: anyio.Event | None = None
     budgets: Mapping[str, Budget] = field(default_factory=dict)
-    agent_ledgers: dict[tuple[int, str], Ledger] = field(default_factory=dict, compare=False, repr=False)
 
     def for_agent(self, name: str) -> ToolExecutor:
-        """This executor held to an agent's own budget too, where it has one. One ledger per agent and scope."""
+        """This executor held to an agent's own budget too, where it has one."""
         budget = self.budgets.get(name)
-        if budget is None:
-            return self
-        key = (id(self.ledger), name)
-        ledger = self.agent_ledgers.get(key)
-        if ledger is None:
-            ledger = self.agent_ledgers[key] = self.ledger.child(f"agent:{name}", budget)
-        return replace(self, ledger=ledger)
+        return self if budget is None else self._with_ledger(self.ledger.agent(name, budget))
 
     async def call(
         self,
@@ -387,11 +380,15 @@ def detached(tools: ToolRegistry = TOOL_REGISTRY) -> ToolExecutor:
 
 def detached_context() -> RunContext:
     """A run identity for code outside of any run."""
-    return RunContext(run_id=f"detached-{new_run_id()}", session_id="detached", namespace="default")
+    loop = anyio.lowlevel.current_token() if on_event_loop() else None
+    return RunContext(run_id=f"detached-{new_run_id()}", session_id="detached", namespace="default", loop=loop)
 
 
 def charge(usd: float) -> None:
     """Book money that the running tool spent, beside LM calls. Never raises: an excess shows at the next door.
+
+    It knows the tool by context variables. A thread that the tool starts itself needs a copy of them, as from
+    ``pool.submit(contextvars.copy_context().run, function, ...)``; without it nothing is booked, with a warning in the log.
 
     Args:
         usd: The amount in US dollars.
@@ -399,5 +396,11 @@ def charge(usd: float) -> None:
     executor, run = _current.get(), current_run()
     if executor is not None:
         executor.ledger.charge(usd, agent=run.agent if run is not None else None)
-    else:
-        charged_here(usd)
+    elif process._books is not None or threading.current_thread() is threading.main_thread():
+        process.charged_here(usd)
+    else:  # where a tool's function is merely called, the money is nobody's; in a thread that is more likely a mistake
+        _log.warning(
+            "charge(%r) in a thread that belongs to no tool call: nothing was booked. If a tool started it, hand its "
+            "context on: pool.submit(contextvars.copy_context().run, function, ...)",
+            usd,
+        )

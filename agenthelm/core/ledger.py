@@ -29,6 +29,8 @@ _PICO = len(_COUNTS)
 
 Outcome = Literal["answered", "cached", "failed"]
 _Key = tuple[str | None, str | None, str | None]
+_Account = tuple[list[int], list[int], float]
+"""What is spent, what is reserved, and since when."""
 
 
 class Ledger:
@@ -48,10 +50,11 @@ class Ledger:
             parents only when it is settled. Tokens and calls are booked in the parents at once.
         enforced: Whether limits refuse anything. Compensations are booked but never refused.
         clock: For ``Budget.seconds``.
+        account: What the limits are compared with, where other ledgers add to it as well; see `agent`.
     """
 
     __slots__ = (
-        "_above", "_books", "_charged", "_clock", "_drawn", "_enforced", "_holding", "_limited", "_limits", "_lock", "_reserved",
+        "_above", "_accounts", "_books", "_charged", "_clock", "_drawn", "_enforced", "_holding", "_limited", "_limits", "_lock", "_reserved",
         "_seconds", "_spent", "_started", "_tool", "budget", "parent", "scope", "stop",
     )  # fmt: skip
 
@@ -65,6 +68,7 @@ class Ledger:
         drawn_from: Reservation | None = None,
         enforced: bool = True,
         clock: Clock | None = None,
+        account: _Account | None = None,
     ) -> None:
         self.scope: str = scope
         self.budget: Budget = budget or _UNLIMITED
@@ -73,13 +77,15 @@ class Ledger:
         self._lock: threading.Lock = parent._lock if parent else threading.Lock()
         self.stop: StopMark = stop or (parent.stop if parent else StopMark())
         self._tool: str | None = scope[5:] if scope.startswith("tool:") else (parent._tool if parent else None)
-        self._spent = [0, 0, 0, 0]
-        self._reserved = [0, 0, 0, 0]
+        self._spent, self._reserved = ([0, 0, 0, 0], [0, 0, 0, 0]) if account is None else account[:2]
+        self._accounts: dict[str, _Account] = parent._accounts if parent else {}
         self._charged = 0
         self._books: dict[_Key, list[int]] = {}
         self._limits = _limits(self.budget)
         self._seconds = self.budget.seconds
-        self._started = self._clock.monotonic() if self._seconds is not None else 0.0
+        self._started = 0.0
+        if self._seconds is not None:
+            self._started = self._clock.monotonic() if account is None else account[2]
         self._enforced: bool = enforced and (parent is None or parent._enforced)
         # Without a limit of its own there is nothing to draw on: money then reserves in the parents as usual.
         self._drawn = drawn_from if self.budget.usd is not None else None
@@ -105,6 +111,18 @@ class Ledger:
     ) -> Ledger:
         """A ledger for a scope inside this one; see the class for the arguments."""
         return Ledger(scope, budget, parent=self, stop=stop, drawn_from=drawn_from, enforced=enforced)
+
+    def agent(self, name: str, budget: Budget) -> Ledger:
+        """A ledger for an agent's work in this scope, held to what that agent uses in the whole run.
+
+        An agent may be called many times in a run: by a tool, in a nested run, in a collected branch. What it uses is
+        added up over all of them; a refusal stops the scope in which the refused call was to be made.
+        """
+        with self._lock:
+            account = self._accounts.setdefault(name, ([0, 0, 0, 0], [0, 0, 0, 0], self._clock.monotonic()))
+        if any(ledger._spent is account[0] for ledger, _ in self._chain()):
+            return self  # it has called itself
+        return Ledger(f"agent:{name}", budget, parent=self, account=account)
 
     def unlimited(self) -> Ledger:
         """A ledger inside this one that books and refuses nothing."""

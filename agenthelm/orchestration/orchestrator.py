@@ -18,7 +18,7 @@ from agenthelm._runtime.workers import DEFAULT_WORKERS, Workers
 from agenthelm.agent.lm import LMPolicy, Unpriced, connections, lm_scope
 from agenthelm.agent.models import as_model
 from agenthelm.agent.signature import Runnable
-from agenthelm.core.cost import Budget
+from agenthelm.core.cost import Budget, tightest
 from agenthelm.core.executor import ToolExecutor, current_executor, using
 from agenthelm.core.handlers import ApprovalHandler, AutoDeny
 from agenthelm.core.storage.base import BaseStorage
@@ -65,7 +65,8 @@ class Orchestrator:
         storage: Where journal and events go; in memory by default, which survives no crash.
         approval_handler: Who decides on calls that need approval; by default nobody, so they are denied.
         budget: What one run may spend, unless it is given its own.
-        budgets: What single agents may spend in one run, by agent name.
+        budgets: What single agents may spend in one run, by agent name: in all their calls together, also those by tools,
+            in nested runs and in branches.
         on_denial: ``"observe"`` leaves a denied call to the agent; ``"stop"`` ends the run.
         approval_timeout: How long an approval may take, in seconds.
         workers: Worker threads per nesting depth.
@@ -420,7 +421,12 @@ class Orchestrator:
         """The executor and identity of a run: of its own, or inside the one in progress."""
         running, ambient = current_executor(), current_run()
         if running is not None and ambient is not None and running.effects is not None:
-            executor = self._executor(storage=running.storage, ledger=running.ledger, effects=running.effects)
+            executor = self._executor(
+                storage=running.storage,
+                ledger=running.ledger,
+                effects=running.effects,
+                budgets=tightest(running.budgets, self._budgets),
+            )
             context = ambient.evolve(session_id=session_id or ambient.session_id)
             if namespace != "default":
                 context = context.evolve(namespace=namespace)
@@ -443,7 +449,7 @@ class Orchestrator:
                 yield current_run() or context
 
     def _executor(self, **own: Any) -> ToolExecutor:
-        return ToolExecutor(self.tools, budgets=self._budgets, **self._executor_options, **own)
+        return ToolExecutor(self.tools, **{"budgets": self._budgets, **self._executor_options, **own})
 
     @asynccontextmanager
     async def _recovery(self) -> AsyncIterator[Recovery]:

@@ -24,11 +24,43 @@ class Counter(Agent):
 """
 
 
+ENDINGS = """
+import asyncio, sys
+from agenthelm import Agent, tool
+
+class Gone(BaseException):
+    pass
+
+@tool(side_effects=["booking:write"], compensating_tool="cancel")
+def book(idempotency_key: str) -> None: ...
+
+@tool(idempotent=True)
+def cancel(idempotency_key: str) -> None: ...
+
+class Ends(Agent):
+    async def aforward(self, context, task: str) -> dict:
+        await self.ause("book")
+        if task == "exit":
+            sys.exit(7)
+        if task == "gone":
+            raise Gone("away")
+        other = asyncio.get_running_loop().create_future()
+        other.cancel()
+        await other
+
+class EndsInThread(Agent):
+    def forward(self, context, task: str) -> dict:
+        self.use("book")
+        sys.exit(7)
+"""
+
+
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
     cli = Cli(tmp_path)
     cli.write("app.py", AGENTS)
     cli.write("counter.py", COUNTER)
+    cli.write("endings.py", ENDINGS)
     return cli
 
 
@@ -443,3 +475,26 @@ def test_a_secret_in_an_error_s_own_words_is_printed_nowhere(
 
 def runs(cli: Cli) -> list[str]:
     return [run["run_id"] for run in json.loads(cli("saga", "list", "--json").stdout)]
+
+
+@pytest.mark.parametrize(
+    ("agent", "task", "kind", "said"),
+    [
+        ("ends", "exit", "SystemExit", "SystemExit: 7 (endings.py:18)"),
+        ("ends_in_thread", "exit", "SystemExit", "SystemExit: 7 (endings.py:28)"),
+        ("ends", "gone", "Gone", "Gone: away (endings.py:20)"),
+        ("ends", "cancelled", "CancelledError", "cancelled (endings.py:23)"),
+    ],
+)
+def test_an_agent_that_ends_by_no_ordinary_error_fails_in_one_line_too(
+    cli: Cli, agent: str, task: str, kind: str, said: str
+) -> None:
+    run = ("run", task, "--app", "endings.py", "-a", agent, "--model", "offline")
+    done = cli.process(*run, code=1)
+    assert error_of(done) == f"error: {said}"
+    assert "undone: book" in done.lines
+    done = cli.process(*run, "--json", code=1)
+    document = json.loads(done.stdout)
+    assert (document["error"], document["exit_code"]) == ({"type": kind, "message": said}, 1)
+    assert document["run_id"]
+    assert document["status"] == "rolled_back"

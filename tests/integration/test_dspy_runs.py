@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import contextvars
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anyio
 import dspy
 import pytest
 
+from agenthelm._runtime import workers
 from agenthelm.agent import Agent, ToolAgent
+from agenthelm.agent.bridge import await_from_sync
 from agenthelm.core.cost import Budget
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import ApprovalDeniedError, BudgetExceededError, ModelCallError, ModelNotConfiguredError
@@ -17,6 +22,7 @@ from agenthelm.memory.hub import MemoryHub
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.parallel import Parallel
 from agenthelm.testing.lm import ScriptedLM
+from tests.support.telemetry import recorded
 
 TOOLS = ToolRegistry()
 BOOKED: list[str] = []
@@ -197,3 +203,165 @@ async def test_an_agent_with_a_model_of_its_own_needs_no_other() -> None:
             Agent("own", signature="task -> answer", lm=ScriptedLM([{"answer": "so"}])), "go"
         )
     assert result["answer"] == "so"
+
+
+CITIES = ["Lisbon", "Porto", "Faro"]
+on_asyncio = pytest.mark.parametrize(
+    "anyio_backend", ["asyncio", pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop")]
+)
+
+
+class Booking(dspy.Module):
+    """A module that asks a model and calls a tool of an agent's."""
+
+    def __init__(self, use: Callable[..., Any]) -> None:
+        super().__init__()
+        self.use = use
+        self.predict = dspy.Predict("city -> answer")
+
+    def forward(self, city: str) -> dspy.Prediction:
+        return dspy.Prediction(booked=self.use("book", city=city), answer=self.predict(city=city).answer)
+
+
+class Booker(Agent):
+    def forward(self, context: Any, city: str) -> dict[str, Any]:
+        return {"booked": self.use("book", city=city)}
+
+
+def fanned_out(module: dspy.Module) -> list[Any]:
+    parallel = dspy.Parallel(num_threads=3, disable_progress_bar=True)
+    return list(parallel([(module, {"city": city}) for city in CITIES]))
+
+
+class InThreads(Agent):
+    """Books in threads that the run did not start, then fails."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def forward(self, context: Any, task: str) -> None:
+        if self.way == "modules":
+            results = fanned_out(Booking(self.use))
+        elif self.way == "agents":
+            results = fanned_out(Booker())
+        elif self.way == "batch":
+            examples = [dspy.Example(city=city).with_inputs("city") for city in CITIES]
+            results = Booking(self.use).batch(examples, num_threads=3, disable_progress_bar=True)
+        else:
+            with ThreadPoolExecutor(3) as pool:
+                calls = [pool.submit(contextvars.copy_context().run, self.use, "book", city=city) for city in CITIES]
+                results = [{"booked": call.result()} for call in calls]
+        assert [result["booked"] for result in results] == ["booked"] * 3
+        assert sorted(BOOKED) == sorted(CITIES)
+        raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize("way", ["modules", "agents", "batch", "copied contexts"])
+async def test_tools_called_in_threads_of_an_agents_own_are_undone_with_the_run(way: str) -> None:
+    lm = ScriptedLM([{"answer": "yes"}], repeat=True)
+    with recorded() as telemetry:
+        async with Orchestrator(lm=lm, tools=TOOLS) as orchestrator:
+            with pytest.raises(RuntimeError, match="boom") as caught:
+                await orchestrator.run(InThreads(way), "go")
+    assert BOOKED == []
+    assert len(caught.value.saga.undone) == 3  # type: ignore[attr-defined]
+    assert caught.value.usage.tool_calls == 6  # type: ignore[attr-defined]
+    assert caught.value.usage.calls == (3 if way in {"modules", "batch"} else 0)  # type: ignore[attr-defined]
+    assert [span.name for span in telemetry.spans if span.parent is None] == ["invoke_workflow in_threads"]
+
+
+async def test_without_a_model_threads_find_the_run_as_well() -> None:
+    async with Orchestrator(tools=TOOLS, budget=Budget(tool_calls=2)) as orchestrator:
+        with pytest.raises(BudgetExceededError):
+            await orchestrator.run(InThreads("agents"), "go")
+    assert BOOKED == []
+
+
+@pytest.mark.parametrize("chooses", ["code", "model"])
+async def test_a_thread_that_knows_nothing_of_the_run_calls_no_tool(chooses: str) -> None:
+    class Pooled(Agent):
+        def forward(self, context: Any, task: str) -> None:
+            with ThreadPoolExecutor(1) as pool:
+                if chooses == "code":
+                    pool.submit(self.use, "book", city="Lisbon").result()
+                else:  # what a tool loop does with its model's choice
+                    pool.submit(await_from_sync, self.tools.call, "book", {"city": "Lisbon"}).result()
+
+    agent = Pooled(tools=[book])
+    async with Orchestrator(tools=TOOLS) as orchestrator:
+        with pytest.raises(RuntimeError, match="copy_context") as caught:
+            await orchestrator.run(agent, "go")
+    assert caught.value.saga.status == "rolled_back"  # type: ignore[attr-defined]
+    assert BOOKED == []
+
+
+async def test_a_fan_out_on_the_event_loop_asks_models_and_calls_no_tool() -> None:
+    class Blocks(Agent):
+        async def aforward(self, context: Any, task: str) -> dict[str, Any]:
+            def used(name: str, **arguments: Any) -> str:
+                with pytest.raises(RuntimeError, match="block"):
+                    self.use(name, **arguments)
+                return "refused"
+
+            return {"said": [(result.booked, result.answer) for result in fanned_out(Booking(used))]}
+
+    lm = ScriptedLM([{"answer": "yes"}], repeat=True)
+    async with Orchestrator(lm=lm, tools=TOOLS) as orchestrator:
+        result = await orchestrator.run(Blocks(), "go")
+    assert result["said"] == [("refused", "yes")] * 3
+    assert result.usage.calls == 3
+    assert BOOKED == []
+
+
+async def test_an_awaited_module_fans_out_in_the_run() -> None:
+    class FanOut(dspy.Module):
+        def __init__(self, use: Callable[..., Any]) -> None:
+            super().__init__()
+            self.each = Booking(use)
+
+        def forward(self, task: str) -> dspy.Prediction:
+            return dspy.Prediction(booked=[result.booked for result in fanned_out(self.each)])
+
+    class Asks(Agent):
+        async def aforward(self, context: Any, task: str) -> dict[str, Any]:
+            return {"booked": (await self.ask(FanOut(self.use), task=task)).booked}
+
+    lm = ScriptedLM([{"answer": "yes"}], repeat=True)
+    async with Orchestrator(lm=lm, tools=TOOLS) as orchestrator:
+        result = await orchestrator.run(Asks(), "go")
+        assert result["booked"] == ["booked"] * 3
+        assert sorted(BOOKED) == sorted(CITIES)
+        await orchestrator.undo(result.run_id)
+    assert BOOKED == []
+
+
+@on_asyncio
+async def test_asyncios_threads_are_in_the_run() -> None:
+    class Hops(Agent):
+        async def aforward(self, context: Any, task: str) -> None:
+            booking = Booking(self.use)
+            await asyncio.gather(*(asyncio.to_thread(booking, city=city) for city in CITIES))
+            assert sorted(BOOKED) == sorted(CITIES)
+            raise RuntimeError("boom")
+
+    lm = ScriptedLM([{"answer": "yes"}], repeat=True)
+    async with Orchestrator(lm=lm, tools=TOOLS) as orchestrator:
+        with pytest.raises(RuntimeError, match="boom") as caught:
+            await orchestrator.run(Hops(), "go")
+    assert caught.value.usage.calls == 3  # type: ignore[attr-defined]
+    assert BOOKED == []
+
+
+async def test_a_thread_does_not_wait_for_ever_for_a_blocked_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "PATIENCE_SECONDS", 0.05)
+
+    class Blocks(Agent):
+        async def aforward(self, context: Any, task: str) -> None:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(contextvars.copy_context().run, self.use, "book", city="Lisbon").result()
+
+    async with Orchestrator(tools=TOOLS) as orchestrator:
+        with pytest.raises(RuntimeError, match="block"):
+            await orchestrator.run(Blocks(), "go")
+    assert BOOKED == []

@@ -35,7 +35,7 @@ behaviour = st.one_of(
     answer.map(lambda given: replace(given, mode="prose")),
     st.sampled_from([429, 500, 503, 400, 401]).map(lambda status: Behaviour("status", status=status)),
     st.just(Behaviour("status", status=429, retry_after=0.001)),
-    st.sampled_from(["not_json", "drop", "cut", "no_usage"]).map(Behaviour),
+    st.sampled_from(["not_json", "drop", "cut", "no_usage", "half_usage"]).map(Behaviour),
 )
 
 

@@ -340,6 +340,37 @@ class TestModels:
                 await orchestrator.run(flow, "x", inputs={"question": "why"})
         assert len(lm.requests) == 1
 
+    @pytest.mark.parametrize("way", ["tool", "nested", "other", "branch", "directly"])
+    async def test_an_agents_own_budget_is_for_all_its_calls_in_the_run(self, way: str) -> None:
+        tools = ToolRegistry()
+        answers = Answers(name="two")
+
+        @tool(registry=tools, max_cost=1.0)
+        async def consult(question: str) -> str:
+            return str((await answers.run(question=question))["answer"])
+
+        class Asks(Agent):
+            async def aforward(self, context: Any, task: str) -> None:
+                for _ in range(3):
+                    if way == "tool":
+                        await self.ause("consult", question="why")
+                    elif way == "branch":
+                        await Parallel([answers], on_error="collect").run(context, question="why")
+                    elif way == "directly":
+                        await answers.run(question="why")
+                    else:
+                        await (orchestrator if way == "nested" else other).run(answers, "why")
+
+        lm = ScriptedLM([{"answer": "a"}] * 5)
+        other = Orchestrator(lm=lm, tools=tools, budgets={"two": Budget(calls=5, tool_calls=1)})
+        async with other, Orchestrator(lm=lm, tools=tools, budgets={"two": Budget(calls=2)}) as orchestrator:
+            if way == "branch":  # its branch is refused; the run, which collects, goes on
+                assert (await orchestrator.run(Asks(), "x")).usage.calls == 2
+            else:
+                with pytest.raises(BudgetExceededError, match="agent:two"):
+                    await orchestrator.run(Asks(), "x")
+        assert len(lm.requests) == 2
+
 
 class TestNestedRuns:
     async def test_a_nested_run_is_a_part_of_the_outer_one(self, world: World) -> None:

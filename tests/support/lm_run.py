@@ -14,6 +14,7 @@ from agenthelm._runtime.context import RunContext, StopMark, entered
 from agenthelm._runtime.progress import Progress
 from agenthelm._runtime.retry import Backoff
 from agenthelm._runtime.workers import Workers
+from agenthelm.agent.home import threaded
 from agenthelm.agent.lm import LMPolicy, lm_scope
 from agenthelm.core.cost import Budget, Ledger, PriceSource
 from agenthelm.core.event import ExecutionEvent
@@ -38,7 +39,7 @@ class Run:
 
     async def call(self, program: Any, **inputs: Any) -> Any:
         """Run a DSPy module in a worker thread, as agents do."""
-        return await self.executor.workers.run(lambda: program(**inputs))
+        return await self.executor.workers.run(threaded(program, **inputs))
 
     async def events(self) -> list[ExecutionEvent]:
         """The LM calls on record."""

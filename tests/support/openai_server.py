@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 
 from agenthelm.agent.placeholder import fill_prompt, render
 
-Mode = Literal["answer", "status", "not_json", "prose", "hang", "drop", "cut", "refuse_key", "no_usage"]
+Mode = Literal["answer", "status", "not_json", "prose", "hang", "drop", "cut", "refuse_key", "no_usage", "half_usage"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Behaviour:
         mode: ``answer`` with the fields that the prompt asks for; ``status`` with an error status; ``not_json``: HTML
             with status 200; ``prose``: an answer without the fields; ``hang``: headers and never a body; ``drop``: close
             the connection without a byte; ``cut``: half of the answer; ``refuse_key``: 401; ``no_usage``: an answer that
-            does not say what it took.
+            does not say what it took; ``half_usage``: one that says it of its input only.
         status: For ``status``.
         retry_after: Seconds, sent as a header with ``status``.
         delay: Seconds before anything is sent.
@@ -330,6 +330,8 @@ class _Handler(BaseHTTPRequestHandler):
         }
         if how.mode == "no_usage":
             usage = None
+        elif how.mode == "half_usage":
+            usage = {"prompt_tokens": inputs}
         head = {"id": f"chatcmpl-{number}", "created": int(time.time()), "model": body.get("model")}
         outcome["status"] = 200
         if body.get("stream"):
@@ -347,7 +349,7 @@ class _Handler(BaseHTTPRequestHandler):
         if how.mode != "cut":
             outcome.update(
                 answered=True,
-                counted=usage is not None and (not body.get("stream") or _wants_usage(body)),
+                counted="usage" not in how.mode and (not body.get("stream") or _wants_usage(body)),
                 input_tokens=inputs,
                 output_tokens=outputs,
                 cached_tokens=how.cached_tokens,

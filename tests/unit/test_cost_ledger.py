@@ -406,3 +406,19 @@ def test_a_budget_refuses_negative_limits(field: str) -> None:
 def test_a_refusal_can_be_read_aloud(resource: str, limit: float, spent: float, requested: float, words: str) -> None:
     error = BudgetExceededError(scope="run", resource=resource, limit=limit, spent=spent, requested=requested)
     assert str(error) == f"budget of run is {words}"
+
+
+def test_an_agent_that_calls_itself_is_booked_once() -> None:
+    run = Ledger("run")
+    outer = run.agent("a", Budget(calls=3))
+    inner = outer.child("tool:t").agent("a", Budget(calls=3))
+    inner.reserve(Amount(calls=1)).settle(Amount(calls=1))
+    assert outer.spent().calls == inner.spent().calls == 1
+    other = run.child("run", stop=StopMark()).agent("a", Budget(calls=3))
+    hold = other.reserve(Amount(calls=2))
+    with pytest.raises(BudgetExceededError):
+        outer.reserve(Amount(calls=1))
+    assert other.stop.error is None
+    assert outer.stop.error is not None
+    hold.release()
+    assert outer.remaining().calls == 2

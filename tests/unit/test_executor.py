@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -850,6 +852,26 @@ class TestBudgets:
         await door.call("pay")
         assert door.ledger.spent().usd == pytest.approx(0.2)
         assert (await door.event()).estimated_cost_usd == pytest.approx(0.2)
+
+    async def test_what_is_charged_in_a_thread_of_the_tools_own_is_booked_or_said_in_the_log(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        door = Door(budget=Budget(usd=1.0))
+
+        @tool(registry=door.tools)
+        def pay(handed_on: bool) -> None:
+            with ThreadPoolExecutor(1) as pool:
+                if handed_on:
+                    pool.submit(contextvars.copy_context().run, charge, 0.25).result()
+                else:
+                    pool.submit(charge, 0.5).result()
+
+        await door.call("pay", handed_on=True)
+        assert door.ledger.spent().usd == 0.25
+        assert caplog.text == ""
+        await door.call("pay", handed_on=False)
+        assert door.ledger.spent().usd == 0.25
+        assert "charge(0.5) in a thread that belongs to no tool call: nothing was booked" in caplog.text
 
     async def test_an_excess_shows_at_the_next_door_and_stops_the_run(self) -> None:
         door = Door(budget=Budget(usd=0.5))

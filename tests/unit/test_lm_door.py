@@ -17,6 +17,7 @@ from dspy.utils import DummyLM
 
 from agenthelm._runtime.context import current_run, entered
 from agenthelm._runtime.groups import named
+from agenthelm.agent.home import threaded
 from agenthelm.agent.lm import LMPolicy, agent_lm_scope, lm_scope, unwrap
 from agenthelm.core.cost import MODEL_PRICING, Amount, Budget, Price
 from agenthelm.core.executor import charge, current_executor
@@ -179,7 +180,8 @@ async def test_threads_that_nobody_gave_an_identity_are_metered() -> None:
     parallel = dspy.Parallel(num_threads=3, disable_progress_bar=True)
     lm = scripted()
     async with lm_run(lm) as run:
-        results = await run.executor.workers.run(lambda: parallel([(program, {"question": str(n)}) for n in range(5)]))
+        fan_out = threaded(parallel, [(program, {"question": str(n)}) for n in range(5)])
+        results = await run.executor.workers.run(fan_out)
         assert [result.answer for result in results] == ["yes"] * 5
         events = await run.events()
     assert run.ledger.total().calls == 5

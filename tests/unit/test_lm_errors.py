@@ -46,8 +46,17 @@ def test_a_failed_call_says_model_attempts_and_status() -> None:
     assert (made.model, made.attempts, made.status) == ("openai/m", 3, 503)
 
 
-def test_an_empty_message_still_says_what_happened() -> None:
-    assert "TransportError" in str(unwrap(lm15.TransportError("")))
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (lm15.TransportError(""), "failed: transport error"),
+        (lm15.RateLimitError("", status=429), "failed: rate limit error (HTTP 429)"),
+        (dspy.LMRateLimitError(str(lm15.RateLimitError("")), status=429), "failed: rate limit error (HTTP 429)"),
+        (dspy.LMServerError("", status=503), "failed: server error (HTTP 503)"),
+    ],
+)
+def test_an_empty_message_still_says_what_happened(error: Exception, said: str) -> None:
+    assert str(unwrap(error)).endswith(said)
 
 
 def test_an_unreadable_answer_is_shown_in_part() -> None:
