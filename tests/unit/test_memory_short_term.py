@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from agenthelm.exceptions import ConfigError, MemoryStoreError, MemoryValueError
-from agenthelm.memory import ShortTermMemory
+from agenthelm.memory import MemoryHub, ShortTermMemory
 from agenthelm.memory.backends import sqlite as sqlite_module
 from agenthelm.memory.backends.redis import RedisBackend
 from agenthelm.memory.backends.sqlite import SqliteBackend
@@ -162,6 +162,23 @@ def test_a_url_that_means_nothing_is_refused_without_its_secret(url: str) -> Non
     with pytest.raises(ConfigError) as caught:
         ShortTermMemory(url)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place", ["S3cret#pw@db:6379/0", "S3cret/pw@db:6379/0", "S3cret?pw@db/0", "12#S3cret@db/0", "12/S3cret@db/0", "12?S3cret@db/0"]
+)  # fmt: skip
+def test_a_password_that_is_not_encoded_is_refused_and_not_quoted(place: str) -> None:
+    for make in (lambda: MemoryHub(f"redis://app:{place}"), lambda: MemoryHub(semantic=f"http://app:{place}")):
+        with pytest.raises(ConfigError, match=r"URL can't be read.*%2F %3F %23 %40") as caught:
+            make()
+        assert "S3cret" not in f"{caught.value!r}{caught.value.__context__!r}"
+
+
+def test_the_path_of_a_redis_url_is_a_database_or_nothing() -> None:
+    with pytest.raises(ConfigError, match="number of a database"):
+        ShortTermMemory("redis://host/orders")
+    for path in ("", "/", "/3"):
+        assert RedisBackend(f"redis://host{path}").location == f"redis://host{path}"
 
 
 def test_no_password_is_ever_shown() -> None:

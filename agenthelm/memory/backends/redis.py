@@ -7,7 +7,7 @@ import re
 import ssl
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult
 
 import anyio
 from anyio.lowlevel import RunVar, checkpoint_if_cancelled
@@ -16,6 +16,7 @@ from agenthelm._runtime.retry import Backoff, Clock, SystemClock
 from agenthelm._runtime.workers import Workers
 from agenthelm.exceptions import ConfigError, MemoryStoreError, describe
 from agenthelm.memory.backends._integers import not_an_integer
+from agenthelm.memory.backends._urls import split_url, unreadable
 from agenthelm.memory.base import KeyValueBackend
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisBackend"]
 
+_EXAMPLE = "redis://host:6379/0"
 _RETRIES = 3
 _PAGE = 1000
 
@@ -74,7 +76,7 @@ class RedisBackend(KeyValueBackend):
         connect_timeout: float = 2.0,
         clock: Clock | None = None,
     ) -> None:
-        self._location = _without_secrets(url)
+        self._location = _shown(_parts(url))
         self._url = url
         self._size = max_connections
         self._timeout = timeout
@@ -295,14 +297,22 @@ def _expiry(ttl: float | None) -> tuple[str | int, ...]:
     return () if ttl is None else ("PX", max(1, math.ceil(ttl * 1000)))
 
 
-def _without_secrets(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError as exc:
+def _parts(url: str) -> SplitResult:
+    """The parts of a URL that redis-py takes as it is meant: it reads over a path or a query that makes no sense to it."""
+    parts = split_url(url, store="Redis", example=_EXAMPLE, setting="memory_url")
+    if parts.scheme != "unix" and not re.fullmatch("/?[0-9]*", parts.path):
         raise ConfigError(
-            f"the Redis URL can't be read: {exc}; write redis://user:password@host:6379/0", setting="memory_url"
-        ) from None
+            f"the path of a Redis URL is the number of a database, as in {_EXAMPLE}; use namespaces to keep things apart",
+            setting="memory_url",
+        )
+    if any("=" not in option for option in parts.query.split("&") if option):
+        raise unreadable("Redis", _EXAMPLE, "memory_url")
+    return parts
+
+
+def _shown(parts: SplitResult) -> str:
+    """A URL without its secrets."""
     user = f"{parts.username}@" if parts.username else ""
     host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname or ""
+    port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{user}{host}{port}{parts.path}"
