@@ -213,7 +213,7 @@ class _AsyncLink:
         # The semaphore is the limit, not the pool: a pool that counts loses a place for good when a cancellation
         # strikes while a connection is handed back, and its waiting list costs more than a semaphore.
         self._turns = anyio.Semaphore(size, fast_acquire=True)
-        options = _options(timeout, connect_timeout, Retry(NoBackoff(), 0))
+        options = _options(url, timeout, connect_timeout, Retry(NoBackoff(), 0))
         self._client: redis.asyncio.Redis = Redis(connection_pool=ConnectionPool.from_url(url, **options))
 
     async def one(self, *command: str | int) -> Any:
@@ -239,7 +239,7 @@ class _ThreadLink:
         from redis.retry import Retry
 
         self._workers = Workers(size)
-        options = _options(timeout, connect_timeout, Retry(NoBackoff(), 0))
+        options = _options(url, timeout, connect_timeout, Retry(NoBackoff(), 0))
         pool = BlockingConnectionPool.from_url(url, max_connections=size, timeout=timeout, **options)
         self._client: redis.Redis = Redis(connection_pool=pool)
 
@@ -263,14 +263,14 @@ class _ThreadLink:
         self._client.connection_pool.disconnect()
 
 
-def _options(timeout: float, connect_timeout: float, retry: object) -> dict[str, Any]:
-    return {
+def _options(url: str, timeout: float, connect_timeout: float, retry: object) -> dict[str, Any]:
+    kept_alive = {} if url.startswith("unix:") else {"socket_keepalive": True}
+    return kept_alive | {
         "decode_responses": True,
         "protocol": 2,  # the newer one asks two more questions per connection, for features not used here
         "retry": retry,  # named, because what redis-py does by itself depends on how its client was made
         "socket_timeout": timeout,
         "socket_connect_timeout": connect_timeout,
-        "socket_keepalive": True,
         "client_name": "agenthelm",
     }
 
