@@ -43,6 +43,13 @@ async def test_a_dead_server_is_one_error_in_bounded_time_without_the_password()
         assert health["semantic"].ok
 
 
+async def test_health_tells_of_a_client_that_breaks() -> None:
+    async with MemoryHub(f"{shared_redis().url}?encoding=nonsense") as hub:
+        health = await hub.health()
+    assert health["short_term"].error == "LookupError: unknown encoding: nonsense"
+    assert health["semantic"].ok
+
+
 async def test_a_run_goes_on_after_the_server_was_killed_and_restarted(server: RedisServer) -> None:
     async with ShortTermMemory(server.url) as memory:
         async with anyio.create_task_group() as group:  # many pooled connections, which all die

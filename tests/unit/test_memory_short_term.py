@@ -181,6 +181,18 @@ def test_the_path_of_a_redis_url_is_a_database_or_nothing() -> None:
         assert RedisBackend(f"redis://host{path}").location == f"redis://host{path}"
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ("socket_timout=3", "socket_timout"), ("socket_timeout=abc", "socket_timeout"), ("protocol=9", "protocol"),
+        ("max_connections=-1", "max_connections"), ("ssl_cert_reqs=none", "ssl_cert_reqs"), ("db=1&retry=3", "str"),
+    ],
+)  # fmt: skip
+def test_an_option_that_redis_py_refuses_is_refused_before_anything_is_used(options: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=f"option of the Redis URL.*{named}"):
+        MemoryHub(f"redis://me:s3cret@localhost?{options}")
+
+
 def test_no_password_is_ever_shown() -> None:
     shown = RedisBackend("rediss://me:pa%40ss@[::1]:6380/2?password=pass&ssl_cert_reqs=none").location
     assert shown == "rediss://me@[::1]:6380/2"

@@ -62,7 +62,7 @@ class RedisBackend(KeyValueBackend):
         connect_timeout: Seconds to wait for a connection.
 
     Raises:
-        ConfigError: The URL can't be read.
+        ConfigError: The URL can't be read, or redis-py refuses one of its parameters.
     """
 
     store = "redis"
@@ -76,7 +76,8 @@ class RedisBackend(KeyValueBackend):
         connect_timeout: float = 2.0,
         clock: Clock | None = None,
     ) -> None:
-        self._location = _shown(_parts(url))
+        parts = _parts(url)
+        self._location = _shown(parts)
         self._url = url
         self._size = max_connections
         self._timeout = timeout
@@ -86,6 +87,8 @@ class RedisBackend(KeyValueBackend):
         self._links: RunVar[_Link | None] = RunVar(f"agenthelm_redis_{id(self):x}", None)
         self._failures: tuple[type[Exception], ...] = ()
         self._closed = False
+        if parts.query:
+            _check_options(url)
 
     @property
     def location(self) -> str:
@@ -308,6 +311,18 @@ def _parts(url: str) -> SplitResult:
     if any("=" not in option for option in parts.query.split("&") if option):
         raise unreadable("Redis", _EXAMPLE, "memory_url")
     return parts
+
+
+def _check_options(url: str) -> None:
+    """Refuse what redis-py would only refuse when it is used; loads it."""
+    from redis.asyncio import ConnectionPool
+    from redis.exceptions import RedisError
+
+    try:
+        ConnectionPool.from_url(url, **_options(url, 1.0, 1.0, None)).make_connection()
+    except (TypeError, ValueError, AttributeError, RedisError) as exc:
+        text = f"redis-py refuses an option of the Redis URL ({exc}); correct what stands behind its question mark"
+        raise ConfigError(text, setting="memory_url") from None
 
 
 def _shown(parts: SplitResult) -> str:
