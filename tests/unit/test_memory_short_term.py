@@ -72,6 +72,17 @@ async def test_a_counter_keeps_its_end_while_it_counts(opened: Open) -> None:
         assert await memory.incr("calls", 5, ttl=60) == 5
 
 
+async def test_lapsed_values_are_removed_by_the_first_write_of_another_process(tmp_path: Path) -> None:
+    clock = SetClock()
+    for key in ("code", "other"):
+        async with ShortTermMemory(f"sqlite:///{tmp_path}/memory.db", clock=clock) as memory:
+            await memory.write(key, 1, ttl=10)
+        clock.now += 11
+    with sqlite3.connect(tmp_path / "memory.db") as connection:
+        assert connection.execute("SELECT key FROM memory_v1").fetchall() == [("agenthelm:k:other",)]
+    connection.close()
+
+
 async def test_lapsed_values_take_no_room_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_module, "_SWEEP_EVERY", -1.0)
     clock = SetClock()

@@ -319,7 +319,7 @@ def _check_options(url: str) -> None:
     from redis.exceptions import RedisError
 
     try:
-        ConnectionPool.from_url(url, **_options(url, 1.0, 1.0, None)).make_connection()
+        ConnectionPool.from_url(url, **_options(url, 1.0, 1.0, None)).make_connection()  # type: ignore[no-untyped-call]
     except (TypeError, ValueError, AttributeError, RedisError) as exc:
         text = f"redis-py refuses an option of the Redis URL ({exc}); correct what stands behind its question mark"
         raise ConfigError(text, setting="memory_url") from None
