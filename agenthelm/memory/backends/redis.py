@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["RedisBackend"]
 
 _EXAMPLE = "redis://host:6379/0"
+_IDLE = 1.0
 _RETRIES = 3
 _PAGE = 1000
 
@@ -39,7 +40,13 @@ Command = tuple["str | int", ...]
 
 
 class _Link(Protocol):
-    """The two things that are asked of redis-py, on either kind of event loop."""
+    """The two things that are asked of redis-py, on either kind of event loop.
+
+    Attributes:
+        used: When it was last answered; for ever away if it never was, as no connection can have died then.
+    """
+
+    used: float
 
     async def one(self, *command: str | int) -> Any: ...
 
@@ -53,7 +60,7 @@ class RedisBackend(KeyValueBackend):
 
     On asyncio redis-py's own client is used, on trio its sync client in worker threads. Reads, writes and deletions
     are tried again for about a second when the connection breaks; `incr` and `swap` never are, because nobody could
-    say how often they happened. A server that accepts a call and does not answer costs one ``timeout``, not several.
+    say how often they happened; after a quiet second the server is asked whether it is there before they are sent. A server that accepts a call and does not answer costs one ``timeout``, not several.
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``, with redis-py's query parameters.
@@ -143,7 +150,7 @@ class RedisBackend(KeyValueBackend):
             raise
 
     async def ping(self) -> None:
-        await self._once("PING")
+        await self._one("PING")
 
     async def aclose(self) -> None:
         self._closed = True
@@ -161,16 +168,21 @@ class RedisBackend(KeyValueBackend):
 
     async def _call(self, method: Literal["one", "several"], *args: Any, retries: int = _RETRIES) -> Any:
         link = self._links.get() or self._link()
+        if not retries and self._clock.monotonic() - link.used > _IDLE:
+            await self.ping()  # a connection that died meanwhile must not be found out by what is never repeated
         attempt = 0
         while True:
             attempt += 1
             try:
-                return await getattr(link, method)(*args)
+                answer = await getattr(link, method)(*args)
             except self._failures as exc:
                 # A thread can't be interrupted: who was cancelled while it waited is told that, not what it ran into.
                 await checkpoint_if_cancelled()
                 if attempt > retries or not _may_pass(exc):
                     raise self._translated(exc) from exc
+            else:
+                link.used = self._clock.monotonic()
+                return answer
             await self._clock.sleep(self._backoff.delay(attempt))
 
     def _link(self) -> _Link:
@@ -208,6 +220,8 @@ class RedisBackend(KeyValueBackend):
 class _AsyncLink:
     """redis-py's client for asyncio."""
 
+    used = math.inf
+
     def __init__(self, url: str, size: int, timeout: float, connect_timeout: float) -> None:
         from redis.asyncio import ConnectionPool, Redis
         from redis.asyncio.retry import Retry
@@ -235,6 +249,8 @@ class _AsyncLink:
 
 class _ThreadLink:
     """redis-py's sync client in worker threads, for event loops it has no client for."""
+
+    used = math.inf
 
     def __init__(self, url: str, size: int, timeout: float, connect_timeout: float) -> None:
         from redis import BlockingConnectionPool, Redis
