@@ -51,7 +51,8 @@ class MemoryHub:
         short_term: A URL as for `ShortTermMemory`, or a `ShortTermMemory` or backend that its owner closes.
         semantic: A path or URL as for `SemanticMemory`, or a `SemanticMemory` or backend that its owner closes.
         embedder: As for `SemanticMemory`; not used if ``semantic`` is a `SemanticMemory`.
-        embedder_name: What collections record for a callable embedder, instead of its qualified name.
+        embedder_name: What collections record for a callable embedder, instead of its qualified name; needed for a
+            lambda, an inner function or a partial.
 
     Raises:
         ConfigError: A URL or the embedder makes no sense.

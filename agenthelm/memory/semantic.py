@@ -41,11 +41,12 @@ class SemanticMemory:
         collection: Which texts; those of another collection are never seen.
         embedder: ``"auto"`` (MiniLM if its files are here, else the built-in lexical one; never a download),
             ``"lexical"``, ``"minilm"``, a model string for ``dspy.Embedder``, or a callable.
-        embedder_name: What the collection records for a callable, instead of its qualified name.
+        embedder_name: What the collection records for a callable, instead of its qualified name; needed for a lambda, an
+            inner function or a partial.
         workers: The threads that embedding runs in.
 
     Raises:
-        ConfigError: The embedder is unknown.
+        ConfigError: The embedder is unknown, or has no name.
     """
 
     def __init__(
