@@ -13,7 +13,7 @@ from agenthelm._runtime.workers import Workers
 from agenthelm.exceptions import EmbedderMismatchError, MemoryStoreError, MemoryValueError
 from agenthelm.memory.base import Embedding, EmbeddingSpec, MemoryMatch, Scalar, VectorBackend, VectorRecord
 from agenthelm.memory.embedders import Embedder, EmbedderLike, checked, embedder_for, resolve
-from agenthelm.memory.filters import normalise
+from agenthelm.memory.filters import can_be_filtered, normalise
 from agenthelm.memory.values import check_key, decode, encode
 from agenthelm.tracing import names as span_names
 from agenthelm.tracing import spans
@@ -260,7 +260,7 @@ def _stored(metadata: Mapping[str, Any] | None) -> dict[str, Scalar]:
 
 
 def _filterable(name: str, value: Any) -> bool:
-    if not name or name.startswith("$") or not isinstance(value, (str, int, float)):
+    if not can_be_filtered(name) or not isinstance(value, (str, int, float)):
         return False
     if isinstance(value, str):
         return value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value)
