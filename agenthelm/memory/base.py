@@ -160,7 +160,7 @@ class VectorBackend(_Closing):
 
     @abstractmethod
     async def upsert(self, collection: str, records: Sequence[VectorRecord]) -> None:
-        """Keep records in an open collection; those whose id is taken are replaced."""
+        """Keep records in an open collection; those whose id is taken are replaced, whole, whoever writes them at once."""
 
     @abstractmethod
     async def query(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import os
@@ -53,7 +54,7 @@ def resolve(embedder: EmbedderLike, *, name: str | None = None) -> Embedder:
         name: What collections record for a callable, instead of its qualified name.
 
     Raises:
-        ConfigError: It is none of the known kinds.
+        ConfigError: It is none of the known kinds, or a lambda, an inner function or a partial without a name.
     """
     if embedder == "auto":
         return _automatic()
@@ -225,4 +226,10 @@ def _name_of(embedder: Callable[..., Any]) -> str:
     inner = getattr(embedder, "model", None)  # a dspy.Embedder around a function
     named = inner if callable(inner) else embedder
     kind = named if hasattr(named, "__qualname__") else type(named)
+    if isinstance(named, functools.partial) or "<" in kind.__qualname__:
+        raise ConfigError(
+            f"the embedder {kind.__qualname__} has no name of its own, so a collection could not tell it from another; "
+            "pass embedder_name=, or a function of a module",
+            setting="embedder",
+        )
     return f"{kind.__module__}.{kind.__qualname__}"

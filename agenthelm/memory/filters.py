@@ -10,7 +10,7 @@ from typing import Any
 from agenthelm.exceptions import MemoryValueError
 from agenthelm.memory.base import Filter, Scalar
 
-__all__ = ["both", "matches", "normalise"]
+__all__ = ["both", "can_be_filtered", "matches", "normalise"]
 
 _ORDER: dict[str, Callable[[Any, Any], bool]] = {
     "$gt": operator.gt,
@@ -43,6 +43,10 @@ def normalise(where: Mapping[str, Any] | None) -> Filter | None:
             terms.append(_joined(name, condition))
         elif name.startswith("$"):
             raise MemoryValueError(f"where has the unknown operator {name!r}; it knows $and and $or here")
+        elif not can_be_filtered(name):
+            raise MemoryValueError(
+                f"where names the field {name!r}, which is stored but can't be filtered by; rename it"
+            )
         elif isinstance(condition, Mapping):
             if not condition:
                 raise MemoryValueError(f"where has no condition for {name!r}")
@@ -50,6 +54,11 @@ def normalise(where: Mapping[str, Any] | None) -> Filter | None:
         else:
             terms.append(_term(name, "$eq", condition))
     return _all(terms)
+
+
+def can_be_filtered(name: str) -> bool:
+    """Whether every store takes a field by this name; operators begin with ``$``, and some names are Chroma's own."""
+    return bool(name) and not name.startswith(("$", "#")) and name != "chroma:document"
 
 
 def both(left: Filter | None, right: Filter | None) -> Filter | None:

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import anyio
 
-from agenthelm.exceptions import MemoryStoreError, describe
+from agenthelm.exceptions import describe
 from agenthelm.memory.base import KeyValueBackend, VectorBackend
 from agenthelm.memory.context import MemoryContext, session_prefix
 from agenthelm.memory.embedders import EmbedderLike
@@ -51,7 +51,8 @@ class MemoryHub:
         short_term: A URL as for `ShortTermMemory`, or a `ShortTermMemory` or backend that its owner closes.
         semantic: A path or URL as for `SemanticMemory`, or a `SemanticMemory` or backend that its owner closes.
         embedder: As for `SemanticMemory`; not used if ``semantic`` is a `SemanticMemory`.
-        embedder_name: What collections record for a callable embedder, instead of its qualified name.
+        embedder_name: What collections record for a callable embedder, instead of its qualified name; needed for a
+            lambda, an inner function or a partial.
 
     Raises:
         ConfigError: A URL or the embedder makes no sense.
@@ -107,7 +108,7 @@ class MemoryHub:
         return dict(sorted(counts.items()))
 
     async def health(self) -> dict[str, StoreHealth]:
-        """Ask both stores at once whether they can be reached; never raises for one that can't.
+        """Ask both stores at once whether they can be reached; never raises for one that can't or that breaks.
 
         Returns:
             The answers under ``"short_term"`` and ``"semantic"``.
@@ -119,7 +120,7 @@ class MemoryHub:
             error = None
             try:
                 await ping()
-            except MemoryStoreError as exc:
+            except Exception as exc:  # noqa: BLE001 - a store that breaks has not answered
                 error = describe(exc)
             answers[name] = StoreHealth(error is None, location, time.perf_counter() - began, error)
 

@@ -13,7 +13,7 @@ from agenthelm._runtime.workers import Workers
 from agenthelm.exceptions import EmbedderMismatchError, MemoryStoreError, MemoryValueError
 from agenthelm.memory.base import Embedding, EmbeddingSpec, MemoryMatch, Scalar, VectorBackend, VectorRecord
 from agenthelm.memory.embedders import Embedder, EmbedderLike, checked, embedder_for, resolve
-from agenthelm.memory.filters import normalise
+from agenthelm.memory.filters import can_be_filtered, normalise
 from agenthelm.memory.values import check_key, decode, encode
 from agenthelm.tracing import names as span_names
 from agenthelm.tracing import spans
@@ -41,11 +41,12 @@ class SemanticMemory:
         collection: Which texts; those of another collection are never seen.
         embedder: ``"auto"`` (MiniLM if its files are here, else the built-in lexical one; never a download),
             ``"lexical"``, ``"minilm"``, a model string for ``dspy.Embedder``, or a callable.
-        embedder_name: What the collection records for a callable, instead of its qualified name.
+        embedder_name: What the collection records for a callable, instead of its qualified name; needed for a lambda, an
+            inner function or a partial.
         workers: The threads that embedding runs in.
 
     Raises:
-        ConfigError: The embedder is unknown.
+        ConfigError: The embedder is unknown, or has no name.
     """
 
     def __init__(
@@ -259,7 +260,7 @@ def _stored(metadata: Mapping[str, Any] | None) -> dict[str, Scalar]:
 
 
 def _filterable(name: str, value: Any) -> bool:
-    if not name or name.startswith("$") or not isinstance(value, (str, int, float)):
+    if not can_be_filtered(name) or not isinstance(value, (str, int, float)):
         return False
     if isinstance(value, str):
         return value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value)

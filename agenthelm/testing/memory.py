@@ -291,6 +291,24 @@ class _VectorContract:
             (match,) = await store.query(self.name, _NORTH, top_k=5)
             assert (match.text, dict(match.metadata)) == ("bare", {})
 
+    async def test_of_two_writers_of_one_id_one_stands_whole(self, tmp_path: Path) -> None:
+        async with self.factory(tmp_path) as store:
+            await store.open(self.name, _SPEC)
+            names = [str(n) for n in range(10)]
+            await store.upsert(self.name, [_record(name, _NORTH, old=1) for name in names])
+
+            async def write(owner: str) -> None:
+                for name in names:
+                    record = VectorRecord(name, f"note of {owner}", _EAST, {"owner": owner, owner: True})
+                    await store.upsert(self.name, [record])
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(write, "alice")
+                group.start_soon(write, "bob")
+            for match in await store.query(self.name, _EAST, top_k=20):
+                owner = match.text.removeprefix("note of ")
+                assert dict(match.metadata) == {"owner": owner, owner: True}
+
     async def test_delete_says_how_many_there_were(self, tmp_path: Path) -> None:
         async with self.factory(tmp_path) as store:
             await store.open(self.name, _SPEC)

@@ -7,12 +7,13 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import anyio
 import anyio.lowlevel
 import pytest
 
+from agenthelm._runtime.retry import SystemClock
 from agenthelm.exceptions import MemoryStoreError
 from agenthelm.memory import MemoryHub, ShortTermMemory
 from agenthelm.memory.backends.redis import RedisBackend
@@ -43,6 +44,13 @@ async def test_a_dead_server_is_one_error_in_bounded_time_without_the_password()
         assert health["semantic"].ok
 
 
+async def test_health_tells_of_a_client_that_breaks() -> None:
+    async with MemoryHub(f"{shared_redis().url}?encoding=nonsense") as hub:
+        health = await hub.health()
+    assert health["short_term"].error == "LookupError: unknown encoding: nonsense"
+    assert health["semantic"].ok
+
+
 async def test_a_run_goes_on_after_the_server_was_killed_and_restarted(server: RedisServer) -> None:
     async with ShortTermMemory(server.url) as memory:
         async with anyio.create_task_group() as group:  # many pooled connections, which all die
@@ -56,6 +64,35 @@ async def test_a_run_goes_on_after_the_server_was_killed_and_restarted(server: R
             assert await memory.read_many(f"k{n}" for n in range(20)) == {f"k{n}": n for n in range(20)}
             assert await memory.incr("calls") == 1
             assert await memory.compare_and_set("k1", 1, 2)
+
+
+class Later(SystemClock):
+    """A clock that can be put forward."""
+
+    ahead = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.ahead
+
+
+async def test_a_server_that_was_restarted_in_a_quiet_time_is_there_for_what_is_never_repeated(
+    server: RedisServer,
+) -> None:
+    clock = Later()
+    async with RedisBackend(server.url, clock=clock) as backend:
+        await backend.write({"k": "1"}, None)
+        operations: list[Callable[[], Awaitable[object]]] = [
+            backend.ping,
+            lambda: backend.incr("k", 1, ttl=None),
+            lambda: backend.incr("k", 1, ttl=60),
+            lambda: backend.swap("k", "3", "4", ttl=None),
+        ]
+        for operation in operations:
+            server.kill()
+            server.start()  # the event loop stands still meanwhile, so it has not seen its connection end
+            clock.ahead += 60
+            await operation()
+        assert await backend.read(["k"]) == ["4"]
 
 
 async def test_a_call_that_meets_a_restart_waits_for_it(server: RedisServer) -> None:

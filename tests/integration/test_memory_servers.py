@@ -85,6 +85,17 @@ async def test_many_agents_count_together_over_several_hubs() -> None:
         assert await hub.create_context("s", namespace).get_shared("calls") == 50
 
 
+async def test_a_server_on_a_socket_of_this_machine() -> None:
+    name = secrets.token_hex(6)
+    async with ShortTermMemory(f"unix://{shared_redis().socket}?db=2") as memory:
+        await memory.write(name, {"a": 1})
+        assert await memory.incr(f"{name}:calls", ttl=60) == 1
+        assert await memory.read(name) == {"a": 1}
+    async with MemoryHub(f"unix://{shared_redis().socket}.gone") as hub:
+        health = await hub.health()
+        assert "can't be reached" in (health["short_term"].error or "")
+
+
 @pytest.fixture
 def proxy() -> Iterator[TlsProxy]:
     proxy = TlsProxy(shared_redis().port)

@@ -81,10 +81,15 @@ class RedisServer:
         user = f":{self.password}@" if self.password else ""
         return f"redis://{user}127.0.0.1:{self.port}/0"
 
+    @property
+    def socket(self) -> str:
+        """The file of its socket on this machine."""
+        return f"{self._folder.name}/redis.sock"
+
     def start(self) -> None:
         """Start it and wait until it answers."""
         command = [redis_executable(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder.name]
-        command += ["--save", "", "--loglevel", "warning"]
+        command += ["--save", "", "--loglevel", "warning", "--unixsocket", self.socket]
         if self._durable:
             command += ["--appendonly", "yes", "--appendfsync", "always"]
         if self.password:

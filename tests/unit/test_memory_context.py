@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import secrets
 import subprocess
 import sys
 import textwrap
@@ -22,6 +23,7 @@ from agenthelm.memory import MemoryContext, MemoryHub, SemanticMemory, ShortTerm
 from agenthelm.memory.backends.in_memory import InMemoryBackend
 from agenthelm.memory.backends.vector_list import VectorListBackend
 from agenthelm.tracing import spans
+from tests.support.chroma_server import shared_chroma
 
 
 async def test_a_session_has_its_values_and_a_namespace_its_shared_ones_and_texts() -> None:
@@ -91,7 +93,8 @@ async def test_min_score_and_top_k_bound_what_is_found() -> None:
             await memory.add_many(["a"], ids=["1", "2"])
 
 
-async def test_metadata_come_back_whole_and_scalars_can_be_filtered() -> None:
+@pytest.mark.parametrize("store", ["memory", "Chroma", "Chroma's server"])
+async def test_metadata_come_back_whole_and_scalars_can_be_filtered(store: str) -> None:
     metadata = {
         "n": 1,
         "f": 1.5,
@@ -102,11 +105,18 @@ async def test_metadata_come_back_whole_and_scalars_can_be_filtered() -> None:
         "list": [1, {"a": 2}],
         "": "blank",
         "$x": 1,
+        "#x": 2,
+        "#document": "d",
+        "chroma:document": "d",
     }
-    async with SemanticMemory(embedder="lexical") as memory:
+    place = "memory://" if store == "memory" else "ephemeral://" if store == "Chroma" else shared_chroma().url
+    async with SemanticMemory(place, collection=secrets.token_hex(6), embedder="lexical") as memory:
         await memory.add("text", metadata, id="1")
         (match,) = await memory.search("text", where={"n": 1, "b": True, "s": {"$in": ["x", "y"]}})
         assert match.metadata == metadata
+        for name in ("#x", "#document", "chroma:document"):
+            with pytest.raises(MemoryValueError, match="can't be filtered by"):
+                await memory.search("text", where={"$or": [{"n": 1}, {name: {"$ne": 0}}]})
 
 
 async def test_the_last_text_under_an_id_is_kept() -> None:

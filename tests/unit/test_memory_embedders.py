@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,13 @@ async def by_length_async(texts: list[str]) -> Any:
     return numpy.array(by_length(texts))
 
 
+def by_factor(factor: float) -> Callable[[list[str]], Any]:
+    def embed(texts: list[str]) -> list[list[float]]:
+        return [[factor * len(text), 1.0] for text in texts]
+
+    return embed
+
+
 class Embedding:
     def __call__(self, texts: list[str]) -> list[list[float]]:
         return by_length(texts)
@@ -160,6 +168,24 @@ def test_a_callable_can_be_given_a_name() -> None:
 
 
 @pytest.mark.parametrize(
+    "embedder",
+    [
+        lambda texts: [[1.0] for _ in texts],
+        by_factor(2.0),
+        functools.partial(by_length),
+        dspy.Embedder(lambda texts: [[1.0] for _ in texts], caching=False),
+        dspy.Embedder(functools.partial(by_length), caching=False),
+    ],
+    ids=["lambda", "inner function", "partial", "dspy.Embedder of a lambda", "dspy.Embedder of a partial"],
+)
+def test_a_callable_that_others_have_the_name_of_must_be_given_one(embedder: Any) -> None:
+    """Or another one of the same length would find nonsense in its collection."""
+    with pytest.raises(ConfigError, match="pass embedder_name="):
+        MemoryHub(embedder=embedder)
+    assert MemoryHub(embedder=embedder, embedder_name="length-1").semantic.embedder == "length-1"
+
+
+@pytest.mark.parametrize(
     ("returned", "said"),
     [([[1.0]], "for 2 texts"), ([[1.0], [1.0, 2.0]], "one length"), ([[], []], "shape"), ([[math.nan], [1.0]], "finite"), (None, "embedder")],
 )  # fmt: skip
@@ -180,7 +206,7 @@ async def test_a_sync_embedder_does_not_block_the_loop() -> None:
         assert release.wait(10)
         return by_length(texts)
 
-    async with SemanticMemory(embedder=slow) as memory, anyio.create_task_group() as group:
+    async with SemanticMemory(embedder=slow, embedder_name="slow") as memory, anyio.create_task_group() as group:
         group.start_soon(memory.add, "text")
         with anyio.fail_after(10):
             while not entered.is_set():
@@ -192,7 +218,7 @@ async def test_an_error_of_the_embedder_stores_nothing() -> None:
     def broken(texts: list[str]) -> Any:
         raise ZeroDivisionError("mine")
 
-    async with SemanticMemory(embedder=broken) as memory:
+    async with SemanticMemory(embedder=broken, embedder_name="broken") as memory:
         with pytest.raises(ZeroDivisionError, match="mine"):
             await memory.add("text")
         assert await memory.count() == 0

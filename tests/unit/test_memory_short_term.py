@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from agenthelm.exceptions import ConfigError, MemoryStoreError, MemoryValueError
-from agenthelm.memory import ShortTermMemory
+from agenthelm.memory import MemoryHub, ShortTermMemory
 from agenthelm.memory.backends import sqlite as sqlite_module
 from agenthelm.memory.backends.redis import RedisBackend
 from agenthelm.memory.backends.sqlite import SqliteBackend
@@ -70,6 +70,17 @@ async def test_a_counter_keeps_its_end_while_it_counts(opened: Open) -> None:
         assert await memory.incr("calls", ttl=60) == 2
         clock.now += 1
         assert await memory.incr("calls", 5, ttl=60) == 5
+
+
+async def test_lapsed_values_are_removed_by_the_first_write_of_another_process(tmp_path: Path) -> None:
+    clock = SetClock()
+    for key in ("code", "other"):
+        async with ShortTermMemory(f"sqlite:///{tmp_path}/memory.db", clock=clock) as memory:
+            await memory.write(key, 1, ttl=10)
+        clock.now += 11
+    with sqlite3.connect(tmp_path / "memory.db") as connection:
+        assert connection.execute("SELECT key FROM memory_v1").fetchall() == [("agenthelm:k:other",)]
+    connection.close()
 
 
 async def test_lapsed_values_take_no_room_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +173,35 @@ def test_a_url_that_means_nothing_is_refused_without_its_secret(url: str) -> Non
     with pytest.raises(ConfigError) as caught:
         ShortTermMemory(url)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place", ["S3cret#pw@db:6379/0", "S3cret/pw@db:6379/0", "S3cret?pw@db/0", "12#S3cret@db/0", "12/S3cret@db/0", "12?S3cret@db/0"]
+)  # fmt: skip
+def test_a_password_that_is_not_encoded_is_refused_and_not_quoted(place: str) -> None:
+    for make in (lambda: MemoryHub(f"redis://app:{place}"), lambda: MemoryHub(semantic=f"http://app:{place}")):
+        with pytest.raises(ConfigError, match=r"URL can't be read.*%2F %3F %23 %40") as caught:
+            make()
+        assert "S3cret" not in f"{caught.value!r}{caught.value.__context__!r}"
+
+
+def test_the_path_of_a_redis_url_is_a_database_or_nothing() -> None:
+    with pytest.raises(ConfigError, match="number of a database"):
+        ShortTermMemory("redis://host/orders")
+    for path in ("", "/", "/3"):
+        assert RedisBackend(f"redis://host{path}").location == f"redis://host{path}"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ("socket_timout=3", "socket_timout"), ("socket_timeout=abc", "socket_timeout"), ("protocol=9", "protocol"),
+        ("max_connections=-1", "max_connections"), ("ssl_cert_reqs=none", "ssl_cert_reqs"), ("db=1&retry=3", "str"),
+    ],
+)  # fmt: skip
+def test_an_option_that_redis_py_refuses_is_refused_before_anything_is_used(options: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=f"option of the Redis URL.*{named}"):
+        MemoryHub(f"redis://me:s3cret@localhost?{options}")
 
 
 def test_no_password_is_ever_shown() -> None:

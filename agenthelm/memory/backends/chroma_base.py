@@ -73,23 +73,33 @@ class ChromaBase(VectorBackend):
             await self._with(collection, self._putting(records[start : start + _PAGE]), None, remake=True)
 
     def _putting(self, records: Sequence[VectorRecord]) -> Callable[[Any], Awaitable[None]]:
-        ids = [record.id for record in records]
-
         async def put(handle: Any) -> None:
-            # Chroma merges metadata into what it has, so fields that are gone must be named to go.
-            held = await self._ask(handle, "get", ids=ids, include=["metadatas"])
-            old = dict(zip(held["ids"], held["metadatas"], strict=True))
-            rows = [{**dict.fromkeys(old.get(record.id) or ()), **record.metadata} for record in records]
-            await self._ask(
-                handle,
-                "upsert",
-                ids=ids,
-                embeddings=[record.vector for record in records],
-                documents=[record.text for record in records],
-                metadatas=[row or None for row in rows],
-            )
+            left: Sequence[VectorRecord] = records
+            held = await self._held(handle, left)
+            # Chroma merges metadata into what it has, so fields that are gone must be named to go. Between our look and
+            # our writing somebody else may add some under the same id; whoever wrote last sees it and writes again.
+            while left:
+                rows = [{**dict.fromkeys(held[record.id][1]), **record.metadata} for record in left]
+                await self._ask(
+                    handle,
+                    "upsert",
+                    ids=[record.id for record in left],
+                    embeddings=[record.vector for record in left],
+                    documents=[record.text for record in left],
+                    metadatas=[row or None for row in rows],
+                )
+                held = await self._held(handle, left)
+                left = [record for record in left if _mixed(record, *held[record.id])]
 
         return put
+
+    async def _held(self, handle: Any, records: Sequence[VectorRecord]) -> dict[str, tuple[str, Mapping[str, Any]]]:
+        """The text and metadata that stand under the ids of some records."""
+        held: dict[str, tuple[str, Mapping[str, Any]]] = {record.id: ("", {}) for record in records}
+        found = await self._ask(handle, "get", ids=list(held), include=["documents", "metadatas"])
+        for name, text, metadata in zip(found["ids"], found["documents"], found["metadatas"], strict=True):
+            held[name] = (text or "", metadata or {})
+        return held
 
     async def query(
         self, collection: str, vector: Embedding, *, top_k: int, where: Filter | None = None
@@ -178,3 +188,9 @@ class ChromaBase(VectorBackend):
     def _check_open(self) -> None:
         if self._closed:
             raise MemoryStoreError(f"the memory in Chroma at {self._location} is closed; open another one")
+
+
+def _mixed(record: VectorRecord, text: str, metadata: Mapping[str, Any]) -> bool:
+    """Whether a record is held whole, with somebody else's fields beside its own."""
+    ours = text == record.text and record.metadata.items() <= metadata.items()
+    return ours and len(metadata) > len(record.metadata)

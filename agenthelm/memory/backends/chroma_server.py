@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import anyio
 from anyio.lowlevel import RunVar
 
 from agenthelm._runtime.workers import Workers
-from agenthelm.exceptions import ConfigError, MemoryStoreError, describe
+from agenthelm.exceptions import MemoryStoreError, describe
+from agenthelm.memory.backends._urls import split_url, unreadable
 from agenthelm.memory.backends.chroma_base import ChromaBase, MissingCollectionError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChromaServerBackend"]
 
+_EXAMPLE = "http://host:8000"
 _SPACE = {"hnsw": {"space": "cosine"}}
 
 
@@ -52,14 +54,11 @@ class ChromaServerBackend(ChromaBase):
         timeout: float = 30.0,
         connect_timeout: float = 5.0,
     ) -> None:
-        try:
-            parts = urlsplit(url)
-            host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or "localhost"
-            port = f":{parts.port}" if parts.port else ""
-        except ValueError as exc:
-            raise ConfigError(
-                f"the Chroma URL can't be read: {exc}; write http://host:8000", setting="vectors"
-            ) from None
+        parts = split_url(url, store="Chroma", example=_EXAMPLE, setting="vectors")
+        if parts.query:
+            raise unreadable("Chroma", _EXAMPLE, "vectors")
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or "localhost"
+        port = f":{parts.port}" if parts.port else ""
         super().__init__(f"{parts.scheme}://{host}{port}")
         self._root = f"{self._location}{parts.path.rstrip('/')}/api/v2"
         self._base = f"{self._root}/tenants/{quote(tenant, safe='')}/databases/{quote(database, safe='')}/collections"

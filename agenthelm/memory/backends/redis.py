@@ -7,7 +7,7 @@ import re
 import ssl
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult
 
 import anyio
 from anyio.lowlevel import RunVar, checkpoint_if_cancelled
@@ -16,6 +16,7 @@ from agenthelm._runtime.retry import Backoff, Clock, SystemClock
 from agenthelm._runtime.workers import Workers
 from agenthelm.exceptions import ConfigError, MemoryStoreError, describe
 from agenthelm.memory.backends._integers import not_an_integer
+from agenthelm.memory.backends._urls import split_url, unreadable
 from agenthelm.memory.base import KeyValueBackend
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisBackend"]
 
+_EXAMPLE = "redis://host:6379/0"
+_IDLE = 1.0
 _RETRIES = 3
 _PAGE = 1000
 
@@ -37,7 +40,13 @@ Command = tuple["str | int", ...]
 
 
 class _Link(Protocol):
-    """The two things that are asked of redis-py, on either kind of event loop."""
+    """The two things that are asked of redis-py, on either kind of event loop.
+
+    Attributes:
+        used: When it was last answered; for ever away if it never was, as no connection can have died then.
+    """
+
+    used: float
 
     async def one(self, *command: str | int) -> Any: ...
 
@@ -51,7 +60,7 @@ class RedisBackend(KeyValueBackend):
 
     On asyncio redis-py's own client is used, on trio its sync client in worker threads. Reads, writes and deletions
     are tried again for about a second when the connection breaks; `incr` and `swap` never are, because nobody could
-    say how often they happened. A server that accepts a call and does not answer costs one ``timeout``, not several.
+    say how often they happened; after a quiet second the server is asked whether it is there before they are sent. A server that accepts a call and does not answer costs one ``timeout``, not several.
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``, with redis-py's query parameters.
@@ -60,7 +69,7 @@ class RedisBackend(KeyValueBackend):
         connect_timeout: Seconds to wait for a connection.
 
     Raises:
-        ConfigError: The URL can't be read.
+        ConfigError: The URL can't be read, or redis-py refuses one of its parameters.
     """
 
     store = "redis"
@@ -74,7 +83,8 @@ class RedisBackend(KeyValueBackend):
         connect_timeout: float = 2.0,
         clock: Clock | None = None,
     ) -> None:
-        self._location = _without_secrets(url)
+        parts = _parts(url)
+        self._location = _shown(parts)
         self._url = url
         self._size = max_connections
         self._timeout = timeout
@@ -84,6 +94,8 @@ class RedisBackend(KeyValueBackend):
         self._links: RunVar[_Link | None] = RunVar(f"agenthelm_redis_{id(self):x}", None)
         self._failures: tuple[type[Exception], ...] = ()
         self._closed = False
+        if parts.query:
+            _check_options(url)
 
     @property
     def location(self) -> str:
@@ -138,7 +150,7 @@ class RedisBackend(KeyValueBackend):
             raise
 
     async def ping(self) -> None:
-        await self._once("PING")
+        await self._one("PING")
 
     async def aclose(self) -> None:
         self._closed = True
@@ -156,16 +168,21 @@ class RedisBackend(KeyValueBackend):
 
     async def _call(self, method: Literal["one", "several"], *args: Any, retries: int = _RETRIES) -> Any:
         link = self._links.get() or self._link()
+        if not retries and self._clock.monotonic() - link.used > _IDLE:
+            await self.ping()  # a connection that died meanwhile must not be found out by what is never repeated
         attempt = 0
         while True:
             attempt += 1
             try:
-                return await getattr(link, method)(*args)
+                answer = await getattr(link, method)(*args)
             except self._failures as exc:
                 # A thread can't be interrupted: who was cancelled while it waited is told that, not what it ran into.
                 await checkpoint_if_cancelled()
                 if attempt > retries or not _may_pass(exc):
                     raise self._translated(exc) from exc
+            else:
+                link.used = self._clock.monotonic()
+                return answer
             await self._clock.sleep(self._backoff.delay(attempt))
 
     def _link(self) -> _Link:
@@ -203,6 +220,8 @@ class RedisBackend(KeyValueBackend):
 class _AsyncLink:
     """redis-py's client for asyncio."""
 
+    used = math.inf
+
     def __init__(self, url: str, size: int, timeout: float, connect_timeout: float) -> None:
         from redis.asyncio import ConnectionPool, Redis
         from redis.asyncio.retry import Retry
@@ -211,7 +230,7 @@ class _AsyncLink:
         # The semaphore is the limit, not the pool: a pool that counts loses a place for good when a cancellation
         # strikes while a connection is handed back, and its waiting list costs more than a semaphore.
         self._turns = anyio.Semaphore(size, fast_acquire=True)
-        options = _options(timeout, connect_timeout, Retry(NoBackoff(), 0))
+        options = _options(url, timeout, connect_timeout, Retry(NoBackoff(), 0))
         self._client: redis.asyncio.Redis = Redis(connection_pool=ConnectionPool.from_url(url, **options))
 
     async def one(self, *command: str | int) -> Any:
@@ -231,13 +250,15 @@ class _AsyncLink:
 class _ThreadLink:
     """redis-py's sync client in worker threads, for event loops it has no client for."""
 
+    used = math.inf
+
     def __init__(self, url: str, size: int, timeout: float, connect_timeout: float) -> None:
         from redis import BlockingConnectionPool, Redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
         self._workers = Workers(size)
-        options = _options(timeout, connect_timeout, Retry(NoBackoff(), 0))
+        options = _options(url, timeout, connect_timeout, Retry(NoBackoff(), 0))
         pool = BlockingConnectionPool.from_url(url, max_connections=size, timeout=timeout, **options)
         self._client: redis.Redis = Redis(connection_pool=pool)
 
@@ -261,14 +282,14 @@ class _ThreadLink:
         self._client.connection_pool.disconnect()
 
 
-def _options(timeout: float, connect_timeout: float, retry: object) -> dict[str, Any]:
-    return {
+def _options(url: str, timeout: float, connect_timeout: float, retry: object) -> dict[str, Any]:
+    kept_alive = {} if url.startswith("unix:") else {"socket_keepalive": True}
+    return kept_alive | {
         "decode_responses": True,
         "protocol": 2,  # the newer one asks two more questions per connection, for features not used here
         "retry": retry,  # named, because what redis-py does by itself depends on how its client was made
         "socket_timeout": timeout,
         "socket_connect_timeout": connect_timeout,
-        "socket_keepalive": True,
         "client_name": "agenthelm",
     }
 
@@ -295,14 +316,34 @@ def _expiry(ttl: float | None) -> tuple[str | int, ...]:
     return () if ttl is None else ("PX", max(1, math.ceil(ttl * 1000)))
 
 
-def _without_secrets(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError as exc:
+def _parts(url: str) -> SplitResult:
+    """The parts of a URL that redis-py takes as it is meant: it reads over a path or a query that makes no sense to it."""
+    parts = split_url(url, store="Redis", example=_EXAMPLE, setting="memory_url")
+    if parts.scheme != "unix" and not re.fullmatch("/?[0-9]*", parts.path):
         raise ConfigError(
-            f"the Redis URL can't be read: {exc}; write redis://user:password@host:6379/0", setting="memory_url"
-        ) from None
+            f"the path of a Redis URL is the number of a database, as in {_EXAMPLE}; use namespaces to keep things apart",
+            setting="memory_url",
+        )
+    if any("=" not in option for option in parts.query.split("&") if option):
+        raise unreadable("Redis", _EXAMPLE, "memory_url")
+    return parts
+
+
+def _check_options(url: str) -> None:
+    """Refuse what redis-py would only refuse when it is used; loads it."""
+    from redis.asyncio import ConnectionPool
+    from redis.exceptions import RedisError
+
+    try:
+        ConnectionPool.from_url(url, **_options(url, 1.0, 1.0, None)).make_connection()  # type: ignore[no-untyped-call]
+    except (TypeError, ValueError, AttributeError, RedisError) as exc:
+        text = f"redis-py refuses an option of the Redis URL ({exc}); correct what stands behind its question mark"
+        raise ConfigError(text, setting="memory_url") from None
+
+
+def _shown(parts: SplitResult) -> str:
+    """A URL without its secrets."""
     user = f"{parts.username}@" if parts.username else ""
     host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname or ""
+    port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{user}{host}{port}{parts.path}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import threading
@@ -55,7 +56,7 @@ class SqliteBackend(KeyValueBackend):
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._closed = False
-        self._swept = time.monotonic()
+        self._swept = -math.inf  # the first write sweeps too: a process that ends soon makes no other
 
     @property
     def location(self) -> str:
