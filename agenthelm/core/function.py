@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from agenthelm.core.binding import KEY_PARAMETER, Binding
@@ -30,6 +32,8 @@ class Tool:
         binding: Its validated signature.
         is_async: Whether calling the function gives something to await.
         fingerprint: Digest of what undoing relies on; when it has changed, a journal may no longer fit the code.
+        origin: The file that defines it, without folder and ending; two apps may have tools of one name. ``""`` where
+            there is none, as in a notebook.
     """
 
     name: str
@@ -39,12 +43,14 @@ class Tool:
     binding: Binding = field(repr=False, compare=False)
     is_async: bool = False
     fingerprint: str = field(init=False, repr=False, compare=False)
+    origin: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         contract = self.contract
         parameters = sorted((p.name, p.required) for p in self.parameters.values())
         facts = (self.name, parameters, contract.compensating_tool, contract.idempotent, contract.verify is not None)
         object.__setattr__(self, "fingerprint", hashlib.sha256(repr(facts).encode()).hexdigest()[:16])
+        object.__setattr__(self, "origin", _origin(self.function))
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -168,6 +174,14 @@ def _check_predicates(name: str, contract: ToolContract, binding: Binding) -> No
                 f"{nearest(missing[0], available)}",
                 tool_name=name,
             )
+
+
+def _origin(function: Callable[..., Any]) -> str:
+    function = unwrapped(function)
+    named = function if hasattr(function, "__qualname__") else type(function)
+    file = getattr(sys.modules.get(named.__module__), "__file__", None)
+    path = Path(file or "")
+    return path.parent.name if path.stem == "__init__" else path.stem
 
 
 def place_of(function: Any) -> str:

@@ -81,6 +81,7 @@ def _begin(state: RunState, data: Mapping[str, Any]) -> None:
         order=len(state.effects),
         withheld=frozenset(data["withheld"]),
         contract=data["contract"],
+        origin=data.get("origin", ""),
         recorded=True,
         repeatable=data.get("repeatable", True),
         attempt=data.get("attempt", 1),

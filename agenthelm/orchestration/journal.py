@@ -209,7 +209,7 @@ class Journal:
         )
 
     async def begin(
-        self, effect: Effect, *, scope: str, contract: str, repeatable: bool = True, attempt: int = 1
+        self, effect: Effect, *, scope: str, contract: str, origin: str = "", repeatable: bool = True, attempt: int = 1
     ) -> None:
         """Announce an effect, in full but for what must never be stored."""
         arguments: dict[str, Any] = {}
@@ -234,6 +234,7 @@ class Journal:
             compensating_tool=effect.compensating_tool,
             scope=scope,
             contract=contract,
+            origin=origin,
             repeatable=repeatable,
             attempt=attempt,
             trace_id=effect.trace_id,

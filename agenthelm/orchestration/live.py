@@ -132,19 +132,20 @@ class ScopeLog:
         if effect.compensating_tool is not None:
             self._refuse_unknown(effect.compensating_tool)
         tool = self.tools.get(effect.tool)
-        contract = tool.fingerprint if tool is not None else ""
+        contract, origin = (tool.fingerprint, tool.origin) if tool is not None else ("", "")
         repeatable = tool is None or tool.contract.idempotent
         # What is read only once, the call itself reads; nothing of it is left for undoing.
         used_up = frozenset(name for name, value in effect.arguments.items() if isinstance(value, Iterator))
         state = EffectState(
-            effect, self.scope, len(self.run.states), contract=contract, repeatable=repeatable, withheld=used_up,
+            effect, self.scope, len(self.run.states), contract=contract, origin=origin, repeatable=repeatable,
+            withheld=used_up,
             attempt=running.attempt if (running := current_run()) is not None else 1,
         )  # fmt: skip
         self.run.states[effect.id] = state
         self.run.flying.add(effect.id)
         try:
             await self.run.journal.begin(
-                effect, scope=self.scope, contract=contract, repeatable=repeatable, attempt=state.attempt
+                effect, scope=self.scope, contract=contract, origin=origin, repeatable=repeatable, attempt=state.attempt
             )
         except StorageError as error:
             self.stop.set(error)

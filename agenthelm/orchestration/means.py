@@ -61,6 +61,8 @@ class Means:
         tool, compensator = self.tools.get(state.effect.tool), self.compensator(state)
         if tool is None:
             return f"tool {state.effect.tool!r}"
+        if self.is_anothers(state, tool):
+            return f"tool {state.effect.tool!r} of {state.origin}.py"
         certain = lacks_result = False
         if wanted is not None:
             if compensator is None:
@@ -70,6 +72,10 @@ class Means:
         if (state.doubtful or state.undoing or lacks_result) and not certain and self._asks_nobody(tool):
             return f"its verify tool {tool.contract.verify!r}"
         return None
+
+    def is_anothers(self, state: EffectState, tool: Tool) -> bool:
+        """Whether it was another app's tool of the same name that was called."""
+        return self.recorded and bool(state.origin and tool.origin) and state.origin != tool.origin
 
     def _asks_nobody(self, tool: Tool) -> bool:
         """Whether who could say what happened is not here."""

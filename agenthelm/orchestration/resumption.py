@@ -13,6 +13,7 @@ from agenthelm.core.executor import ToolExecutor
 from agenthelm.core.tool import Tool
 from agenthelm.exceptions import ToolOutputError, describe
 from agenthelm.orchestration.journal import Journal, ResultForm
+from agenthelm.orchestration.means import Means
 from agenthelm.orchestration.plan import Plan
 from agenthelm.orchestration.results import SagaResult
 from agenthelm.orchestration.saga import run_plan
@@ -94,7 +95,13 @@ class Resumption:
         if (entry.effect.tool, entry.effect.key) != (step.tool_name, f"{self.state.run_id}:{entry.effect.step}"):
             return None  # likewise, through a tool; its result is not the step's
         tool: Tool | None = self.executor.tools.get(entry.effect.tool)
-        return tool if tool is not None and entry.contract == tool.fingerprint else None
+        if (
+            tool is None
+            or entry.contract != tool.fingerprint
+            or Means(self.executor.tools, True).is_anothers(entry, tool)
+        ):
+            return None
+        return tool
 
     async def _learned(self, entry: EffectState, tool: Tool) -> bool:
         """Find out whether a doubtful step happened; whether that, or not knowing it, lets the run go on."""

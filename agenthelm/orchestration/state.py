@@ -39,6 +39,7 @@ class EffectState:
         attempt: The attempt of the enclosing effect's call in which it was begun.
         attempts: How many attempts its own call took; None if nobody counted.
         contract: Fingerprint of the tool's contract when it was called.
+        origin: The file that the tool was defined in; ``""`` if that is not known.
         undoing: Undos begun without a known end.
         undone: Whether it does not stand any more: undone, or found never to have happened.
         compensated: Whether its compensator ran, or a human did its work, which covers what the tool did inside as well.
@@ -62,6 +63,7 @@ class EffectState:
     attempt: int = 1
     attempts: int | None = None
     contract: str = ""
+    origin: str = ""
     error: str | None = None
     undoing: bool = False
     undone: bool = False
