@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 
 from agenthelm._runtime.context import current_run, entered, raise_if_stopped
+from agenthelm._runtime.groups import cut_short
 from agenthelm._runtime.workers import Workers
 from agenthelm.core.binding import own_copy
 from agenthelm.core.call import Call
@@ -123,7 +124,8 @@ class Attempts:
         if not call.is_effect and call.compensates is None:
             return  # it changes nothing, so there is nothing to doubt
         if isinstance(error, Exception):
-            if call.tool.contract.in_doubt_after(error) or _is_one_of(error, _OWN_STOPS):
+            stopped = call.tool.is_async and cut_short(error)  # a thread can't be
+            if stopped or call.tool.contract.in_doubt_after(error) or _is_one_of(error, _OWN_STOPS):
                 self.doubt = True
         else:
             # Cancelled, or the process is being torn down: it never returned, if it was entered at all.
@@ -210,14 +212,24 @@ class Attempts:
             invoke: What is awaited.
             timeout: How long it may take.
             at_once: Whether it begins at once; otherwise it waits for a place first, and calls ``begins`` then.
+
+        Raises:
+            ToolTimeoutError: The deadline ended it, whatever it raised when it was cancelled.
         """
-        with anyio.move_on_after(timeout if at_once else None) as scope:
+        scope = anyio.move_on_after(timeout if at_once else None)
 
-            def begins() -> None:
-                if timeout is not None:
-                    scope.deadline = anyio.current_time() + timeout
+        def begins() -> None:
+            if timeout is not None:
+                scope.deadline = anyio.current_time() + timeout
 
-            value = await (invoke() if at_once else invoke(begins=begins))
+        try:
+            with scope:
+                value = await (invoke() if at_once else invoke(begins=begins))
+        except Exception as error:
+            if not scope.cancel_called:
+                raise
+            assert timeout is not None
+            raise ToolTimeoutError(self._call.name, timeout) from error  # how its clean-up went
         if scope.cancelled_caught:
             assert timeout is not None
             raise ToolTimeoutError(self._call.name, timeout)
