@@ -109,7 +109,7 @@ class _Spent:
         self.tokens_in += usage.get("input_tokens") or 0
         self.tokens_out += usage.get("output_tokens") or 0
         cost = event.get("estimated_cost_usd")
-        self.unpriced += calls if cost is None else 0
+        self.unpriced += (calls if lm else 1) if cost is None else 0
         self.pico += to_pico(cost or 0.0)
 
     @property

@@ -81,6 +81,7 @@ class Attempts:
         self._late = late
         self.doubt: bool = False
         self._entered = False
+        self._unheard = False
         self._took = 0.0
 
     async def run(self) -> Any:
@@ -116,6 +117,18 @@ class Attempts:
                     raise failure
             finally:
                 del failure
+
+    def settle(self) -> None:
+        """Book what nobody heard of: what was charged in a worker process that is no more."""
+        if not self._unheard:
+            return
+        call = self._call
+        assert call.tool is not None
+        agent, most = call.context.agent if call.context else None, call.tool.contract.max_cost
+        if most is None:
+            self._ledger.charge_unknown(agent=agent)
+        else:
+            self._ledger.charge(max(0.0, most - (self._ledger.charged_usd or 0.0)), agent=agent)
 
     def _learn(self, error: BaseException) -> None:
         """What an attempt's failure says about its effect."""
@@ -199,9 +212,13 @@ class Attempts:
         except anyio.BrokenWorkerProcess as broken:
             if not self._entered:
                 raise
+            self._unheard = True
             raise OutcomeUnknown(
                 f"the worker process of tool {call.name!r} died before it said how the call ended"
             ) from broken
+        except anyio.get_cancelled_exc_class():
+            self._unheard = self._unheard or self._entered
+            raise
         self._ledger.charge(report.charged_usd, agent=call.context.agent if call.context else None)
         return received(report)
 

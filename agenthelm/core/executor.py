@@ -230,7 +230,10 @@ class ToolExecutor:
                 # What is to be cancelled is better not begun than stopped half-way, when nobody knows what it did.
                 await anyio.lowlevel.checkpoint_if_cancelled()
             with inside, using(inner):
-                value = await attempts.run()
+                try:
+                    value = await attempts.run()
+                finally:
+                    attempts.settle()
         except BaseException as error:
             call.ended()
             if call.attempts == 0 and isinstance(error, Exception):

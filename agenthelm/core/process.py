@@ -47,7 +47,7 @@ def reported(function: Callable[[], Any]) -> Report:
             outcome, content = "lost", describe(error).encode("utf-8", "replace")
     finally:
         _books = None
-    return Report(outcome, content, books.charged_usd)
+    return Report(outcome, content, books.priced_usd)
 
 
 def received(report: Report) -> Any:

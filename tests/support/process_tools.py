@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,20 @@ def spend(usd: float, fails: bool = False) -> None:
     charge(usd)
     if fails:
         raise ValueError("after it had spent")
+
+
+def spend_and_die(usd: float) -> None:
+    charge(usd)
+    os._exit(9)
+
+
+def spend_and_hang(usd: float) -> None:
+    charge(usd)
+    time.sleep(60)
+
+
+def spend_and_die_once(path: str, usd: float) -> None:
+    charge(usd)
+    if not Path(path).exists():
+        _note(path)
+        os._exit(9)
