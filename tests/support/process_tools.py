@@ -78,6 +78,12 @@ def raise_local(path: str) -> None:
     raise LineWentDeadError("at once")
 
 
+def raise_peculiar_and_others(path: str) -> None:
+    _note(path)
+    peers = ExceptionGroup("peers", [PeculiarError("a", "b"), ConnectionError("after it was sent")])
+    raise ExceptionGroup("all", [peers, KeyError("plain")])
+
+
 def raise_plain(path: str) -> None:
     _note(path)
     raise KeyError("plain")

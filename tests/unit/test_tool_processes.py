@@ -147,6 +147,15 @@ class TestErrors:
         assert (type(error), str(error)) == (ConnectionError, "LineWentDeadError: at once")
         assert (world.calls, await world.outcome()) == (1, "in_doubt")
 
+    async def test_a_group_keeps_what_is_in_it_and_so_the_doubt(self, world: World) -> None:
+        error = await world.run(process_tools.raise_peculiar_and_others, remove)
+        assert isinstance(error, ExceptionGroup)
+        peers, plain = error.exceptions
+        assert isinstance(peers, ExceptionGroup)
+        assert [str(one) for one in (*peers.exceptions, plain)] == ["a b", "after it was sent", "'plain'"]
+        assert (world.calls, await world.outcome()) == (1, "in_doubt")
+        assert [stuck.tool for stuck in world.result.stuck] == ["work"]
+
     async def test_others_arrive_as_they_are_and_are_retried(self, world: World) -> None:
         error = await world.run(process_tools.raise_plain, remove)
         assert isinstance(error, KeyError)
