@@ -80,7 +80,7 @@ def _group(event: Mapping[str, Any], by: str) -> str | None:
     if by == "tool":
         inside = (event.get("inputs") or {}).get("tool") if lm else event.get("tool_name")
         return None if inside is None else str(inside)
-    if not lm and not event.get("estimated_cost_usd"):
+    if not lm and event.get("estimated_cost_usd", 0) == 0:
         return None
     if by == "model":
         return str(event.get("tool_name")) if lm else "(charged by tools)"
