@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import anyio
 
@@ -108,6 +109,8 @@ class Call:
         if tool.binding.takes_key:
             given = arguments.get(KEY_PARAMETER)
             self.key = self.key or given or f"{self.context.run_id if self.context else 'detached'}:{self.id}"
+            if isinstance(self.key, (int, UUID)):  # as the journal, and whoever undoes this, will have it
+                self.key = str(self.key)
             if given != self.key:
                 arguments = {**arguments, KEY_PARAMETER: self.key}
         elif self.key is None:
@@ -117,7 +120,22 @@ class Call:
         self.guarded = tool.binding.guarded_among(self.bound)
         self.compensating_tool = compensating_tool or tool.contract.compensating_tool
         self.is_effect = self.compensates is None and (tool.contract.effectful or compensating_tool is not None)
+        if self.is_effect and tool.binding.takes_key:
+            self._check_key(self.bound[KEY_PARAMETER])
         self.digest = digest(tool.name, self.bound)
+
+    def _check_key(self, bound: Any) -> None:
+        """Make sure that the tool gets the key that goes to its compensator, its ``verify`` and the journal.
+
+        Raises:
+            ToolInputError: Its own type makes another of it.
+        """
+        if isinstance(bound, str) and bound != self.key:
+            raise ToolInputError(
+                f"tool {self.name!r}: the type of {KEY_PARAMETER!r} makes {bound!r} of {self.key!r}, so what undoes it would "
+                f"get another key; give a key that it leaves as it is, or annotate the parameter as str",
+                tool_name=self.name,
+            )
 
     def as_effect(self, effect_id: str) -> Effect:
         """What the journal needs to know to undo this call."""
