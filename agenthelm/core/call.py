@@ -15,8 +15,8 @@ from agenthelm._runtime.retry import Clock
 from agenthelm.core.binding import KEY_PARAMETER, own_copy
 from agenthelm.core.digest import digest
 from agenthelm.core.effects import Effect
-from agenthelm.core.redaction import masked
-from agenthelm.core.sensitive import secret_texts, veiled
+from agenthelm.core.redaction import masked, veiled
+from agenthelm.core.sensitive import secret_texts
 from agenthelm.core.tool import Tool
 from agenthelm.exceptions import (
     ApprovalDeniedError,
@@ -197,15 +197,17 @@ class Call:
         """The event, safe to store and to show: a plain dictionary of `ExecutionEvent`'s shape."""
         context = self.context
         shown = self.arguments if self.bound is None else self.bound
-        sensitive = self._sensitive(shown)
+        secrets = self.secrets()
         span = self.span
         event = {
             "id": self.id,
             "kind": "tool",
             "timestamp": datetime.fromtimestamp(self.wall, UTC).isoformat(),
             "tool_name": self.name if self.tool is not None else masked(self.name, cap=_LONGEST_NAME),
-            "inputs": masked(shown, sensitive=sensitive, hook=redact),
-            "outputs": masked({"result": self._result()}, hook=redact) if self.outcome == "success" else {},
+            "inputs": masked(shown, sensitive=self._sensitive(shown), secrets=secrets, hook=redact),
+            "outputs": masked({"result": self._result()}, secrets=secrets, hook=redact)
+            if self.outcome == "success"
+            else {},
             "execution_time": self._seconds(),
             "outcome": self.outcome,
             "error_state": self.error_state,
@@ -226,8 +228,8 @@ class Call:
             "trace_id": span.trace_id if span is not None else None,
             "span_id": span.span_id if span is not None else None,
         }
-        if self.guarded:
-            self._veil(event)
+        if secrets:
+            self._veil(event, secrets)
         self.raised = None  # its traceback holds this call
         if self.reasoning:
             said = masked({"reasoning": self.reasoning}, hook=redact, cap=_LONGEST_REASONING)
@@ -254,6 +256,8 @@ class Call:
 
     def secrets(self) -> list[str]:
         """What the secret arguments say."""
+        if not self.guarded:
+            return []
         shown = self.arguments if self.bound is None else self.bound
         sensitive = self._sensitive(shown)
         found = secret_texts([shown[name] for name in sensitive if name in shown], whole=True)
@@ -270,20 +274,17 @@ class Call:
             return self.guarded and self.guarded | {name for name in shown if name not in tool.parameters}
         return tool.binding.sensitive_among(shown)
 
-    def _veil(self, event: dict[str, Any]) -> None:
-        """Take what the secret arguments say out of everything else: results, errors, other arguments."""
-        secrets = self.secrets()
-        for part in ("inputs", "outputs"):
-            event[part] = veiled(event[part], secrets)
+    def _veil(self, event: dict[str, Any], secrets: list[str]) -> None:
+        """Take what the secret arguments say out of the reasons and the errors as well."""
         self.reasoning = veiled(self.reasoning, secrets)
         if self.raised is None:
             return
         # From here on it is told in these words, wherever it gets: spans, outer calls, the journal, what an LM sees.
         for error in (self.raised, *behind(self.raised)):
             said, notes = message_of(error), notes_of(error)
-            if notes != (remarks := veiled(notes, secrets)):
+            if notes != (remarks := [veiled(note, secrets) for note in notes]):
                 conceal_notes(error, remarks)
-            if said != (words := veiled(said, secrets)):
+            if said is not None and said != (words := veiled(said, secrets)):
                 conceal(error, words)
         if (said := masked(describe(self.raised))) != self.error_state:
             self.error_state = event["error_state"] = said

@@ -211,6 +211,36 @@ def test_a_number_too_long_to_print_is_no_trouble() -> None:
     assert secret_texts([10**5000, True, None, "abc"], whole=True) == []
 
 
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "Q" + "0123456789" * 1000,
+        "my token: abc xyz qqq rrr",
+        '{"private_key": "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----", "client_email": "bot@x.iam"}',
+        "one  \n two",
+    ],
+    ids=["longer than what is kept", "looks like another", "partly of a known shape", "in several lines"],
+)
+async def test_of_a_secret_that_is_cut_or_looks_like_others_no_part_is_left(secret: str) -> None:
+    def enter(key: SecretStr, note: str, fails: bool) -> str:
+        told = key.get_secret_value()
+        if fails:
+            error = ValueError(f"refused {told}")
+            error.add_note(f"sent {told}")
+            raise error
+        return f"value is {told}."
+
+    entry = Tool.from_function(enter, ToolContract())
+    note = "x" * 8180 + secret
+    event, _, _ = await _record_of(entry, key=secret, note=note, fails=False)
+    assert event["outputs"] == {"result": f"value is {MASK}."}
+    assert event["inputs"] == {"key": MASK, "note": "x" * 8180 + MASK, "fails": False}
+    event, _, raised = await _record_of(entry, key=secret, note="", fails=True)
+    assert raised is not None
+    assert (message_of(raised), notes_of(raised)) == (f"refused {MASK}", [f"sent {MASK}"])
+    assert event["error_state"] == f"ValueError: refused {MASK}"
+
+
 async def test_the_notes_of_an_error_are_told_without_the_secret() -> None:
     error = ValueError("denied")
 
