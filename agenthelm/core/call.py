@@ -49,8 +49,8 @@ class Call:
 
     __slots__ = (
         "approval_reason", "approver", "arguments", "attempts", "bound", "cancellation", "clock", "compensates", "compensating_tool",
-        "context", "cost_usd", "digest", "effect", "effect_id", "error_state", "error_type", "guarded", "id", "is_effect",
-        "key", "late", "name", "outcome", "raised", "reasoning", "result", "span", "started", "stopped", "tool", "wall",
+        "context", "cost_usd", "digest", "effect", "effect_id", "error_state", "error_type", "guarded", "hidden", "id",
+        "is_effect", "key", "late", "name", "outcome", "raised", "reasoning", "result", "span", "started", "stopped", "tool", "wall",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +62,7 @@ class Call:
         *,
         key: str | None = None,
         compensates: str | None = None,
+        hidden: frozenset[str] = frozenset(),
         reasoning: str = "",
     ) -> None:
         self.id: str = new_call_id()
@@ -71,7 +72,8 @@ class Call:
         self.context: RunContext | None = context
         self.clock: Clock = clock
         self.tool: Tool | None = None
-        self.guarded: frozenset[str] = frozenset()
+        self.hidden: frozenset[str] = hidden
+        self.guarded: frozenset[str] = hidden
         self.key = key
         self.compensates: str | None = compensates
         self.reasoning: str = reasoning
@@ -104,7 +106,7 @@ class Call:
         """
         self.tool = tool
         self.name = tool.name
-        self.guarded = tool.binding.guarded  # what is masked where it does not bind
+        self.guarded = tool.binding.guarded | self.hidden  # what is masked where it does not bind
         arguments = self.arguments
         if tool.binding.takes_key:
             given = arguments.get(KEY_PARAMETER)
@@ -117,7 +119,7 @@ class Call:
             self.key = self.id
         # Nobody else can change it from here on: it is asked about, journaled, shown, and copied for every attempt.
         self.bound = own_copy(tool.binding.bind(arguments))
-        self.guarded = tool.binding.guarded_among(self.bound)
+        self.guarded = tool.binding.guarded_among(self.bound) | self.hidden
         self.compensating_tool = compensating_tool or tool.contract.compensating_tool
         self.is_effect = self.compensates is None and (tool.contract.effectful or compensating_tool is not None)
         if self.is_effect and tool.binding.takes_key:
@@ -272,7 +274,7 @@ class Call:
         if self.bound is None:
             # What was not validated has no types to say what is secret, and a secret may stand under a wrong name.
             return self.guarded and self.guarded | {name for name in shown if name not in tool.parameters}
-        return tool.binding.sensitive_among(shown)
+        return tool.binding.sensitive_among(shown) | self.hidden
 
     def _veil(self, event: dict[str, Any], secrets: list[str]) -> None:
         """Take what the secret arguments say out of the reasons and the errors as well."""

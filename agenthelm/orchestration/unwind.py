@@ -268,6 +268,7 @@ class Unwinder:
                         self._means.arguments(state, compensator),
                         key=effect.key,
                         compensates=effect.id,
+                        hidden=self._means.hidden(state),
                         links=((effect.trace_id, effect.span_id, "undoes"),),
                     )
             except Exception as error:  # noqa: BLE001 - one failed compensation never stops the others
