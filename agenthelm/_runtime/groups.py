@@ -7,13 +7,14 @@ group turns that into structured cancellation, and waits on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import anyio
 from anyio import CancelScope
 
-__all__ = ["beside", "in_child", "named", "shielded", "wait_through"]
+__all__ = ["beside", "cut_short", "in_child", "named", "shielded", "wait_through"]
 
 T = TypeVar("T")
 
@@ -130,6 +131,21 @@ async def wait_through(event: _Waitable) -> None:
             raise pending
         finally:
             pending = None
+
+
+def cut_short(error: Exception) -> bool:
+    """Whether what an awaited function raised may be its clean-up's, because it was cancelled; asked where it is caught.
+
+    A time limit of its own is none of ours: what it made of that ``TimeoutError`` is its answer.
+    """
+    if anyio.current_effective_deadline() == -math.inf:
+        return True
+    before: BaseException | None = error  # no scope knows of a native cancellation, but what took its place does
+    while before is not None and not isinstance(before, TimeoutError):
+        if isinstance(before, anyio.get_cancelled_exc_class()):
+            return not _comes_again(before)
+        before = before.__cause__ or (None if before.__suppress_context__ else before.__context__)
+    return False
 
 
 def _comes_again(cancellation: BaseException) -> bool:

@@ -80,7 +80,7 @@ def _group(event: Mapping[str, Any], by: str) -> str | None:
     if by == "tool":
         inside = (event.get("inputs") or {}).get("tool") if lm else event.get("tool_name")
         return None if inside is None else str(inside)
-    if not lm and not event.get("estimated_cost_usd"):
+    if not lm and event.get("estimated_cost_usd", 0) == 0:
         return None
     if by == "model":
         return str(event.get("tool_name")) if lm else "(charged by tools)"
@@ -109,7 +109,7 @@ class _Spent:
         self.tokens_in += usage.get("input_tokens") or 0
         self.tokens_out += usage.get("output_tokens") or 0
         cost = event.get("estimated_cost_usd")
-        self.unpriced += calls if cost is None else 0
+        self.unpriced += (calls if lm else 1) if cost is None else 0
         self.pico += to_pico(cost or 0.0)
 
     @property

@@ -73,7 +73,7 @@ class Totals:
         cached_calls: Answers from a local cache, for nothing; they are in no other count.
         failed_calls: Those calls that gave no answer.
         estimated_calls: Those of them whose answer was lost, so that their reservation stands as spent.
-        unpriced_calls: Those of them whose price is not known.
+        unpriced_calls: Those of them whose price is not known, and calls of tools whose process ended before it said.
         tool_calls: Tool calls.
         input_tokens: All input tokens, cached ones included.
         output_tokens: All output tokens, reasoning included.

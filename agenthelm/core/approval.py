@@ -11,7 +11,6 @@ from agenthelm.core.call import Call
 from agenthelm.core.digest import digest
 from agenthelm.core.handlers import ApprovalHandler, ApprovalRequest, Decision
 from agenthelm.core.redaction import masked
-from agenthelm.core.sensitive import veiled
 from agenthelm.core.signature import call_by_name
 from agenthelm.exceptions import ApprovalDeniedError
 from agenthelm.tracing import names
@@ -90,9 +89,8 @@ def _required(call: Call) -> bool:
 def _request(call: Call, timeout: float | None, hook: Any) -> ApprovalRequest:
     assert call.tool is not None and call.bound is not None
     tool, context = call.tool, call.context
-    arguments = masked(call.bound, sensitive=tool.binding.sensitive_among(call.bound), hook=hook)
-    if call.guarded:
-        arguments = veiled(arguments, call.secrets())
+    sensitive = tool.binding.sensitive_among(call.bound)
+    arguments = masked(call.bound, sensitive=sensitive, secrets=call.secrets(), hook=hook)
     return ApprovalRequest(
         id=call.id,
         tool_name=tool.name,

@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 
 from agenthelm._runtime.context import current_run, entered, raise_if_stopped
+from agenthelm._runtime.groups import cut_short
 from agenthelm._runtime.workers import Workers
 from agenthelm.core.binding import own_copy
 from agenthelm.core.call import Call
@@ -80,6 +81,7 @@ class Attempts:
         self._late = late
         self.doubt: bool = False
         self._entered = False
+        self._unheard = False
         self._took = 0.0
 
     async def run(self) -> Any:
@@ -116,6 +118,18 @@ class Attempts:
             finally:
                 del failure
 
+    def settle(self) -> None:
+        """Book what nobody heard of: what was charged in a worker process that is no more."""
+        if not self._unheard:
+            return
+        call = self._call
+        assert call.tool is not None
+        agent, most = call.context.agent if call.context else None, call.tool.contract.max_cost
+        if most is None:
+            self._ledger.charge_unknown(agent=agent)
+        else:
+            self._ledger.charge(max(0.0, most - (self._ledger.charged_usd or 0.0)), agent=agent)
+
     def _learn(self, error: BaseException) -> None:
         """What an attempt's failure says about its effect."""
         call = self._call
@@ -123,7 +137,8 @@ class Attempts:
         if not call.is_effect and call.compensates is None:
             return  # it changes nothing, so there is nothing to doubt
         if isinstance(error, Exception):
-            if call.tool.contract.in_doubt_after(error) or _is_one_of(error, _OWN_STOPS):
+            stopped = call.tool.is_async and cut_short(error)  # a thread can't be
+            if stopped or call.tool.contract.in_doubt_after(error) or _is_one_of(error, _OWN_STOPS):
                 self.doubt = True
         else:
             # Cancelled, or the process is being torn down: it never returned, if it was entered at all.
@@ -197,9 +212,13 @@ class Attempts:
         except anyio.BrokenWorkerProcess as broken:
             if not self._entered:
                 raise
+            self._unheard = True
             raise OutcomeUnknown(
                 f"the worker process of tool {call.name!r} died before it said how the call ended"
             ) from broken
+        except anyio.get_cancelled_exc_class():
+            self._unheard = self._unheard or self._entered
+            raise
         self._ledger.charge(report.charged_usd, agent=call.context.agent if call.context else None)
         return received(report)
 
@@ -210,14 +229,24 @@ class Attempts:
             invoke: What is awaited.
             timeout: How long it may take.
             at_once: Whether it begins at once; otherwise it waits for a place first, and calls ``begins`` then.
+
+        Raises:
+            ToolTimeoutError: The deadline ended it, whatever it raised when it was cancelled.
         """
-        with anyio.move_on_after(timeout if at_once else None) as scope:
+        scope = anyio.move_on_after(timeout if at_once else None)
 
-            def begins() -> None:
-                if timeout is not None:
-                    scope.deadline = anyio.current_time() + timeout
+        def begins() -> None:
+            if timeout is not None:
+                scope.deadline = anyio.current_time() + timeout
 
-            value = await (invoke() if at_once else invoke(begins=begins))
+        try:
+            with scope:
+                value = await (invoke() if at_once else invoke(begins=begins))
+        except Exception as error:
+            if not scope.cancel_called:
+                raise
+            assert timeout is not None
+            raise ToolTimeoutError(self._call.name, timeout) from error  # how its clean-up went
         if scope.cancelled_caught:
             assert timeout is not None
             raise ToolTimeoutError(self._call.name, timeout)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import anyio
 
@@ -14,8 +15,8 @@ from agenthelm._runtime.retry import Clock
 from agenthelm.core.binding import KEY_PARAMETER, own_copy
 from agenthelm.core.digest import digest
 from agenthelm.core.effects import Effect
-from agenthelm.core.redaction import masked
-from agenthelm.core.sensitive import secret_texts, veiled
+from agenthelm.core.redaction import masked, veiled
+from agenthelm.core.sensitive import secret_texts
 from agenthelm.core.tool import Tool
 from agenthelm.exceptions import (
     ApprovalDeniedError,
@@ -48,8 +49,8 @@ class Call:
 
     __slots__ = (
         "approval_reason", "approver", "arguments", "attempts", "bound", "cancellation", "clock", "compensates", "compensating_tool",
-        "context", "cost_usd", "digest", "effect", "effect_id", "error_state", "error_type", "guarded", "id", "is_effect",
-        "key", "late", "name", "outcome", "raised", "reasoning", "result", "span", "started", "stopped", "tool", "wall",
+        "context", "cost_usd", "digest", "effect", "effect_id", "error_state", "error_type", "guarded", "hidden", "id",
+        "is_effect", "key", "late", "name", "outcome", "raised", "reasoning", "result", "span", "started", "stopped", "tool", "wall",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +62,7 @@ class Call:
         *,
         key: str | None = None,
         compensates: str | None = None,
+        hidden: frozenset[str] = frozenset(),
         reasoning: str = "",
     ) -> None:
         self.id: str = new_call_id()
@@ -70,7 +72,8 @@ class Call:
         self.context: RunContext | None = context
         self.clock: Clock = clock
         self.tool: Tool | None = None
-        self.guarded: frozenset[str] = frozenset()
+        self.hidden: frozenset[str] = hidden
+        self.guarded: frozenset[str] = hidden
         self.key = key
         self.compensates: str | None = compensates
         self.reasoning: str = reasoning
@@ -103,21 +106,38 @@ class Call:
         """
         self.tool = tool
         self.name = tool.name
-        self.guarded = tool.binding.guarded  # what is masked where it does not bind
+        self.guarded = tool.binding.guarded | self.hidden  # what is masked where it does not bind
         arguments = self.arguments
         if tool.binding.takes_key:
             given = arguments.get(KEY_PARAMETER)
             self.key = self.key or given or f"{self.context.run_id if self.context else 'detached'}:{self.id}"
+            if isinstance(self.key, (int, UUID)):  # as the journal, and whoever undoes this, will have it
+                self.key = str(self.key)
             if given != self.key:
                 arguments = {**arguments, KEY_PARAMETER: self.key}
         elif self.key is None:
             self.key = self.id
         # Nobody else can change it from here on: it is asked about, journaled, shown, and copied for every attempt.
         self.bound = own_copy(tool.binding.bind(arguments))
-        self.guarded = tool.binding.guarded_among(self.bound)
+        self.guarded = tool.binding.guarded_among(self.bound) | self.hidden
         self.compensating_tool = compensating_tool or tool.contract.compensating_tool
         self.is_effect = self.compensates is None and (tool.contract.effectful or compensating_tool is not None)
+        if self.is_effect and tool.binding.takes_key:
+            self._check_key(self.bound[KEY_PARAMETER])
         self.digest = digest(tool.name, self.bound)
+
+    def _check_key(self, bound: Any) -> None:
+        """Make sure that the tool gets the key that goes to its compensator, its ``verify`` and the journal.
+
+        Raises:
+            ToolInputError: Its own type makes another of it.
+        """
+        if isinstance(bound, str) and bound != self.key:
+            raise ToolInputError(
+                f"tool {self.name!r}: the type of {KEY_PARAMETER!r} makes {bound!r} of {self.key!r}, so what undoes it would "
+                f"get another key; give a key that it leaves as it is, or annotate the parameter as str",
+                tool_name=self.name,
+            )
 
     def as_effect(self, effect_id: str) -> Effect:
         """What the journal needs to know to undo this call."""
@@ -179,15 +199,17 @@ class Call:
         """The event, safe to store and to show: a plain dictionary of `ExecutionEvent`'s shape."""
         context = self.context
         shown = self.arguments if self.bound is None else self.bound
-        sensitive = self._sensitive(shown)
+        secrets = self.secrets()
         span = self.span
         event = {
             "id": self.id,
             "kind": "tool",
             "timestamp": datetime.fromtimestamp(self.wall, UTC).isoformat(),
             "tool_name": self.name if self.tool is not None else masked(self.name, cap=_LONGEST_NAME),
-            "inputs": masked(shown, sensitive=sensitive, hook=redact),
-            "outputs": masked({"result": self._result()}, hook=redact) if self.outcome == "success" else {},
+            "inputs": masked(shown, sensitive=self._sensitive(shown), secrets=secrets, hook=redact),
+            "outputs": masked({"result": self._result()}, secrets=secrets, hook=redact)
+            if self.outcome == "success"
+            else {},
             "execution_time": self._seconds(),
             "outcome": self.outcome,
             "error_state": self.error_state,
@@ -208,8 +230,8 @@ class Call:
             "trace_id": span.trace_id if span is not None else None,
             "span_id": span.span_id if span is not None else None,
         }
-        if self.guarded:
-            self._veil(event)
+        if secrets:
+            self._veil(event, secrets)
         self.raised = None  # its traceback holds this call
         if self.reasoning:
             said = masked({"reasoning": self.reasoning}, hook=redact, cap=_LONGEST_REASONING)
@@ -236,6 +258,8 @@ class Call:
 
     def secrets(self) -> list[str]:
         """What the secret arguments say."""
+        if not self.guarded:
+            return []
         shown = self.arguments if self.bound is None else self.bound
         sensitive = self._sensitive(shown)
         found = secret_texts([shown[name] for name in sensitive if name in shown], whole=True)
@@ -250,22 +274,19 @@ class Call:
         if self.bound is None:
             # What was not validated has no types to say what is secret, and a secret may stand under a wrong name.
             return self.guarded and self.guarded | {name for name in shown if name not in tool.parameters}
-        return tool.binding.sensitive_among(shown)
+        return tool.binding.sensitive_among(shown) | self.hidden
 
-    def _veil(self, event: dict[str, Any]) -> None:
-        """Take what the secret arguments say out of everything else: results, errors, other arguments."""
-        secrets = self.secrets()
-        for part in ("inputs", "outputs"):
-            event[part] = veiled(event[part], secrets)
+    def _veil(self, event: dict[str, Any], secrets: list[str]) -> None:
+        """Take what the secret arguments say out of the reasons and the errors as well."""
         self.reasoning = veiled(self.reasoning, secrets)
         if self.raised is None:
             return
         # From here on it is told in these words, wherever it gets: spans, outer calls, the journal, what an LM sees.
         for error in (self.raised, *behind(self.raised)):
             said, notes = message_of(error), notes_of(error)
-            if notes != (remarks := veiled(notes, secrets)):
+            if notes != (remarks := [veiled(note, secrets) for note in notes]):
                 conceal_notes(error, remarks)
-            if said != (words := veiled(said, secrets)):
+            if said is not None and said != (words := veiled(said, secrets)):
                 conceal(error, words)
         if (said := masked(describe(self.raised))) != self.error_state:
             self.error_state = event["error_state"] = said

@@ -9,6 +9,8 @@ __all__ = ["compensation_problem", "needs_result"]
 
 _EXTRAS = frozenset({"result", KEY_PARAMETER})
 """What a compensator may ask for beside arguments and fields of the result."""
+_KEY = {KEY_PARAMETER: "20260101-000000-0123abcd:0123abcd-1"}
+"""A key as the executor makes them."""
 
 
 def compensation_problem(forward: Tool, compensator: Tool) -> str | None:
@@ -37,7 +39,15 @@ def compensation_problem(forward: Tool, compensator: Tool) -> str | None:
                 f"needs {parameter.name!r}, which is neither an argument of {forward.name!r} nor a field of its "
                 f"declared result"
             )
-    return None
+    return _key_problem(forward, compensator)
+
+
+def _key_problem(forward: Tool, compensator: Tool) -> str | None:
+    """Why a compensator could not be given the key of a call, whether it must have one or not."""
+    if forward.binding.takes_key and KEY_PARAMETER in forward.binding.unfit(_KEY):
+        return None  # then the tool itself is only called with keys of its callers
+    reason = compensator.binding.unfit(_KEY).get(KEY_PARAMETER) if compensator.binding.takes_key else None
+    return None if reason is None else f"can't be given the key of a call ({reason}); annotate it as str"
 
 
 def needs_result(forward: Tool, compensator: Tool) -> bool:

@@ -93,6 +93,7 @@ class ToolExecutor:
         key: str | None = None,
         compensating_tool: str | None = None,
         compensates: str | None = None,
+        hidden: frozenset[str] = frozenset(),
         links: tuple[Any, ...] = (),
         reasoning: str = "",
     ) -> Any:
@@ -105,6 +106,8 @@ class ToolExecutor:
             key: The idempotency key, when the caller has one from an earlier try of the same step.
             compensating_tool: Undoes this call, in place of the contract's.
             compensates: The effect this call undoes.
+            hidden: Arguments that are secret although this tool does not say so: the one that it undoes, or whose effect
+                it looks for, does.
             links: Span contexts this call's span is linked to.
             reasoning: What the LM that chose the call said it is for; masked and capped, it is on record with the call.
 
@@ -122,7 +125,16 @@ class ToolExecutor:
             Exception: Whatever the tool raised in its last attempt.
         """
         name = tool if isinstance(tool, str) else getattr(tool, "name", getattr(tool, "__name__", repr(tool)))
-        call = Call(name, arguments, current_run(), self.clock, key=key, compensates=compensates, reasoning=reasoning)
+        call = Call(
+            name,
+            arguments,
+            current_run(),
+            self.clock,
+            key=key,
+            compensates=compensates,
+            hidden=hidden,
+            reasoning=reasoning,
+        )
         with spans.tool(name, call_id=call.id, links=links) as span:
             call.span = span
             try:
@@ -199,7 +211,7 @@ class ToolExecutor:
         }
         asking = replace(self, effects=None, passes_doors=True, ledger=self.ledger.child("run", enforced=False))
         try:
-            return Verdict.of(await asking.call(asked, given))
+            return Verdict.of(await asking.call(asked, given, hidden=tool.binding.sensitive_among(arguments)))
         except Exception:  # noqa: BLE001 - whatever it raised is on record; the doubt stays
             return None
 
@@ -223,7 +235,10 @@ class ToolExecutor:
                 # What is to be cancelled is better not begun than stopped half-way, when nobody knows what it did.
                 await anyio.lowlevel.checkpoint_if_cancelled()
             with inside, using(inner):
-                value = await attempts.run()
+                try:
+                    value = await attempts.run()
+                finally:
+                    attempts.settle()
         except BaseException as error:
             call.ended()
             if call.attempts == 0 and isinstance(error, Exception):

@@ -54,8 +54,8 @@ class Ledger:
     """
 
     __slots__ = (
-        "_above", "_accounts", "_books", "_charged", "_clock", "_drawn", "_enforced", "_holding", "_limited", "_limits", "_lock", "_reserved",
-        "_seconds", "_spent", "_started", "_tool", "budget", "parent", "scope", "stop",
+        "_above", "_accounts", "_books", "_charged", "_clock", "_drawn", "_enforced", "_holding", "_limited", "_limits",
+        "_lock", "_reserved", "_seconds", "_spent", "_started", "_tool", "_unknown", "budget", "parent", "scope", "stop",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +80,7 @@ class Ledger:
         self._spent, self._reserved = ([0, 0, 0, 0], [0, 0, 0, 0]) if account is None else account[:2]
         self._accounts: dict[str, _Account] = parent._accounts if parent else {}
         self._charged = 0
+        self._unknown = False
         self._books: dict[_Key, list[int]] = {}
         self._limits = _limits(self.budget)
         self._seconds = self.budget.seconds
@@ -180,6 +181,13 @@ class Ledger:
             for ledger, _ in self._chain():
                 ledger._book((agent, None, self._tool))[_PICO] += pico
 
+    def charge_unknown(self, *, agent: str | None = None) -> None:
+        """Book that somebody may have spent money, and that nobody will ever know how much."""
+        with self._lock:
+            self._unknown = True
+            for ledger, _ in self._chain():
+                ledger._book((agent, None, self._tool))[_UNPRICED] += 1
+
     def total(self) -> Totals:
         """What this scope and everything inside it used so far."""
         with self._lock:
@@ -207,10 +215,10 @@ class Ledger:
         return self.total().priced_usd
 
     @property
-    def charged_usd(self) -> float:
-        """What was charged in this very scope, scopes inside it not included, USD."""
+    def charged_usd(self) -> float | None:
+        """What was charged in this very scope, scopes inside it not included, USD; None if nobody knows."""
         with self._lock:
-            return to_usd(self._charged)
+            return None if self._unknown else to_usd(self._charged)
 
     @property
     def root(self) -> Ledger:

@@ -47,7 +47,7 @@ def reported(function: Callable[[], Any]) -> Report:
             outcome, content = "lost", describe(error).encode("utf-8", "replace")
     finally:
         _books = None
-    return Report(outcome, content, books.charged_usd)
+    return Report(outcome, content, books.priced_usd)
 
 
 def received(report: Report) -> Any:
@@ -63,12 +63,14 @@ def received(report: Report) -> Any:
         return LostResult(report.content.decode())
     try:
         content = pickle.loads(report.content)  # noqa: S301 - from a process of our own
+        if report.outcome == "raised":
+            content = _read(content)
     except Exception as error:
         if report.outcome == "raised":
             raise OutcomeUnknown(f"it raised what can't be read outside of its process ({describe(error)})") from error
         return LostResult(describe(error))
     if report.outcome == "raised":
-        raise content if isinstance(content, BaseException) else _made(*content)
+        raise content
     return content
 
 
@@ -79,21 +81,34 @@ def charged_here(usd: float) -> None:
 
 
 def _portable(error: BaseException) -> bytes:
-    """An exception, pickled; where that can't be read again, a class and a message to make it from."""
+    """An exception, pickled; where that can't be read again, a class, a message and members to make it from."""
     try:
         content = pickle.dumps(error, pickle.HIGHEST_PROTOCOL)
         if type(pickle.loads(content)) is type(error):  # noqa: S301 - it was made one line above
             return content
     except Exception:  # noqa: BLE001, S110 - somebody else's class; the next ones are tried
         pass
+    if isinstance(error, BaseExceptionGroup):  # what is in it says whether the effect is in doubt
+        members = [_portable(one) for one in error.exceptions]
+        return pickle.dumps((BaseExceptionGroup, error.message, members), pickle.HIGHEST_PROTOCOL)
     for kind in type(error).__mro__:
         message = (message_of(error) or "") if kind is type(error) else describe(error)
         try:
             _made(kind, message)
-            return pickle.dumps((kind, message), pickle.HIGHEST_PROTOCOL)
+            return pickle.dumps((kind, message, ()), pickle.HIGHEST_PROTOCOL)
         except Exception:  # noqa: BLE001, S112 - a local class, or one that can't be made so
             continue
     raise AssertionError("every exception is an Exception or a BaseException")
+
+
+def _read(content: Any) -> BaseException:
+    """The exception that `_portable` made portable."""
+    if isinstance(content, BaseException):
+        return content
+    kind, message, members = content
+    if not members:
+        return _made(kind, message)
+    return BaseExceptionGroup(message, [_read(pickle.loads(one)) for one in members])  # noqa: S301 - as above
 
 
 def _made(kind: type[BaseException], message: str) -> BaseException:

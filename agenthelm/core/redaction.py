@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from agenthelm.tracing.marks import Redacted
 from agenthelm.tracing.redaction import Hook, looks_secret, masked
-from agenthelm.tracing.scrub import MASK, scrub
+from agenthelm.tracing.scrub import MASK, scrub, veiled
 
-__all__ = ["MASK", "Hook", "Redacted", "looks_secret", "masked", "scrub"]
+__all__ = ["MASK", "Hook", "Redacted", "looks_secret", "masked", "scrub", "veiled"]

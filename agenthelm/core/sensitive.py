@@ -6,7 +6,7 @@ import dataclasses
 import enum
 import json
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, time
 from decimal import Decimal
 from pathlib import PurePath
@@ -26,7 +26,6 @@ __all__ = [
     "secret_fields",
     "secret_texts",
     "unmarked_fields",
-    "veiled",
     "without_marked",
 ]
 
@@ -119,19 +118,6 @@ def secret_texts(values: Iterable[Any], *, whole: bool) -> list[str]:
     return sorted((text for text in found if len(text) >= _SHORTEST), key=len, reverse=True)
 
 
-def veiled(value: Any, secrets: Sequence[str]) -> Any:
-    """A copy of a JSON-compatible value in which no string contains one of these texts, and no number reads like one."""
-    if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, MASK)
-        return value
-    if isinstance(value, dict):
-        return {veiled(key, secrets): veiled(item, secrets) for key, item in value.items()}
-    if isinstance(value, list):
-        return [veiled(item, secrets) for item in value]
-    return MASK if isinstance(value, (int, float)) and str(value) in secrets else value
-
-
 def _texts(values: Iterable[Any], whole: bool) -> Iterator[str]:
     for value in values:
         if isinstance(value, SECRETS):
@@ -156,7 +142,7 @@ def _wordings(value: Any) -> Iterator[str]:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if isinstance(value, str):
-        yield from (value, repr(value)[1:-1], json.dumps(value)[1:-1])
+        yield from (value, repr(value)[1:-1], json.dumps(value)[1:-1], " ".join(value.split()))
     elif not isinstance(value, bool) and not (isinstance(value, int) and value.bit_length() > _LONGEST):
         yield str(value)
 

@@ -124,7 +124,8 @@ class Signature:
         except TypeError as exc:
             raise self._senseless(exc) from exc
         extra: Any = "allow" if self.open_ended else "forbid"
-        config = ConfigDict(extra=extra, arbitrary_types_allowed=True)
+        # A parameter with an alias goes by its own name as well: compensators are called by the names of parameters.
+        config = ConfigDict(extra=extra, arbitrary_types_allowed=True, validate_by_name=True, loc_by_alias=False)
         return self._adapter(with_config(config)(shape), "a parameter")
 
     def result_adapter(self) -> TypeAdapter[Any] | None:

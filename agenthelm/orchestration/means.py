@@ -107,3 +107,11 @@ class Means:
             form, possible = encode(given[name])  # it may want a dict of what is a model, or the text of a date
             given[name] = form if possible else given[name]
         return given
+
+    def hidden(self, state: EffectState) -> frozenset[str]:
+        """The names under which a compensator is given what the contract of the tool that it undoes calls secret."""
+        tool = self.tools[state.effect.tool]
+        binding, arguments = tool.binding, state.arguments(tool)
+        secret_result = binding.secret_result or bool(binding.secret_fields)
+        results = binding.secret_fields | (frozenset({"result"}) if secret_result else frozenset())
+        return binding.sensitive_among(arguments) | (results - arguments.keys())

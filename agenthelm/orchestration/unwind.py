@@ -274,6 +274,7 @@ class Unwinder:
                         self._means.arguments(state, compensator),
                         key=effect.key,
                         compensates=effect.id,
+                        hidden=self._means.hidden(state),
                         links=((effect.trace_id, effect.span_id, "undoes"),),
                     )
             except Exception as error:  # noqa: BLE001 - one failed compensation never stops the others
@@ -281,7 +282,7 @@ class Unwinder:
                     _log.warning("%s; what it undid is undone", error)
                     await self._mark_undone(state)
                     return
-                doubt = compensator.contract.in_doubt_after(error)
+                doubt = scope.cancel_called or compensator.contract.in_doubt_after(error)
                 await self._stuck(state, f"{compensator.name} failed: {describe(error)}", doubt=doubt)
             except BaseException as error:  # a cancellation that is none of ours, which the scope keeps
                 await self._stuck(state, f"{compensator.name} did not end: {describe(error)}", doubt=True)

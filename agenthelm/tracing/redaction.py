@@ -7,7 +7,7 @@ import enum
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -18,7 +18,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from agenthelm.tracing.marks import SECRETS, hidden_fields
-from agenthelm.tracing.scrub import MASK, scrub
+from agenthelm.tracing.scrub import MASK, scrub, veiled
 
 __all__ = ["Hook", "looks_secret", "masked"]
 
@@ -120,7 +120,14 @@ def looks_secret(key: str) -> bool:
     return (last in {"key", "keys"} and before in _KEYS) or (last == "tokens" and before in _TOKENS)
 
 
-def masked(value: Any, *, sensitive: AbstractSet[str] = _NO_NAMES, hook: Hook | None = None, cap: int = 8192) -> Any:
+def masked(
+    value: Any,
+    *,
+    sensitive: AbstractSet[str] = _NO_NAMES,
+    secrets: Sequence[str] = (),
+    hook: Hook | None = None,
+    cap: int = 8192,
+) -> Any:
     """A JSON-compatible deep copy that may be shown and stored.
 
     Secrets are replaced by ``***``: ``SecretStr`` and ``SecretBytes``, values under secret-looking names, fields
@@ -130,16 +137,18 @@ def masked(value: Any, *, sensitive: AbstractSet[str] = _NO_NAMES, hook: Hook | 
     Args:
         value: Anything; for a mapping, a dict comes back.
         sensitive: Further names that are masked, at the top level.
+        secrets: What no string may contain and no number read like, the longest first. They are taken out before
+            anything is cut or looked at, so that no part of one is left.
         hook: Asked for each named value that is not masked already; what it returns is masked in its turn. If it
             raises, the value is masked.
         cap: The longest string that is kept whole, in characters; the whole copy holds at most eight times as many.
     """
-    if hook is None and type(value) is dict:
+    if hook is None and not secrets and type(value) is dict:
         try:
             return _Quick(cap).entries(value, sensitive, 3)
         except _NotQuick:
             pass
-    return _Masking(hook, cap).top(value, sensitive)
+    return _Masking(hook, cap, secrets).top(value, sensitive)
 
 
 class _NotQuick(Exception):  # noqa: N818 - no error: the long way is taken then
@@ -204,11 +213,12 @@ class _Quick:
 class _Masking:
     """One walk over a value."""
 
-    __slots__ = ("cap", "hook", "open", "room")
+    __slots__ = ("cap", "hook", "open", "room", "secrets")
 
-    def __init__(self, hook: Hook | None, cap: int) -> None:
+    def __init__(self, hook: Hook | None, cap: int, secrets: Sequence[str]) -> None:
         self.hook = hook
         self.cap = cap
+        self.secrets = secrets
         self.room = cap * 8
         self.open: set[int] = set()
         """The collections that are being walked, to notice cycles."""
@@ -252,7 +262,7 @@ class _Masking:
         if isinstance(value, (bytes, bytearray, memoryview)):
             return f"<{len(value)} bytes>"
         if isinstance(value, (datetime, date, time)):
-            return value.isoformat()
+            return self.text(value.isoformat())
         if isinstance(value, (Decimal, UUID, PurePath, timedelta)):
             return self.text(str(value))
         return self.composite(value)
@@ -311,7 +321,8 @@ class _Masking:
         return shown
 
     def text(self, text: str) -> str:
-        """A string: cut, scrubbed, and fit for UTF-8."""
+        """A string: without the secrets, cut, scrubbed, and fit for UTF-8."""
+        text = veiled(text, self.secrets)
         limit = max(min(self.cap, self.room), 16)
         length = len(text)
         if length > limit:
@@ -324,6 +335,8 @@ class _Masking:
 
     def number(self, value: float) -> Any:
         """A number that JSON has."""
+        if self.secrets and str(value) in self.secrets:
+            return MASK
         if isinstance(value, int):
             bits = value.bit_length()
             return int(value) if bits <= _BITS else f"<integer of {bits} bits>"

@@ -170,3 +170,13 @@ def test_an_unknown_price_can_be_refused(cli: Cli, server: OpenAIServer) -> None
     done = cli("run", "x", "-a", "writer", code=1)
     assert "the model has no known price and unpriced='deny'" in done.stderr
     assert server.asked == 0
+
+
+def test_what_a_tool_spent_in_a_process_that_died_is_told_as_unknown(cli: Cli) -> None:
+    cli.write(
+        "dying.py", "import os\nfrom agenthelm import tool\n\n@tool(runs_in='process')\ndef die():\n    os._exit(9)\n"
+    )
+    cli.write("plan.json", json.dumps([{"tool": "die"}]))
+    cli.process("saga", "run", "plan.json", "--app", "dying", code=1)
+    for by in ("model", "tool"):
+        assert "$0 + 1 unpriced call" in cli("cost", "report", "--by", by).stdout

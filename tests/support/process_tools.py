@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,12 @@ def raise_local(path: str) -> None:
     raise LineWentDeadError("at once")
 
 
+def raise_peculiar_and_others(path: str) -> None:
+    _note(path)
+    peers = ExceptionGroup("peers", [PeculiarError("a", "b"), ConnectionError("after it was sent")])
+    raise ExceptionGroup("all", [peers, KeyError("plain")])
+
+
 def raise_plain(path: str) -> None:
     _note(path)
     raise KeyError("plain")
@@ -91,3 +98,20 @@ def spend(usd: float, fails: bool = False) -> None:
     charge(usd)
     if fails:
         raise ValueError("after it had spent")
+
+
+def spend_and_die(usd: float) -> None:
+    charge(usd)
+    os._exit(9)
+
+
+def spend_and_hang(usd: float) -> None:
+    charge(usd)
+    time.sleep(60)
+
+
+def spend_and_die_once(path: str, usd: float) -> None:
+    charge(usd)
+    if not Path(path).exists():
+        _note(path)
+        os._exit(9)

@@ -10,13 +10,14 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
+from uuid import UUID
 
 import anyio
 import anyio.lowlevel
 import httpx
 import pytest
 import typing_extensions
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, BeforeValidator, SecretStr, StringConstraints
 
 from agenthelm._runtime.context import RunContext, StopMark, entered
 from agenthelm._runtime.retry import Backoff
@@ -40,6 +41,7 @@ from agenthelm.exceptions import (
     ToolTimeoutError,
     UnknownToolError,
 )
+from agenthelm.orchestration.saga import saga
 
 on_asyncio = pytest.mark.parametrize(
     "anyio_backend", ["asyncio", pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop")]
@@ -229,6 +231,43 @@ class TestCalling:
         assert await door.call("pay", idempotency_key="given") == "given"
         with entered(door.context):
             assert await door.executor.call("pay", {"idempotency_key": "given"}, key="earlier") == "earlier"
+
+    @pytest.mark.parametrize(
+        ("kind", "given"),
+        [
+            (Annotated[str, StringConstraints(to_upper=True)], None),
+            (Annotated[str, StringConstraints(strip_whitespace=True)], " K1\n"),
+            (Annotated[str, BeforeValidator(lambda key: f"app-{key}")], None),
+        ],
+    )
+    async def test_a_key_that_its_type_changes_is_refused_because_what_undoes_it_would_get_another(
+        self, door: Door, kind: Any, given: str | None
+    ) -> None:
+        @tool(registry=door.tools, side_effects=["pay:send"], inputs={"idempotency_key": kind})
+        async def pay(idempotency_key: str) -> None:
+            raise AssertionError("never called")
+
+        with pytest.raises(ToolInputError, match="give a key that it leaves as it is"):
+            await door.call("pay", idempotency_key=given)
+        assert (await door.event()).outcome == "invalid"
+
+    @pytest.mark.parametrize(("kind", "given"), [(Any, 5), (int, 5), (UUID, UUID(int=5))])
+    async def test_a_key_that_is_no_text_is_known_by_the_text_of_it(self, kind: Any, given: Any) -> None:
+        tools, keys = ToolRegistry(), []
+
+        @tool(registry=tools, compensating_tool="refund", inputs={"idempotency_key": kind})
+        async def pay(idempotency_key: Any) -> None:
+            keys.append(str(idempotency_key))
+
+        @tool(registry=tools)
+        async def refund(idempotency_key: str) -> None:
+            keys.append(idempotency_key)
+
+        with pytest.raises(ZeroDivisionError):
+            async with saga(tools=tools) as scope:
+                await scope.use("pay", idempotency_key=given)
+                raise ZeroDivisionError
+        assert (keys, scope.result.status) == ([str(given)] * 2, "rolled_back")
 
 
 class TestRetries:

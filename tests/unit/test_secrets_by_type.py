@@ -18,7 +18,7 @@ from agenthelm.core.redaction import MASK
 from agenthelm.core.sensitive import carries_secret, holds_secrets, secret_fields, secret_texts, without_marked
 from agenthelm.core.storage.base import EVENTS
 from agenthelm.core.tool import Tool, ToolContract
-from agenthelm.exceptions import message_of, notes_of
+from agenthelm.exceptions import OutcomeUnknown, message_of, notes_of
 
 SECRET = "blaue Katze 4711"
 """Of no known shape: only a type says that it is one."""
@@ -211,6 +211,92 @@ async def test_secrets_of_any_kind_are_taken_out_of_what_a_tool_says(kind: Any, 
 
 def test_a_number_too_long_to_print_is_no_trouble() -> None:
     assert secret_texts([10**5000, True, None, "abc"], whole=True) == []
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "Q" + "0123456789" * 1000,
+        "my token: abc xyz qqq rrr",
+        '{"private_key": "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----", "client_email": "bot@x.iam"}',
+        "one  \n two",
+    ],
+    ids=["longer than what is kept", "looks like another", "partly of a known shape", "in several lines"],
+)
+async def test_of_a_secret_that_is_cut_or_looks_like_others_no_part_is_left(secret: str) -> None:
+    def enter(key: SecretStr, note: str, fails: bool) -> str:
+        told = key.get_secret_value()
+        if fails:
+            error = ValueError(f"refused {told}")
+            error.add_note(f"sent {told}")
+            raise error
+        return f"value is {told}."
+
+    entry = Tool.from_function(enter, ToolContract())
+    note = "x" * 8180 + secret
+    event, _, _ = await _record_of(entry, key=secret, note=note, fails=False)
+    assert event["outputs"] == {"result": f"value is {MASK}."}
+    assert event["inputs"] == {"key": MASK, "note": "x" * 8180 + MASK, "fails": False}
+    event, _, raised = await _record_of(entry, key=secret, note="", fails=True)
+    assert raised is not None
+    assert (message_of(raised), notes_of(raised)) == (f"refused {MASK}", [f"sent {MASK}"])
+    assert event["error_state"] == f"ValueError: refused {MASK}"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_neither_do_its_verify_and_its_compensator_tell_it_that_take_it_unmarked(fails: bool) -> None:
+    storage, given = InMemoryStorage(), []
+
+    def find(pin):  # type: ignore[no-untyped-def]
+        given.append(pin)
+        if fails:
+            raise ValueError(f"nothing under {pin}")
+        return {"found": "f1"}
+
+    def enter(pin: Annotated[str, Redacted]) -> dict[str, str]:
+        raise OutcomeUnknown
+
+    def leave(idempotency_key: str, pin: str = "", found: str = "") -> str:
+        given.append(pin)
+        if fails:
+            raise ValueError(f"no entry of {pin}")
+        return f"{pin} has left"
+
+    tools = ToolRegistry(
+        [Tool.from_function(enter, ToolContract(compensating_tool="leave", verify=find)), Tool.from_function(leave)]
+    )
+    with pytest.raises((OutcomeUnknown, ZeroDivisionError)):
+        async with saga(storage=storage, tools=tools) as scope:
+            await scope.use("enter", pin=SECRET)
+            raise ZeroDivisionError
+    assert set(given) == {SECRET}
+    events = {record.data["tool_name"]: record.data for record in await storage.read(EVENTS)}
+    assert events["enter.verify"]["inputs"] == {"pin": MASK}
+    assert events["leave"]["inputs"]["pin"] == MASK
+    written = [record.data for stream in await storage.streams() for record in await storage.read(stream.name)]
+    assert SECRET not in repr(written)
+    assert events["leave"]["error_state"] == ("ValueError: no entry of ***" if fails else None)
+    assert events["leave"]["outputs"] == ({} if fails else {"result": "*** has left"})
+
+
+async def test_a_compensator_does_not_tell_the_secret_field_of_a_result_that_it_takes_unmarked() -> None:
+    def enter() -> Plain:
+        return {"pin": SECRET, "user": "ada"}
+
+    def leave(user: str, pin: str = "", result: Any = None) -> list[Any]:
+        return [pin, result]
+
+    tools = ToolRegistry(
+        [Tool.from_function(enter, ToolContract(compensating_tool="leave")), Tool.from_function(leave)]
+    )
+    storage = InMemoryStorage()
+    with pytest.raises(ZeroDivisionError):
+        async with saga(storage=storage, tools=tools) as scope:
+            await scope.use("enter")
+            raise ZeroDivisionError
+    assert scope.result.status == "rolled_back"
+    written = [record.data for stream in await storage.streams() for record in await storage.read(stream.name)]
+    assert SECRET not in repr(written)
 
 
 async def test_the_notes_of_an_error_are_told_without_the_secret() -> None:

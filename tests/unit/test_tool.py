@@ -7,6 +7,7 @@ import functools
 import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final, Literal, Optional, TypedDict
+from uuid import UUID
 
 import pytest
 import typing_extensions
@@ -325,6 +326,15 @@ class TestArguments:
         with pytest.raises(ToolOutputError):
             registry["f"].binding.check_result(1)
 
+    def test_a_parameter_with_an_alias_goes_by_its_own_name_as_well(self) -> None:
+        def cancel(booking_id: Annotated[int, Field(alias="bookingId")]) -> None: ...
+
+        binding = Tool.from_function(cancel).binding
+        assert binding.bind({"booking_id": "7"}) == binding.bind({"bookingId": "7"}) == {"booking_id": 7}
+        assert binding.unfit({"booking_id": "x"}).keys() == binding.unfit({"bookingId": "x"}).keys() == {"booking_id"}
+        with pytest.raises(ToolInputError, match=r"'booking_id' is missing \(it takes booking_id\)"):
+            binding.bind({})
+
 
 class TestSchema:
     def test_a_model_sees_what_it_has_to_give(self, registry: ToolRegistry) -> None:
@@ -426,6 +436,25 @@ class TestRegistry:
         else:
             with pytest.raises(PlanError, match=problem):
                 registry.check()
+
+    def test_a_compensator_whose_key_is_of_another_kind_than_keys_are_is_refused(self, registry: ToolRegistry) -> None:
+        @tool(registry=registry, idempotent=True)
+        def cancel(idempotency_key: UUID | None = None) -> None: ...
+
+        @tool(registry=registry, compensating_tool="cancel")
+        def hotel(city: str) -> None: ...
+
+        with pytest.raises(PlanError, match=r"'hotel' is undone by 'cancel', which can't be given the key of a call"):
+            registry.check()
+
+    def test_but_not_if_the_tool_itself_takes_such_keys_only(self, registry: ToolRegistry) -> None:
+        @tool(registry=registry, idempotent=True)
+        def cancel(idempotency_key: UUID) -> None: ...
+
+        @tool(registry=registry, compensating_tool="cancel")
+        def hotel(city: str, idempotency_key: UUID) -> None: ...
+
+        registry.check()
 
     def test_an_unknown_compensator_is_an_error_before_anything_runs(self, registry: ToolRegistry) -> None:
         @tool(registry=registry)

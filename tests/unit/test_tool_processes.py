@@ -13,11 +13,12 @@ import anyio
 import pytest
 
 from agenthelm._runtime.retry import Backoff
+from agenthelm.core.cost import Budget, Ledger
 from agenthelm.core.executor import ToolExecutor
 from agenthelm.core.process import charged_here
 from agenthelm.core.storage import EVENTS, InMemoryStorage
 from agenthelm.core.tool import Tool, ToolContract, ToolRegistry
-from agenthelm.exceptions import OutcomeUnknown, ToolOutputError
+from agenthelm.exceptions import OutcomeUnknown, ToolOutputError, ToolTimeoutError
 from agenthelm.orchestration.saga import saga
 from tests.support import process_tools
 from tests.support.process_tools import PeculiarError
@@ -146,6 +147,15 @@ class TestErrors:
         assert (type(error), str(error)) == (ConnectionError, "LineWentDeadError: at once")
         assert (world.calls, await world.outcome()) == (1, "in_doubt")
 
+    async def test_a_group_keeps_what_is_in_it_and_so_the_doubt(self, world: World) -> None:
+        error = await world.run(process_tools.raise_peculiar_and_others, remove)
+        assert isinstance(error, ExceptionGroup)
+        peers, plain = error.exceptions
+        assert isinstance(peers, ExceptionGroup)
+        assert [str(one) for one in (*peers.exceptions, plain)] == ["a b", "after it was sent", "'plain'"]
+        assert (world.calls, await world.outcome()) == (1, "in_doubt")
+        assert [stuck.tool for stuck in world.result.stuck] == ["work"]
+
     async def test_others_arrive_as_they_are_and_are_retried(self, world: World) -> None:
         error = await world.run(process_tools.raise_plain, remove)
         assert isinstance(error, KeyError)
@@ -174,6 +184,34 @@ class TestMoney:
         (record,) = await storage.read(EVENTS)
         assert record.data["estimated_cost_usd"] == 0.25
         assert executor.ledger.spent().usd == 0.25
+
+    @pytest.mark.parametrize(
+        ("function", "max_cost"),
+        [
+            (process_tools.spend_and_hang, 100.0),
+            (process_tools.spend_and_die, None),
+            (process_tools.spend_and_die, 0.0),
+        ],
+    )
+    async def test_what_a_process_that_is_no_more_has_charged_is_unknown_and_never_nothing(
+        self, function: Callable[..., Any], max_cost: float | None
+    ) -> None:
+        storage = InMemoryStorage()
+        work = in_process(function, max_cost=max_cost, timeout=0.5, retries=1, backoff=Backoff(initial=0))
+        executor = ToolExecutor(ToolRegistry([work]), storage, ledger=Ledger("run", Budget(usd=200.0)))
+        with pytest.raises((OutcomeUnknown, ToolTimeoutError)):
+            await executor.call("work", {"usd": 5.0})
+        (record,) = await storage.read(EVENTS)
+        assert (record.data["retry_count"], record.data["estimated_cost_usd"]) == (1, max_cost)
+        assert (executor.ledger.cost_usd, executor.ledger.spent().usd) == (max_cost, max_cost or 0.0)
+
+    async def test_one_that_ended_after_others_had_died_settles_them_all_at_what_they_may_cost(
+        self, tmp_path: Path
+    ) -> None:
+        work = in_process(process_tools.spend_and_die_once, max_cost=1.0, retries=1, backoff=Backoff(initial=0))
+        executor = ToolExecutor(ToolRegistry([work]), InMemoryStorage())
+        await executor.call("work", {"path": str(tmp_path / "died"), "usd": 0.25})
+        assert executor.ledger.spent().usd == executor.ledger.cost_usd == 1.0
 
     def test_outside_of_a_process_it_is_nobodys(self) -> None:
         charged_here(1.0)
