@@ -40,6 +40,12 @@ def _agent_names(incomplete: str) -> list[str]:
     return [name for name in agent_names() if name.startswith(incomplete)]
 
 
+def _not_empty(name: str | None) -> str | None:
+    if name is not None and not name.strip():
+        raise typer.BadParameter("it is empty; leave the option out, or give a name")
+    return name
+
+
 AgentName = Annotated[str, typer.Argument(metavar="NAME", help="The agent's name.", autocompletion=_agent_names)]
 Agents = Annotated[
     list[str] | None,
@@ -66,8 +72,11 @@ Model = Annotated[
     str | None,
     typer.Option("--model", "-m", metavar="MODEL", help="As DSPy names it, such as openai/gpt-4o-mini; or offline."),
 ]
-Namespace = Annotated[str, typer.Option("--namespace", help="The tenant whose memory is used.")]
-Session = Annotated[str | None, typer.Option("--session", "-s", metavar="ID", help="The conversation to continue.")]
+Namespace = Annotated[str, typer.Option("--namespace", callback=_not_empty, help="The tenant whose memory is used.")]
+Session = Annotated[
+    str | None,
+    typer.Option("--session", "-s", metavar="ID", callback=_not_empty, help="The conversation to continue."),
+]
 Since = Annotated[
     str | None, typer.Option("--since", metavar="WHEN", help="From then on: 30m, 12h, 7d, 2w, or a date (UTC).")
 ]
