@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = ["CONFIG_FILE", "ENVIRONMENT_PREFIX", "Settings", "load_settings"]
 CONFIG_FILE = "agenthelm.toml"
 ENVIRONMENT_PREFIX = "AGENTHELM_"
 _ALIASES = {"NEXUS_TRACE": "trace"}
+_OUR_TABLE = re.compile(rb"tool\s*\.\s*[\"']?agenthelm")
 
 Unpriced = Literal["warn", "deny", "allow"]
 
@@ -41,7 +43,7 @@ class Settings:
         vectors: Semantic memory: a folder, ``memory://``, or the ``http://`` address of a Chroma server.
             Default: ``{home}/vectors``.
         embedder: ``"auto"``, ``"lexical"``, ``"minilm"``, or an embedding model's name.
-        budget_usd: The budget of each run in USD; None for no limit.
+        budget_usd: The budget of each run in USD; None for no limit, which ``inf`` stands for in its sources.
         approve: Who answers approval requests: ``"ask"``, ``"allow"``, ``"deny"``, or the path of a policy file.
         trace: Where spans go: ``"console"``, ``"otlp"``, or the path of a JSON Lines file; None for nowhere.
         app: The module or file that defines agents and tools, as ``--app`` takes it.
@@ -133,9 +135,9 @@ def _parsed(name: str, text: bytes, *, ours: bool) -> Any:
     import tomllib  # most calls of the command line find no file, and start sooner without it
 
     try:
-        return tomllib.loads(text.decode("utf-8"))
+        return tomllib.loads(text.decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        if ours:
+        if ours or _OUR_TABLE.search(text):
             raise ConfigError(f"{name} is not valid TOML: {exc}") from exc
         return {}  # somebody else's file: not ours to judge
 
@@ -176,13 +178,17 @@ def _checked(name: str, value: object, source: str) -> object:
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("must be a text")
+    if "\0" in value:
+        raise ValueError("must be a text without zero characters")
     return str(value).strip()
 
 
 def _path(value: object) -> Path:
-    if isinstance(value, Path):
-        return value.expanduser()
-    return Path(_text(value)).expanduser()
+    path = value if isinstance(value, Path) else Path(_text(value))
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("must begin with a home folder that this system knows") from None
 
 
 def _location(value: object) -> str:
@@ -190,8 +196,8 @@ def _location(value: object) -> str:
     text = str(value) if isinstance(value, Path) else _text(value)
     scheme, separator, rest = text.partition(":///")
     if separator:
-        return f"{scheme}:///{Path(rest).expanduser()}" if rest.startswith("~") else text
-    return text if "://" in text else str(Path(text).expanduser())
+        return f"{scheme}:///{_path(rest)}" if rest.startswith("~") else text
+    return text if "://" in text else str(_path(text))
 
 
 def _number(value: object, *, above: float | None = None, at_least: float | None = None) -> float:
@@ -201,16 +207,22 @@ def _number(value: object, *, above: float | None = None, at_least: float | None
         raise TypeError(wanted)
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(wanted) from None
-    if math.isnan(number) or (above is not None and number <= above) or (at_least is not None and number < at_least):
+    finite = math.isfinite(number)
+    if not finite or (above is not None and number <= above) or (at_least is not None and number < at_least):
         raise ValueError(wanted)
     return number
 
 
+def _budget(value: object) -> float | None:
+    """Dollars; infinity is no limit, and so lifts one that a file sets."""
+    return None if value in (math.inf, "inf") else _number(value, at_least=0)
+
+
 def _count(value: object) -> int:
     number = _number(value, at_least=1)
-    if number != int(number):
+    if not number.is_integer():
         raise ValueError("must be a whole number")
     return int(number)
 
@@ -230,7 +242,7 @@ def _approve(value: object) -> str:
         return text
     if not text.endswith(".toml"):
         raise ValueError("must be ask, allow, deny, or the path of a policy file that ends in .toml")
-    return str(Path(text).expanduser())
+    return str(_path(text))
 
 
 def _trace(value: object) -> str | None:
@@ -241,7 +253,7 @@ def _trace(value: object) -> str | None:
         return "console"
     if text.lower() in ("false", "0", "no", "off"):
         return None
-    return text if text in ("console", "otlp") else str(Path(text).expanduser())
+    return text if text in ("console", "otlp") else str(_path(text))
 
 
 def _pricing(value: object) -> Mapping[str, Mapping[str, float]]:
@@ -268,7 +280,7 @@ _READERS: dict[str, Callable[[Any], object]] = {
     "memory_url": _location,
     "vectors": _location,
     "embedder": _text,
-    "budget_usd": lambda value: _number(value, at_least=0),
+    "budget_usd": _budget,
     "approve": _approve,
     "trace": _trace,
     "app": _location,

@@ -20,6 +20,10 @@ __all__ = ["METADATA", "MetadataPrices", "without_price_downloads"]
 _SNAPSHOT = "dspy.clients.model_metadata"
 _DATED = re.compile(r"(20\d\d-[01]\d-[0-3]\d)")
 _TIER = re.compile(r"input_cost_per_token_above_(\d+)k_tokens")
+_FEES = ("input_cost_per_request", "output_cost_per_image_token")
+_SEARCHES = re.compile(r"/sonar|search-(api|preview)|preview-search|deep-research")
+_LOCAL = ("ollama", "lemonade")
+_ANSWERS = ("chat", "completion", "responses")
 
 
 def without_price_downloads() -> None:
@@ -106,20 +110,33 @@ def _bundled(model: str) -> Price | None:
             f"{provider}_chat_models",
         ):
             entry = candidate
-    return None if entry is None else _price(entry)
+    return None if entry is None else _price(model, entry)
 
 
-def _price(entry: Mapping[str, Any]) -> Price | None:
+def _price(model: str, entry: Mapping[str, Any]) -> Price | None:
     base = _rates(entry, "")
+    if base is None or not _is_whole_bill(model, entry, base):
+        return None
     tiers = sorted(int(match.group(1)) for key in entry if (match := _TIER.fullmatch(key)))
     above = None
     for tier in reversed(tiers):
         rates = _rates(entry, f"_above_{tier}k_tokens", above)
         if rates is not None:
             above = (tier * 1000, rates)
-    if base is None or above is None:
-        return base
-    return _rates(entry, "", above)
+    return base if above is None else _rates(entry, "", above)
+
+
+def _is_whole_bill(model: str, entry: Mapping[str, Any], price: Price) -> bool:
+    """Whether a listed price says what a call costs.
+
+    It does not where requests, images, or searches that the model makes by itself are billed as well. And a rate of 0
+    is a gap in the list, unless the model runs on the user's own machine, or is called free.
+    """
+    if _SEARCHES.search(model) or any(fee in entry for fee in _FEES):
+        return False
+    if price.input and (price.output or entry.get("mode") not in _ANSWERS):
+        return True
+    return model.endswith(":free") or (entry.get("litellm_provider") in _LOCAL and not model.endswith("-cloud"))
 
 
 def _rates(entry: Mapping[str, Any], suffix: str, above: tuple[int, Price] | None = None) -> Price | None:
@@ -135,6 +152,7 @@ def _rates(entry: Mapping[str, Any], suffix: str, above: tuple[int, Price] | Non
         output=outputs,
         cached_input=rate("cache_read_input_token_cost"),
         cache_write=rate("cache_creation_input_token_cost"),
+        reasoning=rate("output_cost_per_reasoning_token"),
         source=_data()[1],
         above=above,
     )

@@ -28,28 +28,28 @@ __all__ = [
     "Trace",
     "Yes",
     "check_timeout",
-    "no_empty_session",
+    "not_empty",
 ]
 
 MOST = 2**63 - 1
 """The largest number that a storage counts to."""
 
 
-def no_empty_session(session: str | None) -> str | None:
-    """Refuse an empty id of a session, as a shell variable that is not set gives it: nobody means all sessions by it.
-
-    Raises:
-        BadParameter: It is empty.
-    """
-    if session == "":
-        raise typer.BadParameter("the session's id is empty; leave the option out for none")
-    return session
-
-
 def _agent_names(incomplete: str) -> list[str]:
     from agenthelm.cli._session import agent_names
 
     return [name for name in agent_names() if name.startswith(incomplete)]
+
+
+def not_empty(name: str | None) -> str | None:
+    """Refuse an empty name, as a shell variable that is not set gives it: nobody means all of them by it.
+
+    Raises:
+        BadParameter: It is empty.
+    """
+    if name is not None and not name.strip():
+        raise typer.BadParameter("it is empty; leave the option out, or give a name")
+    return name
 
 
 AgentName = Annotated[str, typer.Argument(metavar="NAME", help="The agent's name.", autocompletion=_agent_names)]
@@ -78,10 +78,10 @@ Model = Annotated[
     str | None,
     typer.Option("--model", "-m", metavar="MODEL", help="As DSPy names it, such as openai/gpt-4o-mini; or offline."),
 ]
-Namespace = Annotated[str, typer.Option("--namespace", help="The tenant whose memory is used.")]
+Namespace = Annotated[str, typer.Option("--namespace", callback=not_empty, help="The tenant whose memory is used.")]
 Session = Annotated[
     str | None,
-    typer.Option("--session", "-s", metavar="ID", callback=no_empty_session, help="The conversation to continue."),
+    typer.Option("--session", "-s", metavar="ID", callback=not_empty, help="The conversation to continue."),
 ]
 Since = Annotated[
     str | None, typer.Option("--since", metavar="WHEN", help="From then on: 30m, 12h, 7d, 2w, or a date (UTC).")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from agenthelm.cli._command import Failure, command
-from agenthelm.cli._options import Json, Limit, Namespace, no_empty_session
+from agenthelm.cli._options import Json, Limit, Namespace, not_empty
 
 __all__ = ["app"]
 
@@ -21,7 +21,7 @@ Session = Annotated[
         "--session",
         "-s",
         metavar="ID",
-        callback=no_empty_session,
+        callback=not_empty,
         help="The session's own values instead of the shared ones.",
     ),
 ]
@@ -111,9 +111,7 @@ async def search(
     query: Annotated[str, typer.Argument(metavar="QUERY")],
     session: Annotated[
         str | None,
-        typer.Option(
-            "--session", "-s", metavar="ID", callback=no_empty_session, help="Only what this session remembered."
-        ),
+        typer.Option("--session", "-s", metavar="ID", callback=not_empty, help="Only what this session remembered."),
     ] = None,
     namespace: Namespace = "default",
     limit: Limit = 5,
@@ -140,7 +138,7 @@ async def remember(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What to remember; - reads stdin.")],
     id: Annotated[str | None, typer.Option("--id", help="Its id; a text under the same id is replaced.")] = None,  # noqa: A002
     session: Annotated[
-        str | None, typer.Option("--session", "-s", metavar="ID", callback=no_empty_session, help="In whose name.")
+        str | None, typer.Option("--session", "-s", metavar="ID", callback=not_empty, help="In whose name.")
     ] = None,
     namespace: Namespace = "default",
 ) -> None:

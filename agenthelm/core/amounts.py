@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from agenthelm.exceptions import ConfigError
 
 __all__ = ["Amount", "Budget", "Totals", "tightest"]
 
 
+def _countable(limit: float) -> float | None:
+    """A limit, or None for one that is beyond what can be counted in picodollars: infinity, and what comes near it."""
+    return limit if math.isfinite(limit * 1e12) else None
+
+
+_Quantity = Annotated[float, Field(ge=0), AfterValidator(_countable)]
+_Count = Annotated[int, Field(ge=0)]
+
+
 class Budget(BaseModel):
-    """What a run, an agent or a tool call may use. None means no limit; 0 means none at all.
+    """What a run, an agent or a tool call may use. None means no limit, as infinity does; 0 means none at all.
 
     Attributes:
         usd: US dollars.
@@ -20,15 +32,38 @@ class Budget(BaseModel):
         calls: LM calls, retries included.
         tool_calls: Tool calls; retries inside one are not counted again.
         seconds: Wall-clock seconds since the scope began; checked at each call.
+
+    Raises:
+        ConfigError: A limit is no number, or below 0.
     """
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
 
-    usd: float | None = Field(default=None, ge=0)
-    tokens: int | None = Field(default=None, ge=0)
-    calls: int | None = Field(default=None, ge=0)
-    tool_calls: int | None = Field(default=None, ge=0)
-    seconds: float | None = Field(default=None, ge=0)
+    usd: _Quantity | None = None
+    tokens: _Count | None = None
+    calls: _Count | None = None
+    tool_calls: _Count | None = None
+    seconds: _Quantity | None = None
+
+    def __init__(
+        self,
+        *,
+        usd: float | None = None,
+        tokens: int | None = None,
+        calls: int | None = None,
+        tool_calls: int | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        try:
+            super().__init__(usd=usd, tokens=tokens, calls=calls, tool_calls=tool_calls, seconds=seconds)
+        except ValidationError as exc:
+            wrong = exc.errors()[0]
+            name = str(wrong["loc"][0])
+            kind = "number" if name in ("usd", "seconds") else "whole number"
+            raise ConfigError(
+                f"Budget({name}=...) must be a {kind} of at least 0, or None for no limit, not {wrong['input']!r:.80}",
+                setting=name,
+            ) from None
 
 
 def tightest(one: Mapping[str, Budget], other: Mapping[str, Budget]) -> Mapping[str, Budget]:

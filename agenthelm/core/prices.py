@@ -6,9 +6,11 @@ import functools
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from agenthelm.exceptions import ConfigError
 
 __all__ = ["MODEL_PRICING", "CostTracker", "Price", "PriceSource", "TokenUsage", "override_price", "to_pico", "to_usd"]
 
@@ -18,7 +20,8 @@ MODEL_PRICING: dict[str, Mapping[str, float]] = {}
 """Your own prices, in USD per 1,000 tokens: ``{"my-model": {"input": 0.005, "output": 0.015, "cached_input": 0.0025}}``.
 
 It ships empty and overrides every other source. A name matches exactly, with or without its provider prefix, never by
-part of it. ``cached_input`` may be left out; cached tokens then cost what others do.
+part of it. ``cached_input`` may be left out; cached tokens then cost what others do. What is no price is refused with
+`ConfigError` when a call needs it.
 """
 
 
@@ -67,6 +70,7 @@ class Price:
         output: Per output token.
         cached_input: Per input token read from the provider's prompt cache; None for the price of other input.
         cache_write: Per input token written to that cache; None for the price of other input.
+        reasoning: Per output token spent on thinking; None for the price of other output.
         source: Where the price comes from.
         above: Beyond so many input tokens the whole call is billed at another price; None where there is one price.
     """
@@ -75,6 +79,7 @@ class Price:
     output: float
     cached_input: float | None = None
     cache_write: float | None = None
+    reasoning: float | None = None
     source: str = "override"
     above: tuple[int, Price] | None = None
 
@@ -84,11 +89,13 @@ class Price:
             return self.above[1].pico(usage)
         cached = min(usage.cached_input_tokens, usage.input_tokens)
         written = min(usage.cache_write_tokens, usage.input_tokens - cached)
+        thought = 0 if self.reasoning is None else min(usage.reasoning_tokens, usage.output_tokens)
         return (
             (usage.input_tokens - cached - written) * _rate(self.input)
             + cached * _rate(self.input if self.cached_input is None else self.cached_input)
             + written * _rate(self.input if self.cache_write is None else self.cache_write)
-            + usage.output_tokens * _rate(self.output)
+            + (usage.output_tokens - thought) * _rate(self.output)
+            + thought * _rate(self.reasoning or 0.0)
         )
 
     def cost(self, usage: TokenUsage) -> float:
@@ -102,8 +109,8 @@ class Price:
                 self.above[1].bound(input_tokens, output_tokens),
                 replace(self, above=None).bound(input_tokens, output_tokens),
             )
-        dearest = max(self.input, self.cache_write or 0.0)
-        return to_usd(input_tokens * _rate(dearest) + output_tokens * _rate(self.output))
+        inputs, outputs = max(self.input, self.cache_write or 0.0), max(self.output, self.reasoning or 0.0)
+        return to_usd(input_tokens * _rate(inputs) + output_tokens * _rate(outputs))
 
 
 class PriceSource(Protocol):
@@ -114,27 +121,60 @@ class PriceSource(Protocol):
         ...
 
 
-def override_price(model: str, table: Mapping[str, Mapping[str, float]] | None = None) -> Price | None:
-    """A model's price in `MODEL_PRICING` (or another table of its form), or None."""
-    table = MODEL_PRICING if table is None else table
-    if not table:
+def override_price(model: str) -> Price | None:
+    """A model's price in `MODEL_PRICING`, or None.
+
+    Raises:
+        ConfigError: What stands there is no price.
+    """
+    if not MODEL_PRICING:
         return None
     _, slash, bare = model.partition("/")
-    found = table.get(model)
-    if found is None and slash:
-        found = table.get(bare)
-    if found is None and not slash:
-        prefixed = [entry for name, entry in table.items() if name.partition("/")[2] == model]
-        found = prefixed[0] if len(prefixed) == 1 else None
-    if found is None:
-        return None
-    cached = found.get("cached_input")
+    names = [name for name in (model, bare) if name in MODEL_PRICING]
+    if not names and not slash:
+        names = [name for name in MODEL_PRICING if name.partition("/")[2] == model]
+        names = names if len(names) == 1 else []
+    return _override(names[0], MODEL_PRICING[names[0]]) if names else None
+
+
+_RATES = ("input", "output", "cached_input")
+
+
+def _override(name: str, entry: object) -> Price:
+    def refused(what: str) -> ConfigError:
+        return ConfigError(
+            f"MODEL_PRICING[{name!r}] {what}; a price is input and output, and cached_input if it differs, in USD per "
+            "1,000 tokens",
+            setting="MODEL_PRICING",
+        )
+
+    def rate(key: str, usd: object) -> float:
+        if not _is_rate(usd):
+            raise refused(f"says {usd!r:.80} for {key!r}")
+        return usd / 1000
+
+    if not isinstance(entry, Mapping):
+        raise refused(f"is {entry!r:.80}")
+    wrong = next((f"has {key!r}" for key in entry if key not in _RATES), None)
+    wrong = wrong or next((f"has no {key!r}" for key in _RATES[:2] if key not in entry), None)
+    if wrong is not None:
+        raise refused(wrong)
+    cached = entry.get("cached_input")
     return Price(
-        input=found["input"] / 1000,
-        output=found["output"] / 1000,
-        cached_input=None if cached is None else cached / 1000,
-        source="override",
+        input=rate("input", entry["input"]),
+        output=rate("output", entry["output"]),
+        cached_input=None if cached is None else rate("cached_input", cached),
     )
+
+
+def _is_rate(usd: object) -> TypeGuard[float]:
+    """Whether it is an amount that can be counted in picodollars."""
+    if not isinstance(usd, int | float) or isinstance(usd, bool):
+        return False
+    try:
+        return to_pico(float(usd)) >= 0
+    except (OverflowError, ValueError):
+        return False
 
 
 class CostTracker:

@@ -28,7 +28,7 @@ class ShortTermMemory:
     Args:
         backend: ``redis://[user:password@]host:port/db`` (``rediss://`` with TLS, ``unix://`` for a socket),
             ``sqlite:///relative.db`` or ``sqlite:////absolute.db``, ``memory://``, or a backend object, which stays
-            its owner's to close.
+            its owner's to close. A Redis on this machine by default; a `MemoryHub` has ``memory://``.
         clock: What times to live are measured with in SQLite and in memory; Redis has its own.
 
     Raises:

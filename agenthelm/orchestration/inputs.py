@@ -20,6 +20,8 @@ def given(flow: Runnable, task: str | None, inputs: Mapping[str, Any]) -> dict[s
         AgentInputError: An input is not taken, is of the wrong type, or is the task a second time.
     """
     name, signature = component_name(flow), signature_of(flow)
+    if not isinstance(inputs, Mapping) or not all(isinstance(key, str) for key in inputs):
+        raise AgentInputError(f"inputs must be a dict from names to values, not {inputs!r:.80}", agent=name)
     if task is not None:
         if not isinstance(task, str):
             raise AgentInputError(f"the task must be a text, not {task!r:.80}", agent=name)

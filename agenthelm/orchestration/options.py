@@ -63,15 +63,26 @@ def budgets_of(value: Mapping[str, Budget] | None) -> dict[str, Budget]:
     return budgets
 
 
-def check_number(option: str, value: float | None, *, at_least: float | None = None) -> None:
-    """Refuse what is no number, or too low a one; None passes.
+def check_number(
+    option: str,
+    value: float | None,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    whole: bool = False,
+) -> None:
+    """Refuse what is no number, no whole one where that is wanted, or too low a one; None passes.
 
     Raises:
         ConfigError: It is.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-    if value is not None and (not number or (at_least is not None and value < at_least)):
-        wanted = "a number" if at_least is None else f"a number of at least {at_least:g}"
+    if value is None:
+        return
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if not number or (at_least is not None and value < at_least) or (above is not None and value <= above):
+        wanted = "a whole number" if whole else "a number"
+        wanted += "" if at_least is None else f" of at least {at_least:g}"
+        wanted += "" if above is None else f" above {above:g}"
         raise ConfigError(f"{option} must be {wanted}, not {value!r:.80}", setting=option)
 
 

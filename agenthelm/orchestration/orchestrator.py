@@ -115,10 +115,14 @@ class Orchestrator:
         handler = options.instance(
             "approval_handler", approval_handler, ApprovalHandler, "an ApprovalHandler, such as AutoApprove()"
         )
-        for name, number in (("approval_timeout", approval_timeout), ("grace", grace), ("lm_timeout", lm_timeout)):
+        options.instance("redact", redact, Callable, "a function (name, value) -> value")
+        options.instance("observer", observer, Callable, "a function that takes a Progress")
+        options.instance("cache", cache, bool, "True or False")
+        for name, number in (("approval_timeout", approval_timeout), ("grace", grace)):
             options.check_number(name, number, at_least=0)
-        options.check_number("workers", workers, at_least=1)
-        options.check_number("lm_retries", lm_retries, at_least=0)
+        options.check_number("lm_timeout", lm_timeout, above=0)
+        options.check_number("workers", workers, at_least=1, whole=True)
+        options.check_number("lm_retries", lm_retries, at_least=0, whole=True)
         self._opened = AsyncExitStack()
         self._owns_hub = hub is None
         self._owns_storage = log is None

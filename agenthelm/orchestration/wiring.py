@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, Union, get_args, get_origin, runtime_checkable
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -28,7 +29,8 @@ __all__ = [
 TASK = "task"
 """Where a flow carries what the run is about; no agent overwrites it."""
 
-_PLAIN = (str, int, float, bool)
+_PLAIN = (str, int, float, bool, types.NoneType, Any, ...)
+_HOLDERS = (list, dict, set, tuple, types.UnionType, Union)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,13 +187,15 @@ def select(signature: AgentSignature, supply: Supply, *, is_flow: bool) -> dict[
 
 
 def fitting(signature: AgentSignature, name: str, value: Any) -> Any:
-    """An input that a caller gave, as its declared type; what is more than a plain type is left to who reads it.
+    """An input that a caller gave, as its declared type; what is not made of plain types is left to who reads it.
 
     Raises:
         AgentInputError: It can't be made one.
     """
     spec = signature.inputs.get(name)
-    if spec is None or spec.type not in _PLAIN or isinstance(value, spec.type):
+    if spec is None or not _is_plain(spec.type):
+        return value
+    if spec.type is Any or (get_origin(spec.type) is None and isinstance(value, spec.type)):
         return value
     if not spec.required and value is spec.default:
         return value
@@ -201,6 +205,12 @@ def fitting(signature: AgentSignature, name: str, value: Any) -> Any:
         raise AgentInputError(
             f"{signature.name!r} takes {name!r} as {spec.type_name}, not {value!r:.80}", agent=signature.name
         ) from None
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether a type is made of plain ones alone, so that reading a value as one does nothing else."""
+    holder = get_origin(hint) or hint
+    return holder is Literal or hint in _PLAIN or (holder in _HOLDERS and all(map(_is_plain, get_args(hint))))
 
 
 def missing_input(agent: str, name: str, supply: Supply) -> WiringError:

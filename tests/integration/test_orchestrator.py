@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import dspy
@@ -247,6 +247,36 @@ class TestRefusals:
                 await orchestrator.run(flow, "x", inputs={"wait": "abc"})
             given = {"wait": "0.5", "times": 2.0, "note": None}
             assert (await orchestrator.run(flow, "x", inputs=given))["got"] == [0.5, 2, None]
+
+    async def test_what_an_input_holds_is_of_its_type_as_well(self) -> None:
+        class Tags(Agent):
+            """Tags."""
+
+            async def aforward(
+                self,
+                context: Any,
+                tags: list[str],
+                limit: int | None = None,
+                by: Literal["day", "week"] = "day",
+                spans: tuple[int, ...] = (),
+                anything: Any = None,
+            ) -> Any:
+                return {"got": [tags, limit, by, spans, anything]}
+
+        orchestrator = Orchestrator()
+        for wrong, message in (
+            ({"tags": "a"}, r"'tags' takes 'tags' as list\[str\], not 'a'"),
+            ({"tags": [1]}, r"'tags' takes 'tags' as list\[str\], not \[1\]"),
+            ({"tags": [], "limit": "x"}, r"'tags' takes 'limit' as int \| None, not 'x'"),
+            ({"tags": [], "by": "year"}, r"'tags' takes 'by' as .*Literal\['day', 'week'\], not 'year'"),
+            ({"tags": [], "spans": "12"}, r"'tags' takes 'spans' as tuple\[int, \.\.\.\], not '12'"),
+            ({1: 2}, r"inputs must be a dict from names to values, not \{1: 2\}"),
+            ("tags", "inputs must be a dict from names to values, not 'tags'"),
+        ):
+            with pytest.raises(AgentInputError, match=message):
+                await orchestrator.run(Tags(), inputs=wrong)  # type: ignore[arg-type]
+        given = {"tags": ("a",), "limit": None, "by": "week", "spans": [1, 2], "anything": "x"}
+        assert (await orchestrator.run(Tags(), inputs=given))["got"] == [["a"], None, "week", (1, 2), "x"]
 
     async def test_the_task_is_given_once_and_is_a_text(self) -> None:
         orchestrator = Orchestrator()

@@ -69,6 +69,28 @@ def test_a_pyproject_without_our_table_is_none_of_our_business(folder: Path, tex
     assert load(folder).model is None
 
 
+@pytest.mark.parametrize("header", ["[tool.agenthelm]", '[ tool . "agenthelm" ]', "[tool.agenthelm.pricing]"])
+def test_a_slip_anywhere_in_a_pyproject_with_our_table_is_refused(folder: Path, header: str) -> None:
+    write(folder, f"{header}\nbudget_usd = 0.5\n\n[tool.ruff]\nline-length = 100,\n", "pyproject.toml")
+    with pytest.raises(ConfigError, match=r"^pyproject\.toml is not valid TOML: .*line 5"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["agenthelm.toml", "pyproject.toml"])
+def test_a_byte_order_mark_is_no_part_of_a_file(folder: Path, name: str) -> None:
+    table = "[tool.agenthelm]\n" if name == "pyproject.toml" else ""
+    write(folder, f'\ufeff{table}model = "from-file"\n', name)
+    assert load(folder).model == "from-file"
+
+
+def test_an_infinite_budget_lifts_the_one_of_the_file(folder: Path) -> None:
+    write(folder, "budget_usd = 0.5")
+    assert load(folder, {"AGENTHELM_BUDGET_USD": "inf"}).budget_usd is None
+    assert load(folder, budget_usd=float("inf")).budget_usd is None
+    write(folder, "budget_usd = inf")
+    assert load(folder).budget_usd is None
+
+
 @pytest.mark.parametrize(
     ("variable", "text", "setting", "value"),
     [
@@ -146,6 +168,16 @@ def test_prices_are_tables(folder: Path) -> None:
         ("workers = 0", ["agenthelm.toml: workers", "at least 1"]),
         ("workers = 1.5", ["agenthelm.toml: workers", "whole"]),
         ("lm_timeout = 0", ["agenthelm.toml: lm_timeout", "above 0"]),
+        ("lm_timeout = inf", ["agenthelm.toml: lm_timeout", "number", "inf"]),
+        ("workers = inf", ["agenthelm.toml: workers", "inf"]),
+        pytest.param(f"workers = 1{'0' * 400}", ["agenthelm.toml: workers"], id="a number beyond counting"),
+        ("[pricing.x]\ninput = inf\noutput = 1", ["agenthelm.toml: pricing", "number"]),
+        ('home = "~nosuchuser/x"', ["agenthelm.toml: home", "home folder", "'~nosuchuser/x'"]),
+        ('storage = "~nosuchuser/a.db"', ["agenthelm.toml: storage", "home folder"]),
+        ('memory_url = "sqlite:///~nosuchuser/m.db"', ["agenthelm.toml: memory_url", "home folder"]),
+        ('approve = "~nosuchuser/p.toml"', ["agenthelm.toml: approve", "home folder"]),
+        ('trace = "~nosuchuser/t.jsonl"', ["agenthelm.toml: trace", "home folder"]),
+        ('memory_url = "sqlite:///a\\u0000b"', ["agenthelm.toml: memory_url", "zero characters"]),
         ("[pricing]\nx = 1", ["agenthelm.toml: pricing", "per 1K"]),
         ("model = ", ["agenthelm.toml", "not valid TOML"]),
     ],
@@ -168,6 +200,8 @@ def test_what_makes_no_sense_in_the_file_is_refused_with_file_and_key(
         ("AGENTHELM_PRICING", "x", ["AGENTHELM_PRICING"]),
         ("AGENTHELM_BUDGET_USD", "a lot", ["AGENTHELM_BUDGET_USD", "number", "a lot"]),
         ("AGENTHELM_WORKERS", "many", ["AGENTHELM_WORKERS", "many"]),
+        ("AGENTHELM_WORKERS", "inf", ["AGENTHELM_WORKERS", "inf"]),
+        ("AGENTHELM_HOME", "~nosuchuser/x", ["AGENTHELM_HOME", "home folder", "~nosuchuser/x"]),
     ],
 )
 def test_what_makes_no_sense_in_the_environment_is_refused_by_name(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from agenthelm._runtime.context import StopMark
 from agenthelm.core.cost import Amount, Budget, Ledger, TokenUsage
-from agenthelm.exceptions import BudgetExceededError
+from agenthelm.exceptions import BudgetExceededError, ConfigError
 
 ONE = Amount(calls=1)
 
@@ -384,9 +384,23 @@ def test_many_threads_never_overshoot_one_budget(threads: int) -> None:
 
 
 @pytest.mark.parametrize("field", ["usd", "tokens", "calls", "tool_calls", "seconds"])
-def test_a_budget_refuses_negative_limits(field: str) -> None:
-    with pytest.raises(ValueError, match=field):
-        Budget(**{field: -1})
+@pytest.mark.parametrize("limit", [-1, math.nan, "many", [1]])
+def test_a_budget_refuses_what_is_no_limit_in_one_line(field: str, limit: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"Budget\({field}=\.\.\.\) must be a (whole )?number of at least 0, .* not "
+    ) as caught:
+        Budget(**{field: limit})
+    assert "\n" not in str(caught.value)
+    assert caught.value.setting == field
+
+
+@pytest.mark.parametrize("field", ["usd", "seconds"])
+@pytest.mark.parametrize("limit", [math.inf, 1e300])
+def test_a_limit_beyond_counting_is_none(field: str, limit: float) -> None:
+    assert Budget(**{field: limit}) == Budget()
+    ledger = Ledger("run", Budget(calls=2, **{field: limit}))
+    ledger.reserve(Amount(usd=1e6, calls=1))
+    assert ledger.remaining() == Budget(calls=1)
 
 
 @pytest.mark.parametrize(

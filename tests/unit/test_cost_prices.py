@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ import pytest
 
 from agenthelm.agent.pricing import METADATA
 from agenthelm.core.cost import MODEL_PRICING, CostTracker, Price, TokenUsage, override_price
+from agenthelm.exceptions import ConfigError
 
 
 @pytest.fixture
@@ -50,6 +52,29 @@ def test_overrides_are_per_thousand_tokens_and_come_first(pricing: dict[str, obj
     assert price.cost(used("m", cached_input_tokens=400)) == 0.6 * 0.5 + 0.4 * 0.25 + 1.5
 
 
+@pytest.mark.parametrize(
+    ("entry", "what"),
+    [
+        ({"input": 1}, "has no 'output'"),
+        ({"input": 1, "output": 1, "cached": 0.5}, "has 'cached'"),
+        ({"input": -1, "output": 1}, "says -1 for 'input'"),
+        ({"input": 1, "output": math.nan}, "says nan for 'output'"),
+        ({"input": math.inf, "output": 1}, "says inf for 'input'"),
+        ({"input": 1e300, "output": 1}, r"says 1e\+300 for 'input'"),
+        ({"input": 1, "output": 1, "cached_input": "0.5"}, "says '0.5' for 'cached_input'"),
+        ({"input": True, "output": 1}, "says True for 'input'"),
+        ("cheap", "is 'cheap'"),
+    ],
+)
+def test_an_override_that_is_no_price_is_refused_by_name(pricing: dict[str, object], entry: object, what: str) -> None:
+    pricing["openai/zz"] = entry
+    with pytest.raises(ConfigError, match=rf"MODEL_PRICING\['openai/zz'\] {what}; .* per 1,000 tokens") as caught:
+        METADATA.price("openai/zz")
+    assert caught.value.setting == "MODEL_PRICING"
+    with pytest.raises(ConfigError):
+        CostTracker().track(used("zz"))
+
+
 def test_bundled_prices_are_looked_up_exactly() -> None:
     mini, full = METADATA.price("openai/gpt-4o-mini"), METADATA.price("gpt-4o")
     assert mini is not None
@@ -76,9 +101,56 @@ def test_long_prompts_are_billed_at_the_long_price() -> None:
     assert price.bound(200_001, 10) >= price.cost(used("m", 200_001, 10))
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        "openrouter/openrouter/auto",
+        "volcengine/kimi-k2-thinking-251104",
+        "kimi-k2-thinking-251104",
+        "gigachat/GigaChat-2-Max",
+        "sagemaker/meta-textgeneration-llama-2-13b-f",
+        "ollama/gpt-oss:120b-cloud",
+        "azure_ai/model_router",
+    ],
+)
+def test_a_hosted_model_that_is_listed_for_nothing_has_no_known_price(model: str) -> None:
+    assert METADATA.price(model) is None
+
+
+@pytest.mark.parametrize("model", ["ollama/llama3", "lemonade/gpt-oss-20b-mxfp4-GGUF", "openrouter/z-ai/glm-5.2:free"])
+def test_models_of_this_machine_and_those_that_are_called_free_cost_nothing(model: str) -> None:
+    price = METADATA.price(model)
+    assert price is not None
+    assert price.cost(used(model)) == 0.0
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "perplexity/sonar",
+        "openrouter/perplexity/sonar-pro",
+        "perplexity/pplx-70b-online",
+        "openai/gpt-4o-search-preview",
+        "gpt-5-search-api",
+        "gemini/deep-research-preview-04-2026",
+        "openrouter/google/gemini-2.5-flash-image",
+    ],
+)
+def test_a_price_that_leaves_out_fees_per_search_request_or_image_is_not_known(model: str) -> None:
+    assert METADATA.price(model) is None
+
+
+def test_tokens_spent_on_thinking_have_their_own_price() -> None:
+    price = METADATA.price("dashscope/qwen-turbo")
+    assert price is not None
+    usage = used("m", 1000, 100_000, reasoning_tokens=99_000)
+    assert price.cost(usage) == pytest.approx(1000 * 5e-8 + 1000 * 2e-7 + 99_000 * 5e-7)
+    assert price.bound(1000, 100_000) >= price.cost(usage)
+
+
 def test_a_bound_is_never_below_the_cost() -> None:
-    price = Price(1e-6, 5e-6, cached_input=1e-7, cache_write=1.25e-6)
-    for more in ({}, {"cached_input_tokens": 900}, {"cache_write_tokens": 1000}):
+    price = Price(1e-6, 5e-6, cached_input=1e-7, cache_write=1.25e-6, reasoning=6e-6)
+    for more in ({}, {"cached_input_tokens": 900}, {"cache_write_tokens": 1000}, {"reasoning_tokens": 1000}):
         assert price.bound(1000, 1000) >= price.cost(used("m", **more))
 
 

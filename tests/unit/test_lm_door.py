@@ -14,6 +14,7 @@ import dspy
 import pytest
 from dspy import lm15
 from dspy.utils import DummyLM
+from dspy.utils.exceptions import LMError
 
 from agenthelm._runtime.context import current_run, entered
 from agenthelm._runtime.groups import named
@@ -21,7 +22,7 @@ from agenthelm.agent.home import threaded
 from agenthelm.agent.lm import LMPolicy, agent_lm_scope, lm_scope, unwrap
 from agenthelm.core.cost import MODEL_PRICING, Amount, Budget, Price
 from agenthelm.core.executor import charge, current_executor
-from agenthelm.exceptions import BudgetExceededError, ModelCallError
+from agenthelm.exceptions import BudgetExceededError, ConfigError, ModelCallError
 from agenthelm.testing.lm import Reply, ScriptedLM
 from tests.support.lm_run import QUICK, lm_run
 
@@ -307,6 +308,18 @@ async def test_an_override_prices_an_engine_of_your_own() -> None:
     async with lm_run(scripted(price=None)) as run:
         await run.call(program, question="?")
     assert run.ledger.cost_usd == 0.1 * 1 + 0.05 * 2
+
+
+async def test_an_override_that_is_no_price_refuses_the_call_and_is_named() -> None:
+    MODEL_PRICING["scripted"] = {"input": 1.0}
+    lm = scripted(price=None)
+    async with lm_run(lm) as run:
+        with pytest.raises(LMError) as caught:
+            await run.call(program, question="?")
+    error = unwrap(caught.value)
+    assert isinstance(error, ConfigError)
+    assert str(error).startswith("MODEL_PRICING['scripted'] has no 'output'")
+    assert lm.requests == []
 
 
 RETRYABLE = [
