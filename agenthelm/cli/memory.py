@@ -71,15 +71,27 @@ async def set_value(
     """Keep a value."""
     from agenthelm.cli import _console
 
-    text = sys.stdin.read() if value == "-" else value
-    try:
-        parsed: object = jsonlib.loads(text)
-    except ValueError:
-        parsed = text
+    parsed = _parsed(sys.stdin.read() if value == "-" else value)
     async with _open() as hub:
         memory = _context(hub, session, namespace)
         await (memory.write(key, parsed, ttl=ttl) if session else memory.set_shared(key, parsed, ttl=ttl))
-    _console.note(f"kept {_where(session, namespace)}")
+    _console.note(f"kept {_where(session, namespace)}{_how_long(hub.short_term)}")
+
+
+def _parsed(text: str) -> object:
+    """What a text says as JSON; itself, if a memory can't hold that as JSON."""
+    from agenthelm.memory.values import encode
+
+    try:
+        value: object = jsonlib.loads(text)
+        encode(value)
+    except (ValueError, RecursionError):
+        return text
+    return value
+
+
+def _how_long(memory: Any) -> str:
+    return ", until this command ends: it is in memory://" if memory.backend.store == "memory" else ""
 
 
 @command(app, "list")
@@ -91,19 +103,30 @@ async def list_keys(
 ) -> None:
     """List keys and their values."""
     from agenthelm.cli import _console
+    from agenthelm.exceptions import MemoryStoreError
 
     async with _open() as hub:
         memory = _context(hub, session, namespace)
         keys = await (memory.list_keys(prefix) if session else memory.list_shared(prefix))
         read = memory.read if session else memory.get_shared
-        values = {key: await read(key) for key in keys}
+        values, unreadable = {}, []
+        for key in keys:
+            try:
+                values[key] = await read(key)
+            except MemoryStoreError as exc:
+                await hub.short_term.ping()  # raises if it is the store, and not this value
+                unreadable.append(str(exc))
     if json:
         _console.print_json(values)
-    elif not values:
+    elif not keys:
         _console.note(f"no values {_where(session, namespace)}")
     else:
         rows = [(key, _console.clean(value, width=100)) for key, value in values.items()]
         _console.out().print(_console.table(["key", "value"], rows))
+    for error in unreadable:
+        _console.say(f"error: {error}")
+    if unreadable:
+        raise Failure(1)
 
 
 @command(app, "search")
@@ -143,10 +166,14 @@ async def remember(
     namespace: Namespace = "default",
 ) -> None:
     """Remember a text for the namespace, and print its id."""
+    from agenthelm.cli import _console
+
     content = sys.stdin.read() if text == "-" else text
     async with _open() as hub:
         made = await _context(hub, session, namespace).remember(content, id=id)
     sys.stdout.write(made + "\n")
+    if brief := _how_long(hub.semantic):
+        _console.note(f"remembered{brief}")
 
 
 @command(app, "forget")
@@ -188,7 +215,9 @@ async def stats(namespace: Namespace = "default", json: Json = False) -> None:
         sessions = await hub.sessions(namespace) if health["short_term"].ok else {}
         shared = len(await memory.list_shared()) if health["short_term"].ok else 0
         texts = await memory.count() if health["semantic"].ok else 0
-        embedder = hub.semantic.embedder
+        remembered = hub.collection(namespace)
+        recorded = await remembered.backend.open(remembered.collection) if health["semantic"].ok else None
+        embedder = recorded.name if recorded else remembered.embedder
     if json:
         _console.print_json(
             {

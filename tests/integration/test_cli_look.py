@@ -6,12 +6,15 @@ import csv
 import io
 import json
 import re
+import sqlite3
 import sys
 from pathlib import Path
 
+import anyio
 import pytest
 
 from agenthelm.cli._export import _csv_cell
+from agenthelm.memory import MemoryHub
 from tests.support.apps import AGENTS
 from tests.support.cli import Cli
 
@@ -436,6 +439,43 @@ def test_memory_statistics_say_where_and_how_much(cli: Cli) -> None:
     assert (document["sessions"], document["shared"], document["texts"]) == ({"trip": 1}, 1, 1)
     assert document["health"]["short_term"]["ok"] is True
     assert "trip" in cli("memory", "stats").stdout
+
+
+def test_memory_statistics_name_the_embedder_of_what_is_remembered(cli: Cli) -> None:
+    async def fill() -> None:
+        vectors = str(cli.folder / ".agenthelm" / "vectors")
+        async with MemoryHub(
+            semantic=vectors, embedder=lambda texts: [[1.0]] * len(texts), embedder_name="mine"
+        ) as hub:
+            await hub.create_context("s").remember("a text")
+
+    anyio.run(fill)
+    assert json.loads(cli("memory", "stats", "--json").stdout)["embedder"] == "mine"
+    assert "embedder agenthelm-lexical-1" in cli("memory", "stats", "--namespace", "other").stdout
+
+
+@pytest.mark.parametrize("text", ["NaN", "1e999", '{"a": -Infinity}', "[" * 20_000, "not json"])
+def test_what_is_no_json_is_kept_as_the_text_it_is(cli: Cli, text: str) -> None:
+    cli("memory", "set", "mood", text)
+    assert cli("memory", "get", "mood").stdout == text + "\n"
+
+
+def test_a_value_that_somebody_else_wrote_is_named_beside_the_others(cli: Cli) -> None:
+    cli("memory", "set", "a", "1")
+    cli("memory", "set", "b", "2")
+    with sqlite3.connect(cli.folder / ".agenthelm" / "memory.db") as connection:
+        connection.execute("UPDATE memory_v1 SET value = 'not json' WHERE key LIKE '%:b'")
+    connection.close()
+    done = cli("memory", "list", "--json", code=1)
+    assert json.loads(done.stdout) == {"a": 1}
+    assert done.stderr.startswith("error: what is stored under 'b' is not JSON")
+    assert "a" in cli("memory", "list", code=1).stdout
+
+
+def test_what_ends_with_the_command_is_said_to(cli: Cli) -> None:
+    cli.env.update(AGENTHELM_MEMORY_URL="memory://", AGENTHELM_VECTORS="memory://")
+    assert "until this command ends" in cli("memory", "set", "a", "1").stderr
+    assert "until this command ends" in cli("memory", "remember", "a text").stderr
 
 
 def test_a_memory_that_can_not_be_reached_is_one_line(cli: Cli) -> None:

@@ -253,3 +253,12 @@ def test_one_redis_memory_serves_one_event_loop_after_another() -> None:
 
     for n, backend in enumerate(["asyncio", "asyncio", "trio", "trio"]):
         anyio.run(use, n, backend=backend)
+
+
+async def test_a_redis_memory_that_was_closed_in_another_event_loop_is_closed_in_this_one_too() -> None:
+    memory = ShortTermMemory(shared_redis().url)
+    await memory.write("loops", 1)
+    await anyio.to_thread.run_sync(anyio.run, memory.aclose)
+    with pytest.raises(MemoryStoreError, match="closed; open another one"):
+        await memory.write("loops", 2)
+    assert memory.backend._links.get() is None  # type: ignore[attr-defined]

@@ -167,6 +167,9 @@ class RedisBackend(KeyValueBackend):
         return self._call("one", *command, retries=0)
 
     async def _call(self, method: Literal["one", "several"], *args: Any, retries: int = _RETRIES) -> Any:
+        if self._closed:
+            await self.aclose()  # perhaps from another event loop, which left open what belongs to this one
+            raise MemoryStoreError(f"the memory at {self._location} is closed; open another one")
         link = self._links.get() or self._link()
         if not retries and self._clock.monotonic() - link.used > _IDLE:
             await self.ping()  # a connection that died meanwhile must not be found out by what is never repeated
@@ -187,8 +190,6 @@ class RedisBackend(KeyValueBackend):
 
     def _link(self) -> _Link:
         """Make what belongs to this event loop; redis-py is loaded here."""
-        if self._closed:
-            raise MemoryStoreError(f"the memory at {self._location} is closed; open another one")
         from redis.exceptions import RedisError
 
         self._failures = (RedisError, OSError, UnicodeDecodeError)
