@@ -1,8 +1,7 @@
-"""An undo of which nobody knows whether it worked is not repeated, and what was undone with a call is not undone again."""
+"""What was done inside a call whose own end or undo is in doubt: undone once, and told as undone only if it was."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -23,49 +22,6 @@ async def use(name: str, /, **arguments: Any) -> Any:
     executor = current_executor()
     assert executor is not None
     return await executor.call(name, arguments)
-
-
-# -- not repeated ------------------------------------------------------------------------------------------------------
-
-
-async def was_cut_off() -> None:
-    raise BaseExceptionGroup("several", [GeneratorExit()])
-
-
-async def did_not_end_in_time() -> None:
-    await anyio.sleep_forever()
-
-
-@pytest.mark.parametrize(
-    ("ends", "reason"),
-    [(was_cut_off, "unpay did not end"), (did_not_end_in_time, "unpay did not finish within 0.2 s")],
-    ids=lambda case: getattr(case, "__name__", ""),
-)
-async def test_a_compensator_that_was_stopped_on_its_way_is_not_called_again(
-    ends: Callable[[], Awaitable[None]], reason: str
-) -> None:
-    tools, paid_back = ToolRegistry(), list[int]()
-
-    @tool(registry=tools, compensating_tool="unpay")
-    async def pay() -> None: ...
-
-    @tool(registry=tools)
-    async def unpay() -> None:
-        paid_back.append(1)
-        await ends()
-
-    @tool(registry=tools)
-    async def fail() -> None:
-        raise ValueError("no")
-
-    orchestrator = Orchestrator(tools=tools, grace=0.2)
-    result = await orchestrator.run_saga([Step("pay"), Step("fail")])
-    (stuck,) = result.stuck
-    assert reason in stuck.reason
-    again = await orchestrator.retry(result.run_id)
-    (stuck,) = again.stuck
-    assert "an undo of pay was interrupted; nobody knows whether it worked" in stuck.reason
-    assert (again.status, paid_back) == ("failed", [1])
 
 
 # -- not done twice ----------------------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ class TestScope:
     @on_asyncio
     @pytest.mark.parametrize("times", [1, 2])
     async def test_native_cancellation_too_once_and_twice(self, world: World, times: int) -> None:
-        undoing, go = anyio.Event(), anyio.Event()
+        inside, undoing, go = anyio.Event(), anyio.Event(), anyio.Event()
 
         @tool(registry=world.tools, compensating_tool="slow_undo", side_effects=["x:write"])
         async def slow() -> None: ...
@@ -141,10 +141,11 @@ class TestScope:
             async with world.saga() as scope:
                 await scope.use("book", name="a")
                 await scope.use("slow")
+                inside.set()
                 await anyio.sleep_forever()
 
         task = asyncio.ensure_future(body())
-        await anyio.wait_all_tasks_blocked()
+        await inside.wait()
         task.cancel()
         await undoing.wait()
         if times == 2:
