@@ -143,10 +143,8 @@ def stdout_for_document() -> Iterator[None]:
     stream.flush()
     with ExitStack() as stack:
         with suppress(OSError):  # without a descriptor nobody but Python itself can print there
-            place, elsewhere = stream.fileno(), sys.stderr.fileno()
-            stream = stack.enter_context(
-                os.fdopen(os.dup(place), "w", encoding=stream.encoding, errors="backslashreplace")
-            )
+            place, elsewhere, encoding = stream.fileno(), sys.stderr.fileno(), sys.stdout.encoding
+            stream = stack.enter_context(os.fdopen(os.dup(place), "w", encoding=encoding, errors="backslashreplace"))
             stack.callback(os.dup2, stream.fileno(), place)
             os.dup2(elsewhere, place)
         stack.enter_context(redirect_stdout(sys.stderr))

@@ -31,6 +31,9 @@ class LiveRun:
         resumable: Whether recovery may go on with it instead of undoing it.
         flying: The effects whose calls are under way in this process; a resumed run has doubtful ones besides.
         ending: The scopes that are being closed or undone.
+        numbered: The number of the last effect's id.
+        completions: How many effects have ended.
+        changed: Set when an effect or a scope has ended; None while nobody waits for that.
     """
 
     journal: Journal

@@ -69,8 +69,10 @@ class SagaScope:
         protected: Whether the block runs in a child task already, where no native cancellation comes.
         journal: An existing journal, when a claimed run is resumed.
         states: The effects it already has, when it is resumed.
-        result: How it ended; there after the block.
         steps: The steps that succeeded, for the result.
+        errors: By step, what went wrong in those that the rest went on without, for the result.
+        result: How it ended; there after the block.
+        stop: Marked when nothing further may happen in the block, which then ends with the error it is marked with.
     """
 
     executor: ToolExecutor

@@ -28,6 +28,7 @@ class EffectState:
         scope: The path of the scope it belongs to; ``""`` is the run itself, ``"1.2"`` a scope inside a scope.
         order: Its place in the order of beginnings.
         outcome: How the call ended; None while, or because, it never returned.
+        error: What its call raised, in one line.
         completed: Its place in the order of completions.
         recorded: Whether it was read from a journal, which holds its arguments and its result as JSON.
         result: What it returned; see `value`.
@@ -158,6 +159,23 @@ class RunState:
     """A run, as its journal tells it.
 
     Attributes:
+        run_id: The run.
+        position: How many records there are.
+        epoch: How often it was claimed.
+        name: What runs.
+        kind: Whether it is a plan of steps or anything else.
+        rollback: Whether a failure undoes anything.
+        session_id: The conversation it belongs to.
+        namespace: The tenant it belongs to.
+        plan: The plan, with its options; None if it can't be resumed.
+        trace_id: The trace it belongs to.
+        span_id: The span of the run.
+        owner: The process that holds it, or held it last.
+        opened_at: When it began.
+        last_at: When something was recorded last.
+        status: How it ended; None while it is open.
+        effects: What it did, by id, in order of beginning.
+        unwinding: The scopes that it was decided to undo, in order of decision.
         reason: Why it was decided to undo the whole run; None if it was not.
         undone: Ids of the effects that were undone, or found never to have happened, in the order in which that was said.
         closed_at: When it ended last, also if it was claimed after that.

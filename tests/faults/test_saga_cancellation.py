@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import SagaOrchestrator, Step, saga
 from agenthelm.orchestration.scope import Opening, SagaScope
 from agenthelm.orchestration.state import EffectState, RunState
+from tests.support.deadlines import overruns
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Threads:
         return list(run.effects.values())
 
 
-Way = Callable[[Threads], Awaitable[Any]]
+Way = Callable[[Threads], Coroutine[Any, Any, Any]]
 
 
 class Maker(Agent):
@@ -201,16 +202,7 @@ async def test_cancelling_again_while_it_is_undone_does_not_stop_the_undo(way: W
 @EVERY_WAY
 async def test_wait_for_overruns_until_the_effect_is_undone(way: Way) -> None:
     world = Threads()
-
-    async def let_go() -> None:
-        await world.entered.wait()
-        await asyncio.sleep(0.1)  # the deadline has passed by then
-        world.gate.set()
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(let_go)
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(way(world), 0.05)
+    await overruns(way(world), world.entered.wait, world.gate.set)
     await check_done_and_undone(world)
 
 
@@ -306,7 +298,7 @@ async def test_a_cancellation_that_comes_while_verify_is_asked_keeps_the_doubt_o
 
 
 SCRIPT = """
-import sys, anyio
+import signal, sys, anyio
 from pathlib import Path
 from agenthelm.core.storage import SqliteStorage
 from agenthelm.core.tool import ToolRegistry, tool
@@ -327,6 +319,7 @@ def unmake(thing: str) -> None:
 async def main():
     async with SqliteStorage(folder / "log.db") as storage:
         await Orchestrator(storage=storage, tools=tools).run_saga([Step("make")])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 uvloop = sys.argv[2] == "uvloop"
 anyio.run(main, backend="trio" if sys.argv[2] == "trio" else "asyncio", backend_options={"use_uvloop": True} if uvloop else {})
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import anyio
@@ -27,9 +26,7 @@ async def test_a_branch_whose_undo_hangs_is_stuck_after_the_grace_of_its_run() -
 
     @tool(registry=tools)
     async def unmake() -> None:
-        await anyio.sleep(5)
+        await anyio.sleep_forever()
 
-    began = time.monotonic()
     result = await Orchestrator(tools=tools, grace=0.1).run(Parallel([Branch(name="a")], on_error="collect"), "go")
     assert "did not finish within 0.1 s" in result.saga.stuck[0].reason
-    assert time.monotonic() - began < 3

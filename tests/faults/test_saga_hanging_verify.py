@@ -39,7 +39,7 @@ async def test_a_verify_that_hangs_leaves_its_doubt_and_the_rest_is_undone(where
         await anyio.sleep_forever()
 
     @tool(registry=tools)
-    async def cancel(what: str) -> None:
+    def cancel(what: str) -> None:  # in a thread, so that it comes to its end however short the grace
         world.remove(what)
         gate.set()
 

@@ -76,20 +76,21 @@ def _lost(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     return [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_an_unreachable_collector_costs_one_warning_and_at_most_two_seconds(
+def test_an_unreachable_collector_costs_one_warning_and_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://user:{SECRET}@127.0.0.1:{port}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
     telemetry = configure("otlp")
     for _ in range(3):
         with spans.tool("t"):
             pass
     began = time.monotonic()
     telemetry.shutdown()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10  # by itself the exporter would try for half a minute
     (warning,) = _lost(caplog)
     assert warning.name == "agenthelm.tracing.setup"
     assert f"127.0.0.1:{port}" in warning.getMessage()
@@ -97,15 +98,15 @@ def test_an_unreachable_collector_costs_one_warning_and_at_most_two_seconds(
 
 
 def test_a_silent_collector_does_not_hold_the_process_either(
-    collector: Collector, caplog: pytest.LogCaptureFixture
+    collector: Collector, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
     collector.silent = True
     telemetry = configure("otlp")
     with spans.tool("t"):
         pass
-    began = time.monotonic()
     telemetry.shutdown(0.2)
-    assert time.monotonic() - began < 1.5
+    assert not collector.gave_up  # it is silent still
     assert len(_lost(caplog)) == 1
 
 

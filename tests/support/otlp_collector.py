@@ -32,6 +32,8 @@ class Collector(ThreadingHTTPServer):
         self.refuses_metrics = False
         self.silent = False
         self.closing = threading.Event()
+        self.gave_up = False
+        """Whether a sender outlasted its silence."""
 
     @property
     def url(self) -> str:
@@ -55,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.raw.append(body)
         if self.server.silent:
-            self.server.closing.wait(20)
+            self.server.gave_up = not self.server.closing.wait(20)
             self.close_connection = True
             return
         if self.path == "/v1/traces":

@@ -18,6 +18,7 @@ import httpx
 import pytest
 import typing_extensions
 from pydantic import BaseModel, BeforeValidator, SecretStr, StringConstraints
+from trio.testing import MockClock
 
 from agenthelm._runtime.context import RunContext, StopMark, entered
 from agenthelm._runtime.retry import Backoff
@@ -46,6 +47,9 @@ from agenthelm.orchestration.saga import saga
 on_asyncio = pytest.mark.parametrize(
     "anyio_backend", ["asyncio", pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop")]
 )
+
+TIME = MockClock()
+"""An event loop's own time, which passes only when a test says so."""
 
 
 class Clock:
@@ -483,12 +487,13 @@ class TestDeadlines:
             let_go.set()
         assert {event.tool_name: event.late for event in await door.events()} == {"wait": True, "look": False}
 
+    @pytest.mark.parametrize("anyio_backend", [pytest.param(("trio", {"clock": TIME}), id="trio")])
     async def test_neither_does_it_end_a_tool_that_could_be_let_go(self) -> None:
         door = Door(workers=Workers(1))
         let_go = threading.Event()
         waiting = door.executor.workers
 
-        @tool(registry=door.tools, timeout=0.5, abandonable=True)
+        @tool(registry=door.tools, timeout=5, abandonable=True)
         def look() -> str:
             return "value"
 
@@ -501,7 +506,9 @@ class TestDeadlines:
             group.start_soon(waiting.run_abandonable, let_go.wait, 10)
             await anyio.lowlevel.checkpoint()
             group.start_soon(call)
-            await anyio.sleep(0.6)  # longer than the deadline, and the place is still taken
+            await anyio.wait_all_tasks_blocked()
+            TIME.jump(6)  # past the deadline, and the place is still taken
+            await anyio.wait_all_tasks_blocked()
             let_go.set()
         assert seen == ["value"]
 

@@ -23,6 +23,7 @@ from agenthelm._runtime.context import RunContext, StopMark, current_run, entere
 from agenthelm._runtime.groups import in_child, named, shielded, wait_through
 from agenthelm._runtime.retry import Backoff, asked_delay
 from agenthelm._runtime.workers import Workers, _Thread, hop_back
+from tests.support.deadlines import overruns
 
 CONTEXT = RunContext(run_id="r", session_id="s", namespace="n")
 
@@ -266,19 +267,20 @@ class TestChildren:
     @on_asyncio
     async def test_wait_for_overruns_until_the_undo_is_whole(self) -> None:
         done: list[str] = []
+        inside, go_on = anyio.Event(), anyio.Event()
 
         async def undo() -> None:
-            await anyio.sleep(0.05)
+            await go_on.wait()
             done.append("undone")
 
         async def body() -> None:
             try:
+                inside.set()
                 await anyio.sleep_forever()
             finally:
                 await shielded(undo)
 
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(in_child(body), 0.01)
+        await overruns(in_child(body), inside.wait, go_on.set)
         assert done == ["undone"]
 
     async def test_shielded_work_ends_before_the_cancellation_is_raised(self) -> None:
