@@ -25,7 +25,6 @@ from agenthelm._runtime.context import (
 from agenthelm._runtime.progress import Progress
 from agenthelm._runtime.retry import Clock, SystemClock
 from agenthelm._runtime.workers import Workers, on_event_loop
-from agenthelm.core import process
 from agenthelm.core.approval import approve
 from agenthelm.core.attempts import Attempts, Verdict
 from agenthelm.core.call import Call
@@ -33,6 +32,7 @@ from agenthelm.core.contract import ToolContract
 from agenthelm.core.cost import Amount, Budget, Ledger, Reservation
 from agenthelm.core.effects import EffectLog, Outcome
 from agenthelm.core.handlers import ApprovalHandler, AutoDeny
+from agenthelm.core.process import charged_here
 from agenthelm.core.storage.base import EVENTS, BaseStorage, Record
 from agenthelm.core.storage.memory_storage import InMemoryStorage
 from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
@@ -411,9 +411,8 @@ def charge(usd: float) -> None:
     executor, run = _current.get(), current_run()
     if executor is not None:
         executor.ledger.charge(usd, agent=run.agent if run is not None else None)
-    elif process._books is not None or threading.current_thread() is threading.main_thread():
-        process.charged_here(usd)
-    else:  # where a tool's function is merely called, the money is nobody's; in a thread that is more likely a mistake
+    elif not charged_here(usd) and threading.current_thread() is not threading.main_thread():
+        # Where a tool's function is merely called, the money is nobody's; in a thread that is more likely a mistake.
         _log.warning(
             "charge(%r) in a thread that belongs to no tool call: nothing was booked. If a tool started it, hand its "
             "context on: pool.submit(contextvars.copy_context().run, function, ...)",

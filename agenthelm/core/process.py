@@ -74,10 +74,12 @@ def received(report: Report) -> Any:
     return content
 
 
-def charged_here(usd: float) -> None:
-    """Book money in a worker process; elsewhere it is nobody's."""
-    if _books is not None:
-        _books.charge(usd)
+def charged_here(usd: float) -> bool:
+    """Book money in a worker process; False elsewhere, where it is nobody's."""
+    if _books is None:
+        return False
+    _books.charge(usd)
+    return True
 
 
 def _portable(error: BaseException) -> bytes:

@@ -145,7 +145,7 @@ class Recovery:
             return _as_found(state)
         kept = _apart_from_stuck(state)
         self._refuse_missing(state, state.begun() if kept else state.effects.values())
-        return await shielded(self._take, state, "tried again on purpose", kept)
+        return await shielded(self._take, state, "tried again on purpose", kept, True)
 
     async def resolve(self, run_id: str, step: str, *, outcome: Literal["done", "undone"]) -> SagaResult:
         """Record a human's word on an effect that could not be undone, or of which nobody knew whether it happened.
@@ -232,14 +232,16 @@ class Recovery:
         state.status, state.kept = None, kept
         return journal
 
-    async def _take(self, state: RunState, reason: str, kept: SagaStatus | None = None) -> SagaResult:
+    async def _take(
+        self, state: RunState, reason: str, kept: SagaStatus | None = None, again: bool = False
+    ) -> SagaResult:
         """Claim a run and undo it, or what of it got stuck. Shielded, as nobody would end a run that is only claimed.
 
         Raises:
             RunBusyError: Somebody else was first.
         """
         journal = await self._claim(state, kept=kept)
-        return await beside(journal.keep, self._unwind, state, journal, reason)
+        return await beside(journal.keep, self._unwind, state, journal, reason, again)
 
     async def _take_over(self, state: RunState, resume: bool) -> SagaResult:
         """Claim a run that somebody left, and end it.
@@ -278,12 +280,12 @@ class Recovery:
             return await self._close(state, journal, unwinder.undone, status="stopped")
         return await self._unwind(state, journal, reason)
 
-    async def _unwind(self, state: RunState, journal: Journal, reason: str) -> SagaResult:
+    async def _unwind(self, state: RunState, journal: Journal, reason: str, again: bool = False) -> SagaResult:
         with entered(self._as(state)), spans.workflow(
             f"undo {state.name}", run_id=state.run_id, session_id=state.session_id,
             links=((state.trace_id, state.span_id, "continues"),),
         ) as span:  # fmt: skip
-            unwinder = Unwinder(self.executor, journal, self.grace, recorded=True)
+            unwinder = Unwinder(self.executor, journal, self.grace, recorded=True, again=again)
 
             async def undo() -> SagaResult:
                 if not state.decided and state.kept is None:

@@ -43,6 +43,7 @@ class Unwinder:
         journal: Where each undo is announced and reported.
         grace: Seconds for one compensation, retries included.
         recorded: Whether the effects were read from a journal, so that contracts may have changed since.
+        again: Whether a human has asked for another try: then also of what got stuck inside a call that was undone since.
         undone: Ids of what was undone, in order.
     """
 
@@ -50,6 +51,7 @@ class Unwinder:
     journal: Journal
     grace: float = GRACE_SECONDS
     recorded: bool = False
+    again: bool = False
     undone: list[str] = field(default_factory=list)
     _states: dict[str, EffectState] = field(default_factory=dict)
     _verdicts: dict[str, Verdict | None] = field(default_factory=dict)
@@ -121,6 +123,8 @@ class Unwinder:
 
     def _covered(self, state: EffectState) -> bool:
         """Whether the compensator of an enclosing tool takes this effect back as well."""
+        if self.again and state.failed_to_undo:
+            return False  # nobody knows whether it was, so it is tried only because somebody says so
         return any(self._covers(parent, inner) for parent, inner in self._enclosing(state))
 
     def _covers(self, parent: EffectState, inner: EffectState) -> bool:

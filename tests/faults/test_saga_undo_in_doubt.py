@@ -151,3 +151,16 @@ async def test_neither_is_it_when_a_human_undid_the_call() -> None:
     assert [stuck.tool for stuck in result.stuck] == ["trip", "make"]
     resolved = await trip.orchestrator.resolve(result.run_id, result.stuck[0].effect_id, outcome="undone")
     assert (resolved.status, [stuck.tool for stuck in resolved.stuck]) == ("failed", ["make"])
+
+
+@pytest.mark.parametrize("stuck", [{"unmake"}, {"unmake", "undo_trip"}])
+async def test_a_retry_tries_it_again_also_after_the_call_was_undone(stuck: set[str]) -> None:
+    trip = Trip()
+    trip.broken = set(stuck)
+    result = await trip.orchestrator.run_saga([Step("trip"), Step("fail")])
+    trip.broken = {"unmake"}
+    again = await trip.orchestrator.retry(result.run_id)
+    assert ([left.tool for left in again.stuck], trip.world) == (["make"], ["deposit"])
+    trip.broken = set()
+    again = await trip.orchestrator.retry(result.run_id)
+    assert (again.status, trip.world) == ("rolled_back", [])
