@@ -415,9 +415,9 @@ def test_values_are_kept_read_listed_and_forgotten(cli: Cli) -> None:
 )
 def test_an_empty_session_is_refused_and_does_not_mean_the_shared_values(cli: Cli, command: str) -> None:
     cli("memory", "set", "plan", "shared")
-    assert "the session's id is empty" in cli("memory", *command.split(), "--session", "", code=2).stderr
+    assert "it is empty; leave the option out" in cli("memory", *command.split(), "--session", "", code=2).stderr
     assert cli("memory", "get", "plan").stdout == "shared\n"
-    assert "the session's id is empty" in cli("run", "x", "-a", "writer", "--session", "", code=2).stderr
+    assert "it is empty; leave the option out" in cli("run", "x", "-a", "writer", "--session", "", code=2).stderr
 
 
 def test_texts_are_remembered_found_and_forgotten(cli: Cli) -> None:
