@@ -84,6 +84,10 @@ class ToolContract:
         return isinstance(error, (OutcomeUnknown, TimeoutError, ConnectionError, *self.unknown_on))
 
 
+_PICO = 1e12
+"""Money is counted in millionths of millionths; what is beyond that counting is no limit."""
+
+
 def check_contract(name: str, contract: ToolContract, *, is_async: bool) -> None:
     """Refuse a contract that contradicts itself.
 
@@ -124,7 +128,14 @@ def check_contract(name: str, contract: ToolContract, *, is_async: bool) -> None
 
 
 def _is_finite(it: Any) -> bool:
-    return it is None or (isinstance(it, (int, float, Decimal)) and not isinstance(it, bool) and math.isfinite(it))
+    if it is None:
+        return True
+    if isinstance(it, bool) or not isinstance(it, (int, float, Decimal)):
+        return False
+    try:
+        return math.isfinite(float(it) * _PICO)
+    except OverflowError:
+        return False
 
 
 def _is_name(it: Any) -> bool:

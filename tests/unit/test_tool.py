@@ -172,6 +172,8 @@ class TestContradictions:
             ({"verify": lambda other: True}, "other"),
             ({"timeout": math.nan}, "timeout"),
             ({"timeout": math.inf}, "timeout.*None for no limit"),
+            ({"timeout": 10**400}, "timeout.*None for no limit"),
+            ({"max_cost": 1e300}, "max_cost.*None for no limit"),
             ({"timeout": "5"}, "timeout"),
             ({"timeout": True}, "timeout"),
             ({"max_cost": math.nan}, "max_cost"),
