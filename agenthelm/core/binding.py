@@ -7,7 +7,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -34,28 +34,15 @@ class Binding:
     """A function's parameters and result, ready to validate.
 
     Args:
-        name: The tool's name, for messages.
-        function: The function.
-        inputs: Overrides of parameter types.
-        outputs: Overrides of the result's fields.
-        localns: Names visible where the function was defined, for annotations that name local types.
+        signature: What it takes and gives.
 
     Raises:
-        ToolContractError: The signature can't be a contract.
+        ToolContractError: A type can't be validated.
     """
 
-    def __init__(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        *,
-        inputs: Mapping[str, Any] | None = None,
-        outputs: Mapping[str, Any] | None = None,
-        localns: dict[str, Any] | None = None,
-    ) -> None:
-        signature = Signature(name, function, inputs=inputs, outputs=outputs, localns=localns)
-        self.name = name
-        self._function = function
+    def __init__(self, signature: Signature) -> None:
+        self.name = signature.name
+        self._function = signature.function
         self._positional = signature.positional
         self.parameters: dict[str, Parameter] = signature.parameters
         self.defaults: dict[str, Any] = signature.defaults

@@ -12,7 +12,7 @@ from typing import Any
 
 from agenthelm.core.binding import KEY_PARAMETER, Binding
 from agenthelm.core.contract import ToolContract, check_contract
-from agenthelm.core.signature import Parameter, missing_parameters, unwrapped
+from agenthelm.core.signature import Parameter, Signature, missing_parameters, unwrapped
 from agenthelm.exceptions import ToolContractError, nearest
 
 __all__ = ["Tool", "known_tool", "name_of", "place_of", "remember"]
@@ -98,7 +98,8 @@ class Tool:
         if idempotent is not None:
             contract = replace(contract, idempotent=idempotent)
         check_contract(name, contract, is_async=is_async)
-        binding = Binding(name, function, inputs=contract.inputs, outputs=contract.outputs, localns=localns)
+        signature = Signature(name, function, inputs=contract.inputs, outputs=contract.outputs, localns=localns)
+        binding = Binding(signature)
         if idempotent is None:
             contract = replace(contract, idempotent=binding.takes_key)
         _check_predicates(name, contract, binding)

@@ -59,6 +59,8 @@ class Signature:
         localns: Names visible where the function was defined, for annotations that name local types.
 
     Attributes:
+        name: The tool's name.
+        function: The function.
         parameters: By name, in order; those that a ``TypedDict`` behind ``**kwargs`` declares included.
         defaults: Of those that have one.
         open_ended: Whether it takes ``**kwargs`` of any name.
@@ -82,6 +84,7 @@ class Signature:
         localns: dict[str, Any] | None = None,
     ) -> None:
         self.name = name
+        self.function = function
         try:
             signature = inspect.signature(function)
         except (TypeError, ValueError) as exc:  # a class method before it is bound, or a builtin without a signature

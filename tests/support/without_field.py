@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from agenthelm.core import binding
-from agenthelm.core import tool as tools
+from agenthelm.core import function, signature
 from agenthelm.core.contract import ToolContract
 
 ROOT = Path(__file__).parents[2]
@@ -30,20 +29,20 @@ def pytest_configure(config: pytest.Config) -> None:
     field = os.environ["WITHOUT_FIELD"]
     bare = getattr(ToolContract(), field)
 
-    class Binding(binding.Binding):
+    class Signature(signature.Signature):
         def __init__(self, *args: Any, **options: Any) -> None:
             options.update({name: None for name in (field,) if name in ("inputs", "outputs")})
             super().__init__(*args, **options)
 
-    finish = tools.Tool.__post_init__
+    finish = function.Tool.__post_init__
 
-    def without(self: tools.Tool) -> None:
+    def without(self: function.Tool) -> None:
         object.__setattr__(self, "contract", dataclasses.replace(self.contract, **{field: bare}))
         finish(self)
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(tools, "Binding", Binding)
-    patch.setattr(tools.Tool, "__post_init__", without)
+    patch.setattr(function, "Signature", Signature)
+    patch.setattr(function.Tool, "__post_init__", without)
     config.add_cleanup(patch.undo)
 
 
