@@ -110,6 +110,20 @@ async def test_what_a_tool_makes_of_a_time_limit_of_its_own_is_its_answer() -> N
     assert (account, scope.result.status) == ([], "rolled_back")
 
 
+async def test_an_error_that_was_raised_from_itself_is_an_answer_too() -> None:
+    account: list[float] = []
+
+    async def give_up() -> None:
+        account.clear()
+        error = ValueError("called off")
+        raise error from error
+
+    with pytest.raises(ValueError, match="called off"):
+        async with saga(tools=paying(account, give_up)) as scope:
+            await scope.use("pay", amount=100.0)
+    assert (account, scope.result.status) == ([], "rolled_back")
+
+
 @pytest.mark.parametrize(("timeout", "retries"), [(0.05, 2), (None, 0)], ids=["deadline", "grace"])
 async def test_an_undo_that_may_have_worked_is_not_repeated(timeout: float | None, retries: int) -> None:
     tools, account = ToolRegistry(), []
