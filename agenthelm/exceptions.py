@@ -42,7 +42,7 @@ Messages are one line: what happened, where, and what to do about it. Fields car
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 __all__ = [
@@ -460,6 +460,21 @@ def behind(error: BaseException) -> list[BaseException]:
             if other is not None and not any(other is known for known in found):
                 found.append(other)
     return found[1:]
+
+
+def chain(error: BaseException, *, handled: bool = True) -> Iterator[BaseException]:
+    """An exception and those before it, as a traceback tells them; each once, also where one was raised from itself.
+
+    Args:
+        error: The exception.
+        handled: Whether those count that were only being handled when the next one was raised.
+    """
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or (link.__context__ if handled and not link.__suppress_context__ else None)
 
 
 def conceal(error: BaseException, text: str) -> None:

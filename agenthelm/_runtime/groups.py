@@ -14,6 +14,8 @@ from typing import Any, Protocol, TypeVar
 import anyio
 from anyio import CancelScope
 
+from agenthelm.exceptions import chain
+
 __all__ = ["beside", "cut_short", "in_child", "named", "shielded", "wait_through"]
 
 T = TypeVar("T")
@@ -140,11 +142,11 @@ def cut_short(error: Exception) -> bool:
     """
     if anyio.current_effective_deadline() == -math.inf:
         return True
-    before: BaseException | None = error  # no scope knows of a native cancellation, but what took its place does
-    while before is not None and not isinstance(before, TimeoutError):
+    for before in chain(error):  # no scope knows of a native cancellation, but what took its place does
+        if isinstance(before, TimeoutError):
+            break
         if isinstance(before, anyio.get_cancelled_exc_class()):
             return not _comes_again(before)
-        before = before.__cause__ or (None if before.__suppress_context__ else before.__context__)
     return False
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator
 
 from dspy import lm15
 from dspy.utils.exceptions import AdapterParseError, LMError
 
-from agenthelm.exceptions import AgentHelmError, ModelCallError
+from agenthelm.exceptions import AgentHelmError, ModelCallError, chain
 
 __all__ = ["Fate", "fate_of", "is_retryable", "remember_attempts", "unwrap"]
 
@@ -27,15 +26,6 @@ Fate = str
 worked and billed, and its answer never arrived."""
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        yield link
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-
-
 def fate_of(error: BaseException) -> Fate:
     """What became of a request whose attempt raised this."""
     code = getattr(error, "code", None)
@@ -46,7 +36,7 @@ def fate_of(error: BaseException) -> Fate:
         return "refused"
     if code == "transport" and any(
         isinstance(link, (ConnectionRefusedError, socket.gaierror)) or type(link).__name__ in _CONNECT
-        for link in _chain(error)
+        for link in chain(error)
     ):
         return "unsent"
     return "refused" if code in _REFUSED else "lost"
@@ -77,12 +67,10 @@ def unwrap(error: Exception) -> Exception:
     if not isinstance(error, (LMError, lm15.LM15Error)):
         return error
     attempts = 1
-    link: BaseException | None = error
-    while link is not None:
+    for link in chain(error, handled=False):
         if isinstance(link, AgentHelmError):
             return link
         attempts = max(attempts, getattr(link, "agenthelm_attempts", 1))
-        link = link.__cause__
     return _call_error(error, attempts)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from agenthelm.exceptions import ConfigError
+from agenthelm.exceptions import ConfigError, nearest
 
 __all__ = ["Amount", "Budget", "Totals", "tightest"]
 
@@ -34,10 +34,10 @@ class Budget(BaseModel):
         seconds: Wall-clock seconds since the scope began; checked at each call.
 
     Raises:
-        ConfigError: A limit is no number, or below 0.
+        ConfigError: A limit is no number, or below 0, or there is no such limit.
     """
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
 
     usd: _Quantity | None = None
     tokens: _Count | None = None
@@ -45,25 +45,25 @@ class Budget(BaseModel):
     tool_calls: _Count | None = None
     seconds: _Quantity | None = None
 
-    def __init__(
-        self,
-        *,
-        usd: float | None = None,
-        tokens: int | None = None,
-        calls: int | None = None,
-        tool_calls: int | None = None,
-        seconds: float | None = None,
-    ) -> None:
-        try:
-            super().__init__(usd=usd, tokens=tokens, calls=calls, tool_calls=tool_calls, seconds=seconds)
-        except ValidationError as exc:
-            wrong = exc.errors()[0]
-            name = str(wrong["loc"][0])
-            kind = "number" if name in ("usd", "seconds") else "whole number"
-            raise ConfigError(
-                f"Budget({name}=...) must be a {kind} of at least 0, or None for no limit, not {wrong['input']!r:.80}",
-                setting=name,
-            ) from None
+    if not TYPE_CHECKING:  # which knows what it takes by its fields
+
+        def __init__(self, **limits: object) -> None:
+            try:
+                super().__init__(**limits)
+            except ValidationError as exc:
+                raise _refused(exc.errors()[0]) from None
+
+
+def _refused(wrong: Mapping[str, Any]) -> ConfigError:
+    """What is wrong with a budget, in one line."""
+    name = str(wrong["loc"][0])
+    if name not in Budget.model_fields:
+        return ConfigError(f"Budget has no limit {name!r}.{nearest(name, Budget.model_fields)}", setting=name)
+    kind = "number" if name in ("usd", "seconds") else "whole number"
+    return ConfigError(
+        f"Budget({name}=...) must be a {kind} of at least 0, or None for no limit, not {wrong['input']!r:.80}",
+        setting=name,
+    )
 
 
 def tightest(one: Mapping[str, Budget], other: Mapping[str, Budget]) -> Mapping[str, Budget]:

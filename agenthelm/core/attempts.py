@@ -242,7 +242,7 @@ class Attempts:
         try:
             with scope:
                 value = await (invoke() if at_once else invoke(begins=begins))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if not scope.cancel_called:
                 raise
             assert timeout is not None

@@ -257,13 +257,14 @@ class Call:
         return tool.binding.shown(self.result) if tool is not None and tool.binding.hides else self.result
 
     def secrets(self) -> list[str]:
-        """What the secret arguments say."""
+        """What the secret arguments say, the longest first."""
         if not self.guarded:
             return []
         shown = self.arguments if self.bound is None else self.bound
         sensitive = self._sensitive(shown)
         found = secret_texts([shown[name] for name in sensitive if name in shown], whole=True)
-        return found + secret_texts([shown[name] for name in self.guarded if name in shown], whole=False)
+        found += secret_texts([shown[name] for name in self.guarded if name in shown], whole=False)
+        return sorted(found, key=len, reverse=True)
 
     def _sensitive(self, shown: Mapping[str, Any]) -> AbstractSet[str]:
         """The arguments that are masked whole."""

@@ -168,7 +168,7 @@ class ToolExecutor:
         call.failed(error, doubt=False)
         _log.debug("tool %s: %s (call %s)", call.name, call.outcome, call.id)
         if call.tool is None:
-            call.guarded = frozenset[str]().union(*(entry.binding.guarded for entry in self.tools.values()))
+            call.guarded = call.hidden.union(*(entry.binding.guarded for entry in self.tools.values()))
         try:
             await self._append_event(call)
         except StorageError:

@@ -180,7 +180,8 @@ def _check_predicates(name: str, contract: ToolContract, binding: Binding) -> No
 def _origin(function: Callable[..., Any]) -> str:
     function = unwrapped(function)
     named = function if hasattr(function, "__qualname__") else type(function)
-    file = getattr(sys.modules.get(named.__module__), "__file__", None)
+    module = getattr(named, "__module__", None)  # a method of a built-in type has none
+    file = getattr(sys.modules.get(module or ""), "__file__", None)
     path = Path(file or "")
     return path.parent.name if path.stem == "__init__" else path.stem
 

@@ -138,7 +138,7 @@ def masked(
         value: Anything; for a mapping, a dict comes back.
         sensitive: Further names that are masked, at the top level.
         secrets: What no string may contain and no number read like, the longest first. They are taken out before
-            anything is cut or looked at, so that no part of one is left.
+            anything is cut or looked through for others, so that no part of one is left.
         hook: Asked for each named value that is not masked already; what it returns is masked in its turn. If it
             raises, the value is masked.
         cap: The longest string that is kept whole, in characters; the whole copy holds at most eight times as many.
@@ -304,9 +304,11 @@ class _Masking:
                 shown["…"] = f"<{count} of {length} entries>"
                 break
             name = str.__str__(key) if isinstance(key, str) else str(self.value(key))
+            # By the whole name, of which a secret may be a part.
+            hides = key in sensitive or (type(item) is not bool and looks_secret(name[: self.cap]))
             name = self.text(name)
             self.room -= 8
-            shown[name] = self.named(name, item, sensitive=key in sensitive)
+            shown[name] = self.named(name, item, sensitive=hides)
         return shown
 
     def items(self, value: Any) -> list[Any]:
@@ -335,9 +337,10 @@ class _Masking:
 
     def number(self, value: float) -> Any:
         """A number that JSON has."""
+        if isinstance(value, int) and (bits := value.bit_length()) > _BITS:
+            return f"<integer of {bits} bits>"
         if self.secrets and str(value) in self.secrets:
             return MASK
         if isinstance(value, int):
-            bits = value.bit_length()
-            return int(value) if bits <= _BITS else f"<integer of {bits} bits>"
+            return int(value)
         return float(value) if math.isfinite(value) else str(float(value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -56,14 +57,21 @@ def paying(account: list[float], hang: Hang, *, timeout: float | None = None) ->
     return tools
 
 
-@EVERY_WAY
+async def as_an_exit() -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        sys.exit("connection lost")
+
+
+@pytest.mark.parametrize("hang", [in_a_finally, as_another_error, in_a_task_of_its_own, as_an_exit])
 async def test_at_its_deadline_it_is_not_tried_again(hang: Hang) -> None:
     account: list[float] = []
     with pytest.raises(ToolTimeoutError) as caught:
         async with saga(tools=paying(account, hang, timeout=0.05)) as scope:
             await scope.use("pay", amount=100.0)
     assert account == [100.0]
-    assert isinstance(caught.value.__cause__, Exception)  # what its clean-up said is not lost
+    assert caught.value.__cause__ is not None  # what its clean-up said is not lost
     assert (scope.result.status, [stuck.tool for stuck in scope.result.stuck]) == ("failed", ["pay"])
 
 
@@ -103,6 +111,20 @@ async def test_what_a_tool_makes_of_a_time_limit_of_its_own_is_its_answer() -> N
         except TimeoutError as error:
             account.clear()
             raise ValueError("called off") from error
+
+    with pytest.raises(ValueError, match="called off"):
+        async with saga(tools=paying(account, give_up)) as scope:
+            await scope.use("pay", amount=100.0)
+    assert (account, scope.result.status) == ([], "rolled_back")
+
+
+async def test_an_error_that_was_raised_from_itself_is_an_answer_too() -> None:
+    account: list[float] = []
+
+    async def give_up() -> None:
+        account.clear()
+        error = ValueError("called off")
+        raise error from error
 
     with pytest.raises(ValueError, match="called off"):
         async with saga(tools=paying(account, give_up)) as scope:

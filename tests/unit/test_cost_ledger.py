@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 
 from agenthelm._runtime.context import StopMark
 from agenthelm.core.cost import Amount, Budget, Ledger, TokenUsage
@@ -392,6 +393,18 @@ def test_a_budget_refuses_what_is_no_limit_in_one_line(field: str, limit: Any) -
         Budget(**{field: limit})
     assert "\n" not in str(caught.value)
     assert caught.value.setting == field
+
+
+def test_a_limit_that_no_budget_has_is_refused_also_inside_of_somebody_elses_model() -> None:
+    class Request(BaseModel):
+        budget: Budget
+
+    with pytest.raises(ConfigError, match=r"no limit 'usdd'. Did you mean 'usd'\?") as caught:
+        Budget(usdd=1.0)  # type: ignore[call-arg]
+    assert caught.value.setting == "usdd"
+    with pytest.raises(ValidationError, match="no limit 'usdd'"):
+        Request.model_validate({"budget": {"usdd": 1.0}})
+    assert Request.model_validate({"budget": {"usd": 1.0}}).budget == Budget(usd=1.0)
 
 
 @pytest.mark.parametrize("field", ["usd", "seconds"])

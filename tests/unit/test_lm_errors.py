@@ -37,6 +37,12 @@ def test_the_agents_own_errors_are_left_alone() -> None:
     assert unwrap(own) is own
 
 
+def test_an_error_that_was_raised_from_itself_has_an_end() -> None:
+    own = ValueError("the engine's own")
+    made = unwrap(raised_from(dspy.LMUnexpectedError("wrapped", model="m"), raised_from(own, own)))
+    assert isinstance(made, ModelCallError)
+
+
 def test_a_failed_call_says_model_attempts_and_status() -> None:
     cause = lm15.ServerError("overloaded\nsecond line", status=503)
     remember_attempts(cause, 3)

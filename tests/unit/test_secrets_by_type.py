@@ -18,7 +18,7 @@ from agenthelm.core.redaction import MASK
 from agenthelm.core.sensitive import carries_secret, holds_secrets, secret_fields, secret_texts, without_marked
 from agenthelm.core.storage.base import EVENTS
 from agenthelm.core.tool import Tool, ToolContract
-from agenthelm.exceptions import OutcomeUnknown, message_of, notes_of
+from agenthelm.exceptions import OutcomeUnknown, UnknownToolError, message_of, notes_of
 
 SECRET = "blaue Katze 4711"
 """Of no known shape: only a type says that it is one."""
@@ -63,6 +63,10 @@ class Row(NamedTuple):
 class Account:
     pin: Annotated[str, Redacted]
     user: str
+
+
+class Coded(BaseModel):
+    code: SecretStr
 
 
 class Perhaps(BaseModel):
@@ -241,6 +245,32 @@ async def test_of_a_secret_that_is_cut_or_looks_like_others_no_part_is_left(secr
     assert raised is not None
     assert (message_of(raised), notes_of(raised)) == (f"refused {MASK}", [f"sent {MASK}"])
     assert event["error_state"] == f"ValueError: refused {MASK}"
+
+
+async def test_of_a_secret_that_contains_another_no_part_is_left() -> None:
+    def enter(pin: SecretStr, account: Coded) -> str:
+        return f"{pin.get_secret_value()} opens {account.code.get_secret_value()}"
+
+    event, _, _ = await _record_of(Tool.from_function(enter), pin="4711", account={"code": "4711-0815"})
+    assert event["outputs"] == {"result": "*** opens ***"}
+
+
+async def test_a_secret_that_is_part_of_a_name_does_not_take_from_it_what_it_says() -> None:
+    def enter(pin: SecretStr) -> dict[str, Any]:
+        return {"secret_key": SECRET, "secret_life": "none", "is_secret": True, "size": 10**5000}
+
+    event, _, _ = await _record_of(Tool.from_function(enter), pin="secret")
+    shown = {"***_key": MASK, "***_life": MASK, "is_***": True, "size": "<integer of 16610 bits>"}
+    assert event["outputs"] == {"result": shown}
+
+
+async def test_what_a_caller_hides_stays_hidden_where_there_is_no_such_tool() -> None:
+    storage = InMemoryStorage()
+    executor = ToolExecutor(ToolRegistry(), storage)
+    with pytest.raises(UnknownToolError):
+        await executor.call("leave", {"pin": SECRET}, hidden=frozenset({"pin"}))
+    (record,) = await storage.read(EVENTS)
+    assert record.data["inputs"] == {"pin": MASK}
 
 
 @pytest.mark.parametrize("fails", [False, True])

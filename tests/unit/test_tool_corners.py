@@ -736,3 +736,9 @@ def print_it(text: str) -> str:
 
 def shout(text: str) -> str:
     return f"{text.upper()}!"
+
+
+async def test_a_method_of_a_built_in_type_is_a_tool() -> None:
+    entry = Tool.from_function(str.upper)
+    assert entry.origin == ""
+    assert await ToolExecutor(ToolRegistry([entry]), InMemoryStorage()).call("upper", {"self": "abc"}) == "ABC"
