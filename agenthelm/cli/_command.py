@@ -88,8 +88,10 @@ def _wrapped(function: Callable[..., Any]) -> Callable[..., None]:
     @functools.wraps(function)
     def wrapper(*, debug: bool = False, verbose: int = 0, **arguments: Any) -> None:
         configure(debug=debug, verbose=verbose)
-        with stdout_for_document() if arguments.get("json") is True else nullcontext():
-            code = _run(functools.partial(function, **arguments), is_async=inspect.iscoroutinefunction(function))
+        call = functools.partial(function, **arguments)
+        if inspect.iscoroutinefunction(function):
+            call = functools.partial(run, call)
+        code = _run(call, json=arguments.get("json") is True)
         if code:
             raise typer.Exit(code)
 
@@ -106,11 +108,9 @@ def _wrapped(function: Callable[..., Any]) -> Callable[..., None]:
     return wrapper
 
 
-def _run(call: Callable[[], Any], *, is_async: bool) -> int:
+def _run(call: Callable[[], Any], *, json: bool) -> int:
     try:
-        if is_async:
-            run(call)
-        else:
+        with stdout_for_document() if json else nullcontext():
             call()
     except (typer.Exit, typer.Abort):
         raise

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -13,7 +15,7 @@ from anyio.abc import TaskStatus
 
 from agenthelm.cli._ending import end_process, to_stderr
 
-__all__ = ["Interrupted", "Watch", "run", "watch"]
+__all__ = ["Interrupted", "Watch", "interruptible", "run", "watch"]
 
 T = TypeVar("T")
 
@@ -72,18 +74,31 @@ def run(function: Callable[[], Awaitable[T]]) -> T:
     return anyio.run(_watched, function)
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """For work that keeps the event loop busy, and undoes nothing when it ends half-way: Ctrl-C ends it at once."""
+    if threading.current_thread() is not threading.main_thread():  # where nobody may say what signals do
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 async def _watched(function: Callable[[], Awaitable[T]]) -> T:
     token = _watch.set(Watch())
     received: list[int] = []
     value: list[T] = []
-    error: list[Exception] = []
+    error: list[BaseException] = []
     try:
         async with anyio.create_task_group() as group:
             with CancelScope() as scope:
                 await group.start(_listen, scope, received)
                 try:
                     value.append(await function())
-                except Exception as exc:  # noqa: BLE001 - raised again below, outside of the task group
+                except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001 - raised again below, outside of the task group
                     error.append(exc)
             group.cancel_scope.cancel()
         if error:

@@ -178,12 +178,14 @@ def load_app(settings: Settings) -> tuple[AgentRegistry, list[str]]:
     import anyio
 
     from agenthelm._runtime.workers import on_event_loop
+    from agenthelm.cli._loop import interruptible
 
+    loaded = interruptible()(_loaded)  # importing takes its time, and some apps for ever
     if on_event_loop():
-        return _loaded(settings)
+        return loaded(settings)
 
     async def inside() -> tuple[AgentRegistry, list[str]]:
-        return _loaded(settings)
+        return loaded(settings)
 
     # A program that runs itself when it is imported is refused by every command, not performed by some of them.
     return anyio.run(inside)

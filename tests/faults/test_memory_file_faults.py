@@ -77,6 +77,46 @@ def test_several_processes_share_one_file_and_lose_nothing(tmp_path: Path) -> No
     anyio.run(look)
 
 
+FORK_AMID_WORK = """
+    import os, sys, threading, anyio
+    from agenthelm.memory import ShortTermMemory
+    memory, at_work, over = ShortTermMemory(sys.argv[1]), threading.Event(), threading.Event()
+    counted = 0
+    async def count(until):
+        global counted
+        counted = 0
+        while not until():
+            await memory.incr("calls")
+            counted += 1
+            at_work.set()
+    thread = threading.Thread(target=anyio.run, args=(count, over.is_set))
+    thread.start()
+    children = []
+    for _ in range(5):
+        at_work.clear()
+        at_work.wait()
+        if (child := os.fork()) == 0:
+            if sys.platform == "linux":  # what it opens is its own, and with it the locks on it
+                links = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
+                assert not any("memory.db" in os.readlink(link) for link in links if os.path.lexists(link))
+            anyio.run(count, lambda: counted == 5)
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
+    over.set()
+    thread.join()
+    print(counted + 5 * 5, anyio.run(memory.read, "calls"), flush=True)
+    anyio.run(memory.aclose)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no process forks here")
+def test_a_fork_amid_work_loses_nothing_on_either_side(tmp_path: Path) -> None:
+    counted, kept = said(child(FORK_AMID_WORK, f"sqlite:///{tmp_path}/memory.db")).split()
+    assert counted == kept
+
+
 def test_a_killed_process_leaves_what_it_wrote_and_no_lock(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/memory.db"
     process = child(

@@ -293,6 +293,23 @@ def test_a_stream_that_is_closed_is_not_printed_to(cli: Cli, closed: str) -> Non
         assert bool(done.stdout) is (code == 0 and closed.split()[0] != ">&-" and " >&-" not in closed)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk here that is always full")
+@pytest.mark.parametrize("command", ["list-agents --json", "doctor --json", "list-agents", "doctor"])
+def test_a_result_that_finds_no_room_is_one_line(cli: Cli, command: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "agenthelm.cli.main", *command.split()],
+            check=False,
+            cwd=cli.folder,
+            env=environment(cli.folder),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (1, "error: OSError: [Errno 28] No space left on device\n")
+
+
 # -- the model's endpoint -----------------------------------------------------------------------------------------------
 
 

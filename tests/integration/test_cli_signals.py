@@ -196,3 +196,12 @@ def test_streams_and_codes_are_those_of_a_real_process(cli: Cli) -> None:
     done = cli.process("run", "x", "-a", "wirter", code=2)
     assert done.stdout == ""
     assert done.stderr.startswith("error: no agent named 'wirter'")
+
+
+@pytest.mark.parametrize("command", [RUN, ("tools", "list", "--app", "hanging.py")])
+def test_an_interrupt_ends_a_command_whose_app_hangs_as_it_is_loaded(cli: Cli, command: Sequence[str]) -> None:
+    cli.write("hanging.py", "from pathlib import Path\nimport time\nPath('waiting').touch()\ntime.sleep(60)\n")
+    with waiting(cli, command=command) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 130

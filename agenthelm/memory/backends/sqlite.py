@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from agenthelm._runtime.forks import Forked, between_forks
 from agenthelm._runtime.retry import Clock, SystemClock
 from agenthelm._runtime.workers import Workers
 from agenthelm.exceptions import MemoryStoreError
@@ -33,8 +34,8 @@ _SWEEP_EVERY = 60.0
 _PAGE = 500  # well below the number of parameters that old builds of SQLite take
 
 
-class SqliteBackend(KeyValueBackend):
-    """Values in a file that several processes may share.
+class SqliteBackend(KeyValueBackend, Forked):
+    """Values in a file that several processes may share, forks of this one among them.
 
     The file is made on first use, readable by its owner only. A lapsed value is invisible from its moment on and is
     removed by a later write. Every call runs in the backend's own worker thread, one at a time.
@@ -57,6 +58,7 @@ class SqliteBackend(KeyValueBackend):
         self._connection: sqlite3.Connection | None = None
         self._closed = False
         self._swept = -math.inf  # the first write sweeps too: a process that ends soon makes no other
+        super().__init__()
 
     @property
     def location(self) -> str:
@@ -88,6 +90,12 @@ class SqliteBackend(KeyValueBackend):
     async def aclose(self) -> None:
         await self._workers.run(self._close)
 
+    def before_fork(self) -> None:
+        """Close the connection; the next use opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
     async def _run(
         self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
@@ -96,7 +104,7 @@ class SqliteBackend(KeyValueBackend):
     def _guarded(
         self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        with self._lock:
+        with between_forks, self._lock:
             if self._closed:
                 raise MemoryStoreError(f"the memory at {self.location} is closed; open another one")
             try:
@@ -226,8 +234,6 @@ class SqliteBackend(KeyValueBackend):
         connection.execute("SELECT 1 FROM memory_v1 LIMIT 1").fetchone()
 
     def _close(self) -> None:
-        with self._lock:
+        with between_forks, self._lock:
             self._closed = True
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            self.before_fork()
