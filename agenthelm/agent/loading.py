@@ -80,7 +80,7 @@ def _load_file(place: str, target: str) -> ModuleType:
 def _imported(path: Path) -> ModuleType | None:
     """The module that the program has made of a file by itself, if it has."""
     for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
+        file = vars(module).get("__file__") if isinstance(module, ModuleType) else None  # lazy ones import when asked
         if isinstance(file, str) and file.endswith(path.name) and Path(file).resolve() == path:
             return module
     return None
@@ -160,8 +160,8 @@ def _instances(value: Any, held: list[Runnable], *, module: ModuleType, target: 
         made = _make(value, module, target)
         if not isinstance(made, (list, tuple)) and not is_runnable(made):
             raise AgentLoadError(f"{target} made a {type(made).__name__}, which is no agent", target=target)
-        same = [agent for agent in held if type(agent) is type(made) and agent.name == made.name]
-        made = same[0] if same else made
+        if inspect.isclass(value):
+            made = next((agent for agent in held if type(agent) is value and agent.name == made.name), made)
         yield from _instances(made, held, module=module, target=target)
     else:
         raise AgentLoadError(f"{target} is no agent but of type {type(value).__name__}", target=target)

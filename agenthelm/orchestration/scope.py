@@ -94,6 +94,7 @@ class SagaScope:
     _lease: Lease | None = field(init=False, default=None)
     _elsewhere: bool = field(init=False, default=False)
     _entered: bool = field(init=False, default=False)
+    _begun: bool = field(init=False, default=False)
 
     async def __aenter__(self) -> Self:
         if self._entered:
@@ -114,6 +115,7 @@ class SagaScope:
         self.context = self.context.evolve(run_id=run.journal.run_id, stops=(self.stop, *self.context.stops))
         self._stack.enter_context(entered(self.context))
         self._stack.enter_context(using(self.executor))
+        self._begun = True
         return self
 
     async def __aexit__(
@@ -186,9 +188,9 @@ class SagaScope:
         """Call a tool under its contract; see `ToolExecutor.call` for what is raised.
 
         Raises:
-            SagaError: The scope was not entered, so nothing would be undone.
+            SagaError: The scope was not entered, or could not be, so nothing would be undone.
         """
-        if not self._entered:
+        if not self._begun:
             raise SagaError(f"saga {self.opening.name!r} was not entered: use it inside of 'async with'")
         return await self.executor.call(tool, arguments)
 

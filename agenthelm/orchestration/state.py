@@ -134,7 +134,7 @@ class EffectState:
     def value(self, tool: Tool) -> Any:
         """What the call returned, as it was then, whoever has changed the object since."""
         if self.recorded:
-            return self.result if self.left_out else _typed_result(tool, self.result)
+            return _typed_result(tool, self.result)
         if self.form is None or encode(self.result) == (self.form, True):
             return self.result
         return _typed_result(tool, self.form)

@@ -137,12 +137,11 @@ def _exact(value: Any, depth: int) -> Any:
 
 
 def _entries(value: Mapping[Any, Any], depth: int) -> dict[Any, Any]:
-    form = {
-        key if type(key) is str else _key(key): item if type(item) is str else _form(item, depth)
-        for key, item in value.items()
-    }
-    if None in form or (len(form) == 1 and not _MARKED.keys().isdisjoint(form)):
-        return {"$entries": [[_exact(key, depth), _form(item, depth)] for key, item in value.items()]}
+    keys = [key if type(key) is str else _key(key) for key in value]
+    items = [item if type(item) is str else _form(item, depth) for item in value.values()]
+    if None in keys or (len(keys) == 1 and keys[0] in _MARKED):
+        return {"$entries": [[_exact(key, depth), item] for key, item in zip(value, items, strict=True)]}
+    form = dict(zip(keys, items, strict=True))
     if len(form) != len(value):
         raise ValueError("two keys are one in JSON")
     return form

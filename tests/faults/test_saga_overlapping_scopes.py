@@ -14,11 +14,12 @@ from agenthelm.agent.base import Agent
 from agenthelm.core.executor import current_executor
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
-from agenthelm.exceptions import SagaError
+from agenthelm.exceptions import SagaError, StorageError
 from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.parallel import Parallel, branch_scope
 from agenthelm.orchestration.saga import SagaOrchestrator, Step, saga
+from agenthelm.testing.storage import FaultyStorage
 
 
 class World:
@@ -62,6 +63,17 @@ async def test_a_scope_that_was_not_entered_calls_nothing() -> None:
     async with scope:
         await scope.use("book", what="b")
     assert world.log == ["book b"]
+
+
+async def test_a_scope_that_could_not_be_entered_calls_nothing() -> None:
+    world = World()
+    scope = saga("trip", tools=world.tools, storage=FaultyStorage(world.storage, at=1))
+    with pytest.raises(StorageError):
+        async with scope:
+            raise AssertionError("never inside")
+    with pytest.raises(SagaError, match="saga 'trip' was not entered"):
+        await scope.use("book", what="a")
+    assert world.log == []
 
 
 @pytest.mark.parametrize("nested", [True, False])

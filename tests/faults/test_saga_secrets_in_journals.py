@@ -70,6 +70,21 @@ async def test_secret_fields_of_a_result_are_left_out_and_the_others_undo(tools:
     assert SECRET not in journal
 
 
+async def test_beside_a_secret_that_is_left_out_bytes_are_what_they_were(tools: ToolRegistry) -> None:
+    cancelled: list[Any] = []
+
+    @tool(registry=tools, compensating_tool="cancel")
+    async def book() -> dict[str, Any]:
+        return {"proof": b"\xff", "token": SecretStr(SECRET)}
+
+    @tool(registry=tools)
+    async def cancel(proof: Any) -> None:
+        cancelled.append(proof)
+
+    _, undone, _ = await run(tools, Step("book"))
+    assert (undone.status, cancelled) == ("rolled_back", [b"\xff"])
+
+
 async def test_a_secret_in_a_result_of_no_declared_type_is_never_handed_on_masked(tools: ToolRegistry) -> None:
     given: list[Any] = []
 

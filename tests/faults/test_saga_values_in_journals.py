@@ -370,3 +370,12 @@ def test_what_would_say_something_else_as_its_type_stays_as_it_is() -> None:
 
     assert decode(Upper, {"name": "a"}) == {"name": "a"}
     assert decode(int, "no number") == "no number"
+
+
+@pytest.mark.parametrize("key", [("a", 1), "$bytes"], ids=["tuple", "marked"])
+def test_what_is_nested_by_such_keys_is_encoded_once_at_each_level(key: Any) -> None:
+    value: Any = 1
+    for _ in range(40):  # twice at each would take hours
+        value = {key: value}
+    form, possible = encode(value)
+    assert (possible, decode(Any, form)) == (True, value)

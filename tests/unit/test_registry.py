@@ -243,6 +243,21 @@ def test_a_class_that_is_named_stands_for_the_instance_that_is_there(app: Any) -
     assert names(AGENT_REGISTRY.load(f"{registered}:Known")) == ["known"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        SAYER.format("Maker") + "maker = Maker()\ndef make():\n    return Maker(description='made')\n",
+        SAYER.format("Maker")
+        + "flow = Pipeline([Maker('one')], name='flow')\ndef make():\n    return Pipeline([Maker('two')], name='flow')\n",
+    ],
+    ids=["agent", "flow"],
+)
+def test_what_a_function_makes_is_not_taken_for_what_is_there_under_its_name(app: Any, text: str) -> None:
+    target = app(text + "made = []\nkept = make\ndef make():\n    made.append(kept())\n    return made[0]\n")
+    found = AgentRegistry().load(f"{target}:make")
+    assert found == AgentRegistry().load(f"{target}:made")
+
+
 def test_a_file_that_the_program_has_imported_already_is_not_executed_again(
     app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +265,17 @@ def test_a_file_that_the_program_has_imported_already_is_not_executed_again(
     monkeypatch.syspath_prepend(str(Path(target).parent))
     module = importlib.import_module("imported_before")
     assert AgentRegistry().load(target) == [module.once]
+
+
+def test_a_module_that_imports_itself_when_it_is_looked_at_does_not_hinder_loading_a_file(
+    app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lazy:
+        def __getattr__(self, name: str) -> Any:
+            raise ImportError(f"no {name} without its extra")
+
+    monkeypatch.setitem(sys.modules, "lazy_for_tests", Lazy())  # type: ignore[arg-type]
+    assert names(AgentRegistry().load(app(SAYER.format("Beside")))) == ["beside"]
 
 
 async def test_a_program_that_runs_itself_when_it_is_loaded_is_told_where_that_belongs(app: Any) -> None:
