@@ -41,7 +41,7 @@ class Binding:
     """
 
     def __init__(self, signature: Signature) -> None:
-        self.name = signature.name
+        self.name: str = signature.name
         self._function = signature.function
         self._positional = signature.positional
         self.parameters: dict[str, Parameter] = signature.parameters
