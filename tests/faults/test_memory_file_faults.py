@@ -111,7 +111,6 @@ FORK_AMID_WORK = """
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no process forks here")
 def test_a_fork_amid_work_loses_nothing_on_either_side(tmp_path: Path) -> None:
     counted, kept = said(child(FORK_AMID_WORK, f"sqlite:///{tmp_path}/memory.db")).split()
     assert counted == kept

@@ -17,14 +17,15 @@ from opentelemetry.metrics import Meter, NoOpHistogram, NoOpMeter, NoOpMeterProv
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler, SamplingResult
 
-from agenthelm.core.tool import ToolRegistry, tool
+from agenthelm.core.tool import ToolRegistry
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step
 from agenthelm.tracing import names, site
 from agenthelm.tracing.providers import use_providers
 from tests.support.apps import WORLD
 from tests.support.cli import Cli, environment
-from tests.support.making import making
+from tests.support.full_disk import full_disk
+from tests.support.making import making_and_failing
 
 MOMENTS = [
     (when, span)
@@ -97,14 +98,7 @@ def world() -> list[str]:
 
 @pytest.fixture
 def tools(world: list[str]) -> ToolRegistry:
-    registry = ToolRegistry()
-    making(registry, world)
-
-    @tool(registry=registry)
-    async def fail() -> None:
-        raise ValueError("no")
-
-    return registry
+    return making_and_failing(world)
 
 
 @pytest.mark.parametrize(("when", "span"), MOMENTS)
@@ -179,9 +173,8 @@ def test_a_command_whose_stderr_nobody_reads_does_what_it_does(cli: Cli, trace: 
     assert _unheard(cli, "saga", "no-such-command", **env) == (2, "")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk here that is always full")
 def test_a_trace_that_the_disk_has_no_room_for_costs_one_warning(cli: Cli) -> None:
-    (cli.folder / "full.jsonl").symlink_to("/dev/full")
+    (cli.folder / "full.jsonl").symlink_to(full_disk())
     done = cli.process("saga", "run", "plan.yaml", "--app", "world.py", "--json", "--trace", "full.jsonl")
     assert json.loads(done.stdout)["status"] == "success"
     assert [line for line in done.lines if not line.strip()[0].isdigit() and not line.startswith("run ")] == [

@@ -14,7 +14,7 @@ from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step
-from tests.support.making import making
+from tests.support.making import making_and_failing
 
 
 async def cancelled() -> None:
@@ -49,15 +49,7 @@ def world() -> list[str]:
 
 @pytest.fixture
 def tools(world: list[str]) -> ToolRegistry:
-    registry = ToolRegistry()
-
-    making(registry, world)
-
-    @tool(registry=registry)
-    async def fail() -> None:
-        raise ValueError
-
-    return registry
+    return making_and_failing(world)
 
 
 async def ended(tools: ToolRegistry, *steps: Step) -> tuple[str, list[str], list[str]]:

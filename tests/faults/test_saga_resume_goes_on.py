@@ -16,7 +16,7 @@ from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.results import SagaResult
 from agenthelm.orchestration.saga import Ref, SagaOrchestrator, Step, saga
 from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
-from tests.support.making import making
+from tests.support.making import making_and_failing
 from tests.support.saga_leases import Later
 
 
@@ -27,14 +27,7 @@ def world() -> list[str]:
 
 @pytest.fixture
 def tools(world: list[str]) -> ToolRegistry:
-    registry = ToolRegistry()
-    making(registry, world)
-
-    @tool(registry=registry)
-    async def fail() -> None:
-        raise ValueError("no")
-
-    return registry
+    return making_and_failing(world)
 
 
 def at(kind: str, effect: str) -> Any:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.apps import AGENTS
 from tests.support.cli import Cli, environment
+from tests.support.full_disk import full_disk
 from tests.support.openai_server import Behaviour, OpenAIServer
 
 COUNTER = """
@@ -293,10 +294,9 @@ def test_a_stream_that_is_closed_is_not_printed_to(cli: Cli, closed: str) -> Non
         assert bool(done.stdout) is (code == 0 and closed.split()[0] != ">&-" and " >&-" not in closed)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk here that is always full")
 @pytest.mark.parametrize("command", ["list-agents --json", "doctor --json", "list-agents", "doctor"])
 def test_a_result_that_finds_no_room_is_one_line(cli: Cli, command: str) -> None:
-    with Path("/dev/full").open("w") as full:
+    with full_disk().open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "agenthelm.cli.main", *command.split()],
             check=False,

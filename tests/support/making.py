@@ -16,3 +16,15 @@ def making(tools: ToolRegistry, world: list[str]) -> None:
     @tool(registry=tools)
     async def unmake(thing: str) -> None:
         world.remove(thing)
+
+
+def making_and_failing(world: list[str]) -> ToolRegistry:
+    """The same two tools in a registry of their own, with ``fail``, which only raises a ``ValueError``."""
+    tools = ToolRegistry()
+    making(tools, world)
+
+    @tool(registry=tools)
+    async def fail() -> None:
+        raise ValueError("no")
+
+    return tools
