@@ -141,7 +141,7 @@ def test_an_export_follows_a_link_and_writes_into_what_is_no_file(cli: Cli, stor
 
 def _damage_database(path: Path) -> None:
     with sqlite3.connect(path) as database:
-        database.execute("UPDATE events SET data = '{torn' WHERE position IN (5, 17, 18, 94)")
+        database.execute("UPDATE fresh SET data = '{torn' WHERE position IN (5, 17, 18, 94)")
     database.close()
 
 

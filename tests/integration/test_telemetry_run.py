@@ -205,7 +205,7 @@ async def test_an_approval_s_webhook_is_asked_inside_the_trace(ended: Ended) -> 
 
 async def test_secrets_are_in_no_exporter_event_or_log(ended: Ended) -> None:
     with sqlite3.connect(ended.folder / "log.db") as database:
-        stored = [data for (data,) in database.execute("SELECT data FROM events")]
+        stored = [data for (data,) in database.execute("SELECT data FROM events UNION ALL SELECT data FROM fresh")]
     database.close()
     places = {
         "the OTLP payload": ended.payload.decode("utf-8", "replace"),

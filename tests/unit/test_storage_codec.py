@@ -35,6 +35,35 @@ def test_what_json_cannot_hold_is_named_with_its_stream(value: object) -> None:
         encode(Record("run:1", {"value": value}))
 
 
+def _nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        10**30,
+        1e22,
+        -0.0,
+        float("inf"),
+        "Zoë\u2028",
+        "a\udcff",
+        '\0\n"',
+        {"a": [{"": [1.5, False]}]},
+        _nested(400),
+    ],
+)
+def test_what_is_known_to_be_plain_is_the_same_in_the_end(value: object) -> None:
+    text = encode(Record("a", {"value": value}, None, True))
+    assert "\n" not in text
+    assert repr(decode(text)) == repr(decode(encode(Record("a", {"value": value})))) == repr({"value": value})
+
+
 def test_a_record_is_an_object() -> None:
     with pytest.raises(ValueError, match="not a JSON object"):
         decode("[1]")

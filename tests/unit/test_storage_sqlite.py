@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from agenthelm.core.storage import EVENTS, INDEXED_FIELDS, Between, Record, SqliteStorage, sqlite_query
 from agenthelm.core.storage.codec import matches
 from agenthelm.core.storage.sqlite_schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
-from agenthelm.exceptions import ConfigError, CorruptRecordError, StorageError
+from agenthelm.exceptions import ConfigError, CorruptRecordError, StalePositionError, StorageError
 
 
 @pytest.fixture
@@ -38,7 +39,8 @@ async def test_commits_outlive_a_power_failure(path: Path) -> None:
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
-async def test_an_older_file_is_migrated_on_first_use_and_keeps_its_records(path: Path) -> None:
+def older_file(path: Path) -> None:
+    """A file as the first version of the schema wrote it, with 3,000 events and a run."""
     path.parent.mkdir()
     old = sqlite3.connect(path)
     for statement in MIGRATIONS[0]():
@@ -54,25 +56,28 @@ async def test_an_older_file_is_migrated_on_first_use_and_keeps_its_records(path
     old.execute("PRAGMA user_version = 1")
     old.commit()
     old.close()
+
+
+async def test_an_older_file_is_migrated_on_first_use_and_keeps_its_records(path: Path) -> None:
+    older_file(path)
     async with SqliteStorage(path) as storage:
         found = await storage.read(EVENTS, where={"execution_time": Between(100, 100.2)})
         assert [event.data["n"] for event in found] == [1000, 1001, 1002]
         assert [record.data for record in await storage.read("run:1")] == [{"n": 1}]
         assert [info.name for info in await storage.streams(where={"state": "open"})] == ["run:1"]
-        assert await storage.append([Record(EVENTS, {"n": 3000, "execution_time": 5_000})]) == {EVENTS: 3001}
+        later = [Record(EVENTS, {"n": n, "execution_time": 5_000}) for n in range(3_000, 3_100)]
+        assert await storage.append(later) == {EVENTS: 3_100}
+        found = await storage.read(EVENTS, where={"execution_time": Between(299.9, None)}, newest_first=True)
+        assert [event.position for event in found] == list(range(3_099, 2_998, -1))
     check = sqlite3.connect(path)
     assert check.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
     zones = check.execute("SELECT zone, low_execution_time, high_execution_time FROM zones").fetchall()
-    assert zones == [(0, 0, 102.3), (1, 102.4, 204.7), (2, 204.8, 5_000)]
+    assert zones == [(0, 0, 102.3), (1, 102.4, 204.7), (2, 204.8, 5_000), (3, 5_000, 5_000)]
     check.close()
 
 
 async def test_a_migration_that_fails_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agenthelm.core.storage.sqlite_schema.MIGRATIONS", MIGRATIONS[:1])
-    monkeypatch.setattr("agenthelm.core.storage.sqlite_schema.SCHEMA_VERSION", 1)
-    async with SqliteStorage(path) as storage:
-        await storage.append([Record(EVENTS, {"n": 1}), Record("a", {})])
-    monkeypatch.undo()
+    older_file(path)
     monkeypatch.setattr(
         "agenthelm.core.storage.sqlite_schema.MIGRATIONS", (*MIGRATIONS[:1], lambda: ["DELETE FROM events", "nonsense"])
     )
@@ -81,7 +86,7 @@ async def test_a_migration_that_fails_leaves_the_old_file(path: Path, monkeypatc
             await storage.read(EVENTS)
     monkeypatch.undo()
     async with SqliteStorage(path) as storage:
-        assert len(await storage.read(EVENTS)) == 1
+        assert len(await storage.read(EVENTS)) == 3_000
 
 
 async def test_a_newer_file_is_refused_with_what_to_do(path: Path) -> None:
@@ -124,7 +129,7 @@ async def test_an_unreadable_record_refuses_its_journal_and_is_skipped_among_eve
         await storage.append([Record(stream, {"n": n}) for stream in ("run:1", "run:2", EVENTS) for n in range(3)])
         direct = sqlite3.connect(path)
         direct.execute("UPDATE records SET data = 'x' WHERE stream = 'run:1' AND position = 1")
-        direct.execute("UPDATE events SET data = 'x' WHERE position = 1")
+        direct.execute("UPDATE fresh SET data = 'x' WHERE position = 1")
         direct.commit()
         direct.close()
         with pytest.raises(CorruptRecordError, match="record 1 of stream 'run:1'"):
@@ -158,6 +163,48 @@ async def test_nothing_is_found_by_text_that_utf8_cannot_hold(path: Path) -> Non
         assert await storage.read(EVENTS, where={"run_id": "\udcff"}) == []
         assert await storage.streams(prefix="run:\udcff") == []
         assert len(await storage.read(EVENTS, where={"run_id": "a"})) == 1
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+async def test_events_are_found_in_one_order_whether_they_are_indexed_yet_or_not(
+    path: Path, newest_first: bool
+) -> None:
+    count = 2 * 256 + 10
+    async with SqliteStorage(path) as storage, SqliteStorage(path) as other:
+        for n in range(count):  # by turns, so that neither goes by what it remembers of the other's appends
+            await (storage, other)[n % 2].append(
+                [Record(EVENTS, {"n": n, "outcome": "success" if n % 3 else "failed"})]
+            )
+        with closing(sqlite3.connect(path)) as check:
+            assert check.execute("SELECT count(*), min(position) FROM fresh").fetchone() == (10, 512)
+            assert check.execute("SELECT count(*), max(position) FROM events").fetchone() == (512, 511)
+        expected = [n for n in range(count) if n % 3 == 0]
+        if newest_first:
+            expected.reverse()
+        paged: list[int] = []
+        after: int | None = None
+        while page := await storage.read(
+            EVENTS, where={"outcome": "failed"}, limit=7, newest_first=newest_first, after=after
+        ):
+            assert len(page) == min(7, len(expected) - len(paged))
+            paged += [event.data["n"] for event in page]
+            after = page[-1].position
+        assert paged == expected
+        await other.drop(EVENTS)
+        assert await storage.read(EVENTS) == []
+        assert await storage.append([Record(EVENTS, {"n": 0})]) == {EVENTS: 1}
+        assert [event.data for event in await other.read(EVENTS)] == [{"n": 0}]
+
+
+async def test_no_more_positions_are_remembered_than_a_limit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agenthelm.core.storage.sqlite_log._REMEMBERED", 20)
+    async with SqliteStorage(path) as storage:
+        for n in range(50):
+            assert await storage.append([Record(f"run:{n}", {})], {f"run:{n}": 0}) == {f"run:{n}": 1}
+            assert await storage.append([Record("run:0", {})], {"run:0": n + 1}) == {"run:0": n + 2}
+        assert len(storage._log._positions) <= 21
+        with pytest.raises(StalePositionError):
+            await storage.append([Record("run:1", {})], {"run:1": 0})
 
 
 async def test_every_advertised_filter_has_its_index(path: Path) -> None:
@@ -260,7 +307,7 @@ async def test_unreadable_events_match_no_filter_on_other_fields(path: Path) -> 
     async with SqliteStorage(path) as storage:
         await storage.append([Record(EVENTS, {"extra": 1}) for _ in range(2)])
         direct = sqlite3.connect(path)
-        direct.execute("UPDATE events SET data = '{torn' WHERE position = 0")
+        direct.execute("UPDATE fresh SET data = '{torn' WHERE position = 0")
         direct.commit()
         direct.close()
         assert [event.position for event in await storage.read(EVENTS, where={"extra": 1})] == [1]

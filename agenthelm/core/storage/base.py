@@ -33,11 +33,13 @@ class Record(NamedTuple):
         stream: The stream it goes to.
         data: JSON-compatible; the storage may keep a reference, so it must not be changed afterwards.
         state: The stream's state from this record on, by which `BaseStorage.streams` finds it; None leaves it.
+        plain: Whether the data is known to be of JSON's own types at every depth; a storage need not look then.
     """
 
     stream: str
     data: Mapping[str, Any]
     state: str | None = None
+    plain: bool = False
 
 
 class StoredRecord(NamedTuple):

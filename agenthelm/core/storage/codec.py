@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
+from pydantic_core import to_json
+
 from agenthelm.core.storage.base import EVENTS, Between, Record, Where
 from agenthelm.exceptions import StorageError
 
@@ -50,11 +52,16 @@ _encoder = json.JSONEncoder(separators=(",", ":"), default=_plain)
 
 
 def encode(record: Record) -> str:
-    """A record's data as one line of ASCII JSON.
+    """A record's data as one line of JSON.
 
     Raises:
         StorageError: It holds something that JSON can't.
     """
+    if record.plain:
+        try:
+            return to_json(record.data, inf_nan_mode="constants").decode()  # a third of what it costs below
+        except ValueError:  # what UTF-8 can't hold, or very deep
+            pass
     try:
         return _encoder.encode(record.data)
     except (TypeError, ValueError, RecursionError) as exc:

@@ -52,6 +52,7 @@ class InMemoryStorage(BaseStorage):
         if max_events < 1 or max_runs < 1:
             raise ValueError(f"max_events and max_runs must be at least 1, not {max_events} and {max_runs}")
         self._max_events = max_events
+        self._most_events = max_events + max_events // 10
         self._max_runs = max_runs
         self._ended: dict[str, None] = {}
         self._streams: dict[str, _Stream] = {}
@@ -75,16 +76,17 @@ class InMemoryStorage(BaseStorage):
                     if actual != position:
                         raise StalePositionError(name, expected=position, actual=actual)
             for record in records:
-                name = record.stream
+                name, state = record.stream, record.state
                 stream = streams.get(name)
                 if stream is None:
                     stream = streams[name] = _Stream(name, next(self._numbers), now)
-                stream.records.append(record)
+                kept = stream.records
+                kept.append(record)
                 stream.updated_at = now
-                if record.state is not None and record.state != stream.state:
-                    self._enter(stream, record.state)
-                touched[name] = stream.position
-            if EVENTS in touched:
+                if state is not None and state != stream.state:
+                    self._enter(stream, state)
+                touched[name] = stream.forgotten + len(kept)
+            if EVENTS in touched and len(streams[EVENTS].records) > self._most_events:
                 self._forget_events(streams[EVENTS])
         return touched
 
@@ -182,9 +184,8 @@ class InMemoryStorage(BaseStorage):
     def _forget_events(self, stream: _Stream) -> None:
         """Drop the oldest, many at a time; into a new list, because somebody may be reading the old one."""
         excess = len(stream.records) - self._max_events
-        if excess > self._max_events // 10:
-            stream.records = stream.records[excess:]
-            stream.forgotten += excess
+        stream.records = stream.records[excess:]
+        stream.forgotten += excess
 
     def _copied(self, record: Record, position: int) -> dict[str, Any] | None:
         try:

@@ -16,13 +16,13 @@ from agenthelm._runtime.forks import Forked, between_forks
 from agenthelm.core.storage.base import EVENTS
 from agenthelm.core.storage.codec import INDEXED_FIELDS
 from agenthelm.core.storage.files import FileId, file_id
-from agenthelm.core.storage.sqlite_schema import connect, migrate, private_file, translated
+from agenthelm.core.storage.sqlite_schema import FRESH_BITS, connect, migrate, private_file, translated
 from agenthelm.core.storage.writer import Append, Outcome, place
 from agenthelm.exceptions import StalePositionError
 
 __all__ = ["SqliteLog"]
 
-_INSERT_EVENTS = ("INSERT INTO events VALUES", len(INDEXED_FIELDS) + 2, "")
+_INSERT_EVENTS = ("INSERT INTO fresh VALUES", len(INDEXED_FIELDS) + 2, "")
 _INSERT_RECORDS = ("INSERT INTO records VALUES", 3, "")
 _MOVE_STREAMS = (
     "INSERT INTO streams (name, position, state, created_at, updated_at) VALUES",
@@ -30,6 +30,8 @@ _MOVE_STREAMS = (
     """ON CONFLICT (name) DO UPDATE SET
         position = excluded.position, state = coalesce(excluded.state, state), updated_at = excluded.updated_at""",
 )
+_REMEMBERED = 10_000
+"""Streams whose positions are remembered, at most."""
 _ROWS = 64
 """Rows of one statement, at most; SQLite binds 999 values in its oldest builds."""
 
@@ -42,6 +44,8 @@ class SqliteLog(Forked):
         self._busy_timeout = busy_timeout
         self._connection: sqlite3.Connection | None = None
         self._file: FileId | None = None
+        self._positions: dict[str, int] = {}
+        self._as_of: int | None = None
         super().__init__()
 
     def prepare(self) -> FileId | None:
@@ -62,12 +66,25 @@ class SqliteLog(Forked):
             connection = self._open()
             try:
                 connection.execute("BEGIN IMMEDIATE")
-                outcomes = _write(connection, appends)
+                self._learn(connection, appends)
+                outcomes = _write(connection, appends, self._positions)
                 connection.execute("COMMIT")
             except BaseException:
                 self._close()  # rolls back; and a connection whose disk has failed is not to be trusted
                 raise
         return outcomes
+
+    def _learn(self, connection: sqlite3.Connection, appends: Sequence[Append]) -> None:
+        """Get the positions of the streams that are named; known ones hold until another connection has written."""
+        (as_of,) = connection.execute("PRAGMA data_version").fetchone()
+        if as_of != self._as_of or len(self._positions) > _REMEMBERED:
+            self._positions.clear()
+            self._as_of = as_of
+        names = {entry.stream for append in appends for entry in append.entries}.union(*(a.expected for a in appends))
+        if unknown := names - self._positions.keys():
+            self._positions.update(dict.fromkeys(unknown, 0))
+            asked = "SELECT name, position FROM streams WHERE name IN (SELECT value FROM json_each(?))"
+            self._positions.update(connection.execute(asked, (json.dumps(sorted(unknown)),)).fetchall())
 
     def drop(self, stream: str) -> None:
         """Forget a stream."""
@@ -80,10 +97,12 @@ class SqliteLog(Forked):
                 connection.execute("DELETE FROM streams WHERE name = ?", (stream,))
                 if stream == EVENTS:
                     connection.execute("DELETE FROM events")
+                    connection.execute("DELETE FROM fresh")
                     connection.execute("DELETE FROM zones")
                 else:
                     connection.execute("DELETE FROM records WHERE stream = ?", (stream,))
                 connection.execute("COMMIT")
+                self._positions.pop(stream, None)
             except BaseException:
                 self._close()
                 raise
@@ -99,6 +118,7 @@ class SqliteLog(Forked):
 
     def _close(self) -> None:
         connection, self._connection = self._connection, None
+        self._as_of = None
         if connection is not None:
             with suppress(sqlite3.Error):
                 connection.close()
@@ -119,14 +139,8 @@ class SqliteLog(Forked):
         return self._connection
 
 
-def _write(connection: sqlite3.Connection, appends: Sequence[Append]) -> list[Outcome]:
-    names = {entry.stream for append in appends for entry in append.entries}.union(*(a.expected for a in appends))
-    positions: dict[str, int] = dict(
-        connection.execute(
-            "SELECT name, position FROM streams WHERE name IN (SELECT value FROM json_each(?))",
-            (json.dumps(sorted(names)),),
-        ).fetchall()
-    )
+def _write(connection: sqlite3.Connection, appends: Sequence[Append], positions: dict[str, int]) -> list[Outcome]:
+    events_before = positions.get(EVENTS, 0)
     events: list[tuple[Any, ...]] = []
     records: list[tuple[str, int, str]] = []
     moved: dict[str, str | None] = {}
@@ -150,6 +164,10 @@ def _write(connection: sqlite3.Connection, appends: Sequence[Append]) -> list[Ou
     _insert(connection, _INSERT_EVENTS, events)
     _insert(connection, _INSERT_RECORDS, records)
     _insert(connection, _MOVE_STREAMS, [(name, positions[name], state, now, now) for name, state in moved.items()])
+    if events_before >> FRESH_BITS != positions.get(EVENTS, 0) >> FRESH_BITS:
+        # Many at once, because an index takes them for little more than the price of one.
+        connection.execute("INSERT INTO events SELECT * FROM fresh")
+        connection.execute("DELETE FROM fresh")
     return outcomes
 
 

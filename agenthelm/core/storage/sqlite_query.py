@@ -148,15 +148,30 @@ class _Terms:
 def _find_in_journal(connection: sqlite3.Connection, page: Page, conditions: list[_Condition]) -> list[tuple[int, str]]:
     terms = _Terms()
     terms.add("stream = ?", page.stream)
+    return _walk(connection, "records", page, conditions, terms)
+
+
+def _walk(
+    connection: sqlite3.Connection, table: str, page: Page, conditions: list[_Condition], terms: _Terms
+) -> list[tuple[int, str]]:
+    """Look at row after row."""
     for condition in conditions:
         terms.add(condition.term(), *condition.values)
     if page.after is not None:
         terms.add(f"position {page.beyond} ?", page.after)
-    sql = f"SELECT position, data FROM records {terms.clause} ORDER BY position {page.order} LIMIT ?"
+    sql = f"SELECT position, data FROM {table} {terms.clause} ORDER BY position {page.order} LIMIT ?"
     return connection.execute(sql, (*terms.values, _limit(page))).fetchall()
 
 
 def _find_events(connection: sqlite3.Connection, page: Page, conditions: list[_Condition]) -> list[tuple[int, str]]:
+    # The fresh ones first: what is moved between the two questions is found twice then, and not missed.
+    fresh = _walk(connection, "fresh", page, conditions, _Terms())
+    found = dict(_find_indexed(connection, page, conditions))
+    found.update(fresh)
+    return sorted(found.items(), reverse=page.newest_first)[: page.limit]
+
+
+def _find_indexed(connection: sqlite3.Connection, page: Page, conditions: list[_Condition]) -> list[tuple[int, str]]:
     driver = _driver(connection, conditions)
     ranges = [condition for condition in conditions if condition.is_range and condition.field in RANGED_FIELDS]
     terms = _Terms()

@@ -9,21 +9,33 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
 from agenthelm.core.storage.codec import INDEXED_FIELDS, decode
 from agenthelm.core.storage.files import file_id
 from agenthelm.core.storage.writer import UnavailableError
 from agenthelm.exceptions import StorageError
 
-__all__ = ["RANGED_FIELDS", "SCHEMA_VERSION", "ZONE_BITS", "connect", "migrate", "private_file", "translated"]
+__all__ = [
+    "FRESH_BITS",
+    "RANGED_FIELDS",
+    "SCHEMA_VERSION",
+    "ZONE_BITS",
+    "connect",
+    "migrate",
+    "private_file",
+    "translated",
+]
 
 RANGED_FIELDS = ("timestamp", "execution_time", "estimated_cost_usd")
 """The fields people ask ranges of; `sqlite_query` skips whole zones of events by them."""
 
 ZONE_BITS = 10
 """A zone is a block of 1024 consecutive events."""
+
+FRESH_BITS = 8
+"""The latest events, up to 256 of them, are in no index: each is a page of the file, and so a part of a commit."""
 
 APPLICATION_ID = 0x4147484C  # "AGHL"
 
@@ -60,7 +72,11 @@ def _zones() -> Iterator[str]:
         ON CONFLICT (zone) DO UPDATE SET {widened}; END"""
 
 
-MIGRATIONS = (_base, _zones)
+def _fresh() -> Iterator[str]:
+    yield f"CREATE TABLE fresh (position INTEGER PRIMARY KEY, {', '.join(INDEXED_FIELDS)}, data TEXT NOT NULL)"
+
+
+MIGRATIONS = (_base, _zones, _fresh)
 """What leads from each schema version to the next; a new file goes through all of them."""
 
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -176,16 +192,25 @@ _MEANINGS = {
 _FOR_ALL = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN}
 
 
-@contextmanager
-def translated(path: Path, *, verb: str) -> Iterator[None]:
-    """Turn SQLite's errors into ours.
+class translated:  # noqa: N801 - used like a function: `with translated(path, verb="read"):`
+    """Turns SQLite's errors into ours.
 
     Raises:
         StorageError: One line: what could not be done, with which file, and why.
     """
-    try:
-        yield
-    except sqlite3.Error as exc:
-        code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
-        message = f"can't {verb} {path}: {_MEANINGS.get(code, exc)}"
-        raise (UnavailableError if code in _FOR_ALL else StorageError)(message) from exc
+
+    __slots__ = ("_path", "_verb")
+
+    def __init__(self, path: Path, *, verb: str) -> None:
+        self._path = path
+        self._verb = verb
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, sqlite3.Error):
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            message = f"can't {self._verb} {self._path}: {_MEANINGS.get(code, error)}"
+            raise (UnavailableError if code in _FOR_ALL else StorageError)(message) from error
