@@ -7,7 +7,7 @@ what it announces, or before what it reports is told to anybody.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import anyio
@@ -71,11 +71,11 @@ class ResultForm(NamedTuple):
         result, possible = encode(value)
         if not possible:
             return cls(opaque=True)
-        fields = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
         kind: type = type(value)
         secret = hidden_fields(kind) | about.secret_fields
         if not secret and not carries_secret(value):
             return cls(result)
+        fields = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
         if not isinstance(result, dict) or fields is None:
             return cls(opaque=True)
         withheld = [name for name in result if name in secret or name not in fields or carries_secret(fields[name])]
@@ -131,24 +131,24 @@ class Journal:
             LeaseLostError: Another process holds the run now.
             StorageError: The log can't be written, or an earlier record of this run could not.
         """
-        await self._write([(kind, data, state)], beside)
+        await self._write([self._record(kind, data, state)], beside)
 
-    async def _write(
-        self, entries: Sequence[tuple[str, Mapping[str, Any], str | None]], beside: Record | None = None
-    ) -> None:
-        """Append records of kind, data and state, all of them or none."""
+    def _record(self, kind: str, data: Mapping[str, Any], state: str | None = None) -> Record:
+        """One record of this run."""
+        return Record(self.stream, {"type": kind, "at": self._clock.wall(), "epoch": self.epoch, **data}, state, True)
+
+    async def _write(self, records: list[Record], beside: Record | None = None) -> None:
+        """Append records of this run and what goes beside them, all of them or none."""
         if self.lost is not None:
             raise self.lost
         if self.broken is not None:
             raise self.broken
-        stamp = {"at": self._clock.wall(), "epoch": self.epoch}
-        records = [Record(self.stream, {"type": kind, **stamp, **data}, state) for kind, data, state in entries]
-        if beside is not None:
-            records.append(beside)
         expected = {self.stream: self._position}
         if self._under_way:
             expected = {claims_of(self.run_id): self.epoch, **expected}
-        self._position += len(entries)
+        self._position += len(records)
+        if beside is not None:
+            records.append(beside)
         self._under_way += 1
         try:
             await self.storage.append(records, expected)
@@ -215,31 +215,31 @@ class Journal:
         arguments: dict[str, Any] = {}
         withheld = []
         for name, value in effect.arguments.items():
-            encoded, possible = (None, False) if name in effect.sensitive else encode(value)
+            form, possible = (None, False) if name in effect.sensitive else encode(value)
             if possible and not carries_secret(value):
-                arguments[name] = encoded
+                arguments[name] = form
             else:
                 withheld.append(name)
-        await self.append(
-            "begin",
-            effect=effect.id,
-            tool=effect.tool,
-            arguments=arguments,
-            withheld=withheld,
-            key=effect.key,
-            parent=effect.parent,
-            step=effect.step,
-            agent=effect.agent,
-            digest=effect.digest,
-            compensating_tool=effect.compensating_tool,
-            scope=scope,
-            contract=contract,
-            origin=origin,
-            repeatable=repeatable,
-            attempt=attempt,
-            trace_id=effect.trace_id,
-            span_id=effect.span_id,
-        )
+        data = {
+            "effect": effect.id,
+            "tool": effect.tool,
+            "arguments": arguments,
+            "withheld": withheld,
+            "key": effect.key,
+            "parent": effect.parent,
+            "step": effect.step,
+            "agent": effect.agent,
+            "digest": effect.digest,
+            "compensating_tool": effect.compensating_tool,
+            "scope": scope,
+            "contract": contract,
+            "origin": origin,
+            "repeatable": repeatable,
+            "attempt": attempt,
+            "trace_id": effect.trace_id,
+            "span_id": effect.span_id,
+        }
+        await self._write([self._record("begin", data)])
 
     async def claimed(self, kept: str | None = None) -> None:
         """Take a run over; ``kept``: how it ends again, when only a part of it is undone."""
@@ -269,12 +269,10 @@ class Journal:
             status: How the run, which had ended, ends anew with that.
             error: Why, with ``status``.
         """
-        entries: list[tuple[str, Mapping[str, Any], str | None]] = [
-            ("resolved", {"effect": effect_id, "by": by, "as": outcome}, None) for effect_id in effect_ids
-        ]
+        records = [self._record("resolved", {"effect": effect_id, "by": by, "as": outcome}) for effect_id in effect_ids]
         if status is not None:
-            entries.append(("closed", {"status": status, "error": error}, status))
-        await self._write(entries)
+            records.append(self._record("closed", {"status": status, "error": error}, status))
+        await self._write(records)
 
     async def finish(
         self,
@@ -287,8 +285,13 @@ class Journal:
         attempts: int | None = None,
     ) -> None:
         """Report how an effect ended; its event goes into the same commit."""
-        beside = None if event is None else Record(EVENTS, event)
-        await self.append(
-            "finish", beside=beside, effect=effect_id, outcome=outcome, result=result.value, opaque=result.opaque,
-            withheld=list(result.withheld), error=error, attempts=attempts,
-        )  # fmt: skip
+        data = {
+            "effect": effect_id,
+            "outcome": outcome,
+            "result": result.value,
+            "opaque": result.opaque,
+            "withheld": list(result.withheld),
+            "error": error,
+            "attempts": attempts,
+        }
+        await self._write([self._record("finish", data)], None if event is None else Record(EVENTS, event, None, True))

@@ -10,7 +10,8 @@ import anyio
 
 from agenthelm._runtime.context import StopMark, current_run
 from agenthelm.core.effects import Effect, LostResult, Outcome
-from agenthelm.core.tool import ToolRegistry
+from agenthelm.core.sensitive import is_plain
+from agenthelm.core.tool import Tool, ToolRegistry
 from agenthelm.exceptions import PlanError, SagaError, StorageError, describe
 from agenthelm.orchestration.journal import Journal, ResultForm
 from agenthelm.orchestration.state import EffectState
@@ -109,8 +110,12 @@ class ScopeLog:
     closed: bool = False
     grace: float = GRACE_SECONDS
 
-    def refuse_late(self, what: str) -> None:
+    def refuse_late(self, what: str, name: str) -> None:
         """Refuse what comes after the end of the scope, or of one around it.
+
+        Args:
+            what: What that is, with ``{}`` for its name.
+            name: Its name.
 
         Raises:
             SagaError: It has ended.
@@ -119,7 +124,7 @@ class ScopeLog:
         while scope is not None:
             if scope.closed:
                 raise SagaError(
-                    f"{what} after its run {self.run.journal.run_id!r} had ended; don't let tasks outlive the run"
+                    f"{what.format(repr(name))} after its run {self.run.journal.run_id!r} had ended; don't let tasks outlive the run"
                 )
             scope = scope.outer
 
@@ -130,44 +135,50 @@ class ScopeLog:
 
     async def begin(self, effect: Effect) -> None:
         """Announce an effect; see `agenthelm.core.effects.EffectLog`."""
-        self.refuse_late(f"tool {effect.tool!r} was called")
-        self._refuse_unknown(effect.tool)
+        run = self.run
+        self.refuse_late("tool {} was called", effect.tool)
+        tool = self._own(effect.tool)
         if effect.compensating_tool is not None:
-            self._refuse_unknown(effect.compensating_tool)
-        tool = self.tools.get(effect.tool)
-        contract, origin = (tool.fingerprint, tool.origin) if tool is not None else ("", "")
-        repeatable = tool is None or tool.contract.idempotent
-        # What is read only once, the call itself reads; nothing of it is left for undoing.
-        used_up = frozenset(name for name, value in effect.arguments.items() if isinstance(value, Iterator))
-        state = EffectState(
-            effect, self.scope, len(self.run.states), contract=contract, origin=origin, repeatable=repeatable,
-            withheld=used_up,
-            attempt=running.attempt if (running := current_run()) is not None else 1,
-        )  # fmt: skip
-        self.run.states[effect.id] = state
-        self.run.flying.add(effect.id)
+            self._own(effect.compensating_tool)
+        state = EffectState(effect, self.scope, len(run.states))
+        if tool is not None:
+            state.contract, state.origin, state.repeatable = tool.fingerprint, tool.origin, tool.contract.idempotent
+        if not is_plain(effect.arguments.values()):
+            # What is read only once, the call itself reads; nothing of it is left for undoing.
+            state.withheld = frozenset(name for name, value in effect.arguments.items() if isinstance(value, Iterator))
+        if (running := current_run()) is not None:
+            state.attempt = running.attempt
+        run.states[effect.id] = state
+        run.flying.add(effect.id)
         try:
-            await self.run.journal.begin(
-                effect, scope=self.scope, contract=contract, origin=origin, repeatable=repeatable, attempt=state.attempt
+            await run.journal.begin(
+                effect,
+                scope=self.scope,
+                contract=state.contract,
+                origin=state.origin,
+                repeatable=state.repeatable,
+                attempt=state.attempt,
             )
         except StorageError as error:
             self.stop.set(error)
-            del self.run.states[effect.id]
-            self.run.ended(state, "failed")
+            del run.states[effect.id]
+            run.ended(state, "failed")
             raise
 
-    def _refuse_unknown(self, name: str) -> None:
-        """Refuse what the run could not undo.
+    def _own(self, name: str) -> Tool | None:
+        """A tool of this scope, if it has it; what the run could not undo is refused.
 
         Raises:
             PlanError: The outermost run has no such tool, or another one of that name.
         """
-        known, own = self.run.tools.get(name), self.tools.get(name)
+        known: Tool | None = self.run.tools.get(name)
+        own: Tool | None = self.tools.get(name)
         if known is None or (own is not None and own.function is not known.function):
             raise PlanError(
                 f"tool {name!r} is not the one by which run {self.run.journal.run_id!r} could undo what it does; "
                 f"give it to the outermost run: Orchestrator(tools=...)"
             )
+        return own
 
     async def finish(
         self,

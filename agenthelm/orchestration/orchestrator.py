@@ -363,7 +363,7 @@ class Orchestrator:
                 scope = SagaScope(
                     executor,
                     identity,
-                    Opening(name, "agents", None, span.trace_id, span.span_id),
+                    Opening(name, "agents", None, *span.ids),
                     budget=budget or self.budget,
                     rollback=rollback,
                     grace=self._grace,
@@ -391,7 +391,7 @@ class Orchestrator:
                 namespace=context.namespace,
                 ledger=scope.executor.ledger,
                 saga=scope.result,
-                trace_id=span.trace_id,
+                trace_id=span.ids[0],
                 durable=executor.storage.durable,
             )
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
+from agenthelm._runtime.frozen import changed
 from agenthelm.core.binding import KEY_PARAMETER
+from agenthelm.core.sensitive import PLAIN, is_plain
 from agenthelm.core.tool import Tool, ToolRegistry
 from agenthelm.exceptions import PlanError, UnknownToolError, nearest
 from agenthelm.orchestration.values import decode
@@ -48,7 +50,7 @@ class Ref:
         return value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for `changed`
 class Step:
     """One tool call of a plan.
 
@@ -99,8 +101,10 @@ class Plan:
             raise PlanError("a plan needs at least one step, and each of its groups too")
         for step in flat:
             _check_step(step)
-        if twice := sorted(name for name, count in Counter(step.name for step in flat).items() if count > 1):
-            raise PlanError(f"two steps are called {twice[0]!r}; give them an id each")
+        names = [step.name for step in flat]
+        if len(set(names)) < len(names):
+            twice = min(name for name, count in Counter(names).items() if count > 1)
+            raise PlanError(f"two steps are called {twice!r}; give them an id each")
         as_dag = any(step.depends_on for step in flat)
         if as_dag and any(len(group) > 1 for group in groups):
             raise PlanError("a plan is either a list with groups or a DAG by depends_on, not both")
@@ -234,7 +238,7 @@ def _check_step(step: Any) -> None:
         raise PlanError(f"a plan holds Steps and lists of Steps, not {step!r:.80}")
     if not isinstance(step.tool_name, str):
         raise PlanError(f"a Step takes the name of a tool, not {step.tool_name!r:.80}")
-    if not isinstance(step.arguments, Mapping):
+    if type(step.arguments) is not dict and not isinstance(step.arguments, Mapping):
         raise PlanError(f"step {step.name!r}: arguments are names and values, not {step.arguments!r:.80}")
 
 
@@ -244,16 +248,19 @@ def _check_arguments(step: Step, entry: Tool) -> None:
     Raises:
         PlanError: An argument is unknown, missing, of the wrong type, or the executor's to give.
     """
-    if unknown := [name for name in step.arguments if name not in entry.parameters and not entry.binding.open_ended]:
-        raise PlanError(
-            f"step {step.name!r}: tool {entry.name!r} takes no {unknown[0]!r}.{nearest(unknown[0], entry.parameters)}"
-        )
+    for name in step.arguments:
+        if name not in entry.parameters and not entry.binding.open_ended:
+            raise PlanError(
+                f"step {step.name!r}: tool {entry.name!r} takes no {name!r}.{nearest(name, entry.parameters)}"
+            )
     if entry.binding.takes_key and KEY_PARAMETER in step.arguments:
         raise PlanError(
             f"step {step.name!r}: leave out {KEY_PARAMETER!r}; each step gets its own, the same whenever it is repeated"
         )
-    # Results are not there yet, and what is read only once must be left to the call.
-    known = {name: v for name, v in step.arguments.items() if not refs_in(v) and not isinstance(v, Iterator)}
+    known = step.arguments
+    if not _is_plain(known):
+        # Results are not there yet, and what is read only once must be left to the call.
+        known = {name: v for name, v in known.items() if not refs_in(v) and not isinstance(v, Iterator)}
     for name, reason in entry.binding.unfit(known).items():
         if name in known or name not in {*step.arguments, KEY_PARAMETER}:
             raise PlanError(f"step {step.name!r}: tool {entry.name!r}: {reason}")
@@ -263,13 +270,20 @@ def _sequential(groups: list[list[Step]]) -> list[Step]:
     flat: list[Step] = []
     before: tuple[str, ...] = ()
     for group in groups:
-        flat += [Step(s.tool_name, s.arguments, s.id, before, s.compensate_with) for s in group]
+        flat += [changed(step, {"depends_on": before}) for step in group]
         before = tuple(step.name for step in group)
     return flat
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether something is a dictionary of scalars, in which there is nothing to look for."""
+    return type(value) is dict and is_plain(value.values())
+
+
 def refs_in(value: Any) -> list[Ref]:
     """All refs inside a structure of mappings and lists."""
+    if type(value) in PLAIN or _is_plain(value):
+        return []
     if isinstance(value, Ref):
         return [value]
     if isinstance(value, Mapping):
@@ -285,6 +299,10 @@ def resolved(value: Any, results: Mapping[str, Any]) -> Any:
     Raises:
         PlanError: A result has no such part.
     """
+    if type(value) in PLAIN:
+        return value
+    if _is_plain(value):
+        return dict(value)
     if isinstance(value, Ref):
         return value.of(results[value.step])
     if isinstance(value, Mapping):
@@ -297,6 +315,8 @@ def resolved(value: Any, results: Mapping[str, Any]) -> Any:
 
 def to_data(value: Any) -> Any:
     """A structure's journal form; what only looks like a `Ref` is marked as ``$literal``."""
+    if type(value) in PLAIN:
+        return value
     if isinstance(value, Ref):
         return {"$ref": value.step, "path": value.path}
     if isinstance(value, Mapping):

@@ -198,9 +198,7 @@ async def run_plan(
     links = () if scope is None else ((scope.opening.trace_id, scope.opening.span_id, "continues"),)
     with spans.workflow(name, run_id=context.run_id, session_id=context.session_id, links=links) as span:
         if scope is None:
-            opening = Opening(
-                name, "steps", _stored(plan, executor, on_error, budget, timeout), span.trace_id, span.span_id
-            )
+            opening = Opening(name, "steps", _stored(plan, executor, on_error, budget, timeout), *span.ids)
             scope = SagaScope(
                 executor, context, opening, budget=budget, rollback=on_error == "rollback", grace=grace, protected=True
             )
@@ -228,13 +226,17 @@ def _stored(plan: Plan, executor: ToolExecutor, on_error: OnError, budget: Budge
     """The plan as the journal holds it, or None when it holds what no journal may: then it can't be resumed."""
     for step in plan.steps.values():
         entry = executor.tools.get(step.tool_name)
-        if entry is not None and entry.binding.guarded_among(step.arguments) & set(step.arguments):
+        if entry is not None and not entry.binding.guarded_among(step.arguments).isdisjoint(step.arguments):
             return None
         if carries_secret(step.arguments):
             return None
-    limits = {"budget": budget, "timeout": timeout}
-    data, possible = encode({"steps": plan.data(), "on_error": on_error, **limits})
-    return data if possible else None
+    steps = plan.data()
+    for data in steps:
+        data["arguments"], possible = encode(data["arguments"])
+        if not possible:
+            return None
+    limits, possible = encode({"budget": budget, "timeout": timeout})
+    return {"steps": steps, "on_error": on_error, **limits} if possible else None
 
 
 class _Progression:
@@ -284,7 +286,7 @@ class _Progression:
     async def _call(self, step: Step) -> Any:
         scope = self._scope
         running = current_run()
-        arguments = resolved(dict(step.arguments), self._results)
+        arguments = resolved(step.arguments, self._results)
         with entered(running.evolve(step=step.name)) if running is not None else nullcontext():
             value = await scope.executor.call(
                 step.tool_name,

@@ -104,7 +104,7 @@ class SagaScope:
         budget = None if self.executor.passes_doors else self.budget
         ledger = self.executor.ledger.child("run", budget, stop=self.stop)
         if isinstance(outer, ScopeLog) and current_run() is not None:
-            outer.refuse_late(f"saga {self.opening.name!r} was begun")
+            outer.refuse_late("saga {} was begun", self.opening.name)
             self._outer = outer
             run, path = outer.run, outer.run.inner_scope(outer.scope)
         else:
@@ -293,7 +293,7 @@ class SagaScope:
             await self._run.idle(scope)
             effects = self._run.in_scope(scope) if scope else list(self._run.states.values())
             try:
-                self._log.refuse_late(f"saga {self.opening.name!r} ended")
+                self._log.refuse_late("saga {} ended", self.opening.name)
             except SagaError as late:  # the scope around it has undone these effects, or let them stand
                 await self._close("stopped", effects, error or late)
                 return error or late

@@ -24,6 +24,8 @@ __all__ = ["decode", "encode"]
 _DEEPEST: Final = 200
 """Levels of nesting that every JSON encoder and decoder can take."""
 _SMALL: Final = 10**18
+_ITSELF: Final = frozenset({str, bool, float, type(None)})
+"""The types whose values are their own form."""
 
 _MARKED: Final[Mapping[str, Callable[[Any], Any]]] = {
     "$bytes": base64.b64decode,
@@ -40,6 +42,8 @@ def encode(value: Any) -> tuple[Any, bool]:
     Models, dataclasses and named tuples are told by their fields, never by serializers, aliases and computed fields of
     theirs: those say how a value is shown, and undoing needs what it is. Secrets (``SecretStr``) come out masked.
     """
+    if type(value) in _ITSELF:
+        return value, True
     try:
         return _form(value, 0), True
     except Exception:  # noqa: BLE001 - what a value's own methods raise must not fail the call it is recorded for
@@ -83,10 +87,10 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def _form(value: Any, depth: int) -> Any:
     kind = type(value)
-    if value is None or kind is str or kind is bool or kind is float:
+    if kind in _ITSELF:
         return value
     if kind is int:
-        return _number(value)
+        return value if -_SMALL < value < _SMALL else _number(value)
     if depth > _DEEPEST:
         raise ValueError("nested too deeply")
     depth += 1
@@ -137,8 +141,18 @@ def _exact(value: Any, depth: int) -> Any:
 
 
 def _entries(value: Mapping[Any, Any], depth: int) -> dict[Any, Any]:
+    form: dict[Any, Any] = {}
+    for key, item in value.items():
+        if type(key) is not str:
+            return _pairs(value, depth)
+        form[key] = item if type(item) in _ITSELF else _form(item, depth)
+    return form if len(form) != 1 or next(iter(form)) not in _MARKED else {"$entries": [list(*form.items())]}
+
+
+def _pairs(value: Mapping[Any, Any], depth: int) -> dict[Any, Any]:
+    """A mapping whose keys are not all names."""
     keys = [key if type(key) is str else _key(key) for key in value]
-    items = [item if type(item) is str else _form(item, depth) for item in value.values()]
+    items = [_form(item, depth) for item in value.values()]
     if None in keys or (len(keys) == 1 and keys[0] in _MARKED):
         return {"$entries": [[_exact(key, depth), item] for key, item in zip(value, items, strict=True)]}
     form = dict(zip(keys, items, strict=True))
