@@ -14,6 +14,7 @@ from types import TracebackType
 
 from anyio.lowlevel import EventLoopToken
 
+from agenthelm._runtime.frozen import changed
 from agenthelm._runtime.progress import Progress
 
 __all__ = [
@@ -71,7 +72,7 @@ class StopMark:
             self.error = error
 
 
-@dataclass(frozen=True)  # without slots, so that a changed copy is one dictionary: two are made for every effect
+@dataclass(frozen=True)  # without slots, for `changed`: two copies are made for every effect
 class RunContext:
     """The identity of what is running right now.
 
@@ -107,11 +108,9 @@ class RunContext:
 
     def evolve(self, **changes: object) -> RunContext:
         """A copy with some fields changed."""
-        if unknown := changes.keys() - _FIELDS:
-            raise TypeError(f"a run context has no {', '.join(sorted(unknown))}")
-        copy = object.__new__(RunContext)
-        copy.__dict__.update(self.__dict__, **changes)
-        return copy
+        if not _FIELDS.issuperset(changes):
+            raise TypeError(f"a run context has no {', '.join(sorted(changes.keys() - _FIELDS))}")
+        return changed(self, changes)
 
 
 _FIELDS = frozenset(RunContext.__dataclass_fields__)

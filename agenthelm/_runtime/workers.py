@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -45,55 +44,49 @@ PATIENCE_SECONDS = 10.0
 """How long a thread that a run did not start waits for the run's event loop to answer before it takes it for blocked."""
 
 
-@dataclass(frozen=True, slots=True)
 class Outlasted(Generic[T]):
-    """How a function in a thread ended, and the native cancellation that had to wait for it."""
+    """A function on its way through a worker thread, whose end is known even if nobody awaits the thread any more.
 
-    value: T | None
-    error: BaseException | None
-    cancellation: BaseException | None
+    Attributes:
+        value: What it returned.
+        error: What it raised, if it did.
+        cancellation: The native cancellation that had to wait for it, if one came.
+    """
 
-
-class _Thread(Generic[T]):
-    """A function on its way through a worker thread, whose end is known even if nobody awaits the thread any more."""
-
-    __slots__ = ("_ended", "_function", "_gate", "_state", "_token", "error", "value")
+    __slots__ = ("_claim", "_ended", "_function", "_over", "_token", "cancellation", "error", "value")
 
     def __init__(self, function: Callable[[], T]) -> None:
         self._function = function
-        self._gate = threading.Lock()
-        self._state: Literal["waiting", "running", "ended", "disowned"] = "waiting"
+        self._claim = threading.Lock()  # taken once: by the thread, or by whoever does not want it to begin any more
+        self._over = False
         self._token: EventLoopToken | None = None
         self._ended: anyio.Event | None = None
         self.value: T | None = None
         self.error: BaseException | None = None
+        self.cancellation: BaseException | None = None
 
     def run(self) -> None:
         """What the worker thread does."""
-        with self._gate:
-            if self._state == "disowned":
-                return
-            self._state = "running"
+        if not self._claim.acquire(blocking=False):
+            return
         try:
             self.value = self._function()
         except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
             self.error = error
-        with self._gate:
-            self._state = "ended"
-            if self._ended is not None and self._token is not None:
-                wake(self._token, self._ended.set)
+        # Each side first says its own and then looks at the other's, so at least one of them knows of both.
+        self._over = True
+        if self._ended is not None and self._token is not None:
+            wake(self._token, self._ended.set)
 
     def disown_or_wait(self) -> anyio.Event | None:
         """An event for the end of the function; None if it has not begun, and then it never will."""
-        with self._gate:
-            if self._state == "waiting":
-                self._state = "disowned"
-                return None
-            self._token = anyio.lowlevel.current_token()
-            self._ended = anyio.Event()
-            if self._state == "ended":
-                self._ended.set()
-            return self._ended
+        if self._claim.acquire(blocking=False):
+            return None
+        self._token = anyio.lowlevel.current_token()
+        self._ended = ended = anyio.Event()
+        if self._over:
+            ended.set()
+        return ended
 
 
 class Workers:
@@ -140,20 +133,19 @@ class Workers:
         A native cancellation that comes while the function runs is held off and handed back, to be raised when the
         outcome is on record. One that comes before the function has begun is raised, and it never begins.
         """
-        thread = _Thread(function)
-        cancellation: BaseException | None = None
+        thread = Outlasted(function)
         try:
             await self._hop(thread.run, ())
         except anyio.get_cancelled_exc_class() as pierced:
             ended = thread.disown_or_wait()
             if ended is None:
                 raise
-            cancellation = pierced
+            thread.cancellation = pierced
             try:
                 await wait_through(ended)
             except anyio.get_cancelled_exc_class():
                 pass  # one is pending already
-        return Outlasted(thread.value, thread.error, cancellation)
+        return thread
 
     async def _hop(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
         context = current_run()

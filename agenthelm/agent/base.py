@@ -245,7 +245,8 @@ class Agent(dspy.Module):
         outer: RunContext = current_run() or detached_context()
         with ExitStack() as stack:
             stack.enter_context(entered(outer.evolve(agent=self.name, memory=memory or outer.memory)))
-            executor = stack.enter_context(using((current_executor() or detached()).for_agent(self.name)))
+            executor = (current_executor() or detached()).for_agent(self.name)
+            stack.enter_context(using(executor))
             if executor.effects is not None:
                 stack.enter_context(at_work(self.tools))
             stack.enter_context(agent_lm_scope(self.name, self.lm))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import logging
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
@@ -18,6 +17,7 @@ from agenthelm._runtime.progress import Progress
 from agenthelm.agent.lm_errors import fate_of, is_retryable, remember_attempts
 from agenthelm.agent.lm_span import tell_request, tell_response, tell_usage
 from agenthelm.core.cost import Amount, Price, Reservation, TokenUsage
+from agenthelm.core.event import utc
 from agenthelm.core.executor import ToolExecutor
 from agenthelm.core.redaction import scrub
 from agenthelm.core.storage.base import EVENTS, Record
@@ -329,6 +329,7 @@ class LMCall:
             span.set(names.RETRY_COUNT, self.attempts - 1)
 
     def _event(self) -> dict[str, Any]:
+        trace_id, span_id = self._span.ids
         return {
             **_plain(self.id, self.model, self.executor, self.run, self._wall),
             "execution_time": round(self._elapsed, 9),
@@ -340,8 +341,8 @@ class LMCall:
             "estimated_cost_usd": self.cost_usd,
             "cost_source": self.cost_source,
             "retry_count": max(0, self.attempts - 1),
-            "trace_id": self._span.trace_id,
-            "span_id": self._span.span_id,
+            "trace_id": trace_id,
+            "span_id": span_id,
         }
 
     def _report(self, kind: Any) -> None:
@@ -372,7 +373,7 @@ def _plain(call_id: str, model: str, executor: ToolExecutor, run: RunContext | N
     return {
         "id": call_id,
         "kind": "lm",
-        "timestamp": datetime.fromtimestamp(began, UTC).isoformat(),
+        "timestamp": utc(began),
         "tool_name": model,
         "inputs": {} if tool is None else {"tool": tool},
         "outputs": {},

@@ -56,10 +56,9 @@ async def approve(
         approved, reason = False, "the approval came after it had expired"
     if approved and digest(call.tool.name, call.bound) != request.digest:
         approved, reason = False, "the arguments changed after they were approved"
-    if call.span is not None:
-        call.span.set(names.APPROVAL_OUTCOME, "approved" if approved else "denied")
-        call.span.set(names.APPROVAL_APPROVER, call.approver)
-        call.span.set(names.APPROVAL_WAIT, waited)
+    call.span.set(names.APPROVAL_OUTCOME, "approved" if approved else "denied")
+    call.span.set(names.APPROVAL_APPROVER, call.approver)
+    call.span.set(names.APPROVAL_WAIT, waited)
     if approved:
         return
     call.approval_reason = reason

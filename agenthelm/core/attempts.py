@@ -66,23 +66,24 @@ class Attempts:
     Args:
         call: The call.
         workers: Where sync tools run.
-        ledger: Where what a worker process charged is booked.
-        late: Set when nobody waits for further attempts any more.
+        books: The call's ledger, where what a worker process charged is booked.
+        late: Set when nobody waits for further attempts any more; None where somebody always does.
 
     Attributes:
         doubt: Whether some attempt may have had its effect although none is known to. Survives later clean failures;
             only a success or a verdict ends it.
     """
 
-    def __init__(self, call: Call, workers: Workers, ledger: Ledger, *, late: anyio.Event | None = None) -> None:
+    doubt: bool = False
+    _entered = False
+    _unheard = False
+    _took = 0.0
+
+    def __init__(self, call: Call, workers: Workers, books: Callable[[], Ledger], late: anyio.Event | None) -> None:
         self._call = call
         self._workers = workers
-        self._ledger = ledger
+        self._books = books
         self._late = late
-        self.doubt: bool = False
-        self._entered = False
-        self._unheard = False
-        self._took = 0.0
 
     async def run(self) -> Any:
         """Attempt the call until it succeeds or may not be retried.
@@ -125,10 +126,11 @@ class Attempts:
         call = self._call
         assert call.tool is not None
         agent, most = call.context.agent if call.context else None, call.tool.contract.max_cost
+        ledger = self._books()
         if most is None:
-            self._ledger.charge_unknown(agent=agent)
+            ledger.charge_unknown(agent=agent)
         else:
-            self._ledger.charge(max(0.0, most - (self._ledger.charged_usd or 0.0)), agent=agent)
+            ledger.charge(max(0.0, most - (ledger.charged_usd or 0.0)), agent=agent)
 
     def _learn(self, error: BaseException) -> None:
         """What an attempt's failure says about its effect."""
@@ -160,9 +162,12 @@ class Attempts:
         tool, timeout = call.tool, call.tool.contract.timeout
         if tool.contract.runs_in == "process":
             return await self._with_deadline(self._in_process, timeout)
-        invoke = partial(self._enter, own_copy(call.bound))
+        bound = own_copy(call.bound)
+        if tool.is_async and timeout is None:
+            return await self._enter(bound)
+        invoke = partial(self._enter, bound)
         if tool.is_async:
-            return await invoke() if timeout is None else await self._with_deadline(invoke, timeout, at_once=True)
+            return await self._with_deadline(invoke, timeout, at_once=True)
         if tool.contract.abandonable:
             return await self._with_deadline(partial(self._workers.run_abandonable, invoke), timeout)
         outcome = await self._workers.outlast(invoke if timeout is None else partial(self._timed, invoke))
@@ -219,7 +224,7 @@ class Attempts:
         except anyio.get_cancelled_exc_class():
             self._unheard = self._unheard or self._entered
             raise
-        self._ledger.charge(report.charged_usd, agent=call.context.agent if call.context else None)
+        self._books().charge(report.charged_usd, agent=call.context.agent if call.context else None)
         return received(report)
 
     async def _with_deadline(self, invoke: Callable[..., Any], timeout: float | None, *, at_once: bool = False) -> Any:

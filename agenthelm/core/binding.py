@@ -26,6 +26,7 @@ __all__ = ["KEY_PARAMETER", "Binding", "own_copy"]
 KEY_PARAMETER = "idempotency_key"
 _SCALARS = (str, int, float, bool, bytes, type(None))
 _IMMUTABLE = frozenset(_SCALARS)
+_DATA = frozenset((*_SCALARS, dict, list, tuple))
 _NOT_RUN = (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)
 """What a call gives that has only been begun."""
 
@@ -86,7 +87,8 @@ class Binding:
             ToolContractError: A type inside a parameter's type is not defined.
         """
         try:
-            bound: dict[str, Any] = self._arguments.validate_python(dict(arguments))
+            # The adapter's own validator, because what stands before it costs more than most validations.
+            bound: dict[str, Any] = self._arguments.validator.validate_python(dict(arguments))
             if self._rest_values is not None:
                 extras = {name: value for name, value in bound.items() if name not in self.parameters}
                 bound.update(self._rest_values.validate_python(extras))
@@ -106,7 +108,7 @@ class Binding:
     def unfit(self, arguments: Mapping[str, Any]) -> dict[str, str]:
         """The arguments that don't fit, and those that are missing, each with the reason."""
         try:
-            self._arguments.validate_python(dict(arguments))
+            self._arguments.validator.validate_python(dict(arguments))
         except ValidationError as exc:
             errors = exc.errors(include_url=False, include_input=False)
             return {str(item["loc"][0]): self._reason(item) for item in reversed(errors)}
@@ -131,30 +133,15 @@ class Binding:
         Raises:
             ToolOutputError: It does not fit the contract; the tool has run all the same.
         """
-        if isinstance(value, _NOT_RUN) or hasattr(type(value), "__await__"):
-            how = "awaits; define it with 'async def'"
-            if not hasattr(type(value), "__await__"):
-                how = "iterates; return a list"
-            if isinstance(value, (types.CoroutineType, types.GeneratorType)):
-                value.close()
-            raise ToolOutputError(
-                f"tool {self.name!r} returned a {type(value).__name__.replace('_', ' ')} that nobody {how}",
-                tool_name=self.name,
-                ran=False,
-            )
-        if isinstance(value, LostResult):
-            raise ToolOutputError(
-                f"tool {self.name!r} ran, but its result can't leave its process: {value.reason}", tool_name=self.name
-            )
+        if type(value) not in _DATA:
+            self._refuse_no_result(value)
         if self._result is None:
             return value
-        wrapped = self._is_single_field(value)
         try:
-            if wrapped:
-                return self._result.validate_python({next(iter(self.result_fields)): value})[
-                    next(iter(self.result_fields))
-                ]
-            return self._result.validate_python(value)
+            if self.result_fields and self._is_single_field(value):
+                (field,) = self.result_fields
+                return self._result.validator.validate_python({field: value})[field]
+            return self._result.validator.validate_python(value)
         except ValidationError as exc:
             first = exc.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -170,6 +157,22 @@ class Binding:
                 f"{type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}",
                 tool_name=self.name,
             ) from exc
+
+    def _refuse_no_result(self, value: Any) -> None:
+        awaited = hasattr(type(value), "__await__")
+        if awaited or isinstance(value, _NOT_RUN):
+            if isinstance(value, (types.CoroutineType, types.GeneratorType)):
+                value.close()
+            how = "awaits; define it with 'async def'" if awaited else "iterates; return a list"
+            raise ToolOutputError(
+                f"tool {self.name!r} returned a {type(value).__name__.replace('_', ' ')} that nobody {how}",
+                tool_name=self.name,
+                ran=False,
+            )
+        if isinstance(value, LostResult):
+            raise ToolOutputError(
+                f"tool {self.name!r} ran, but its result can't leave its process: {value.reason}", tool_name=self.name
+            )
 
     def shown(self, value: Any) -> Any:
         """A result without what its declaration marks `Redacted` and the value itself knows nothing of."""
@@ -276,7 +279,10 @@ def _fields_of_type(kind: type) -> list[str]:
 
 def own_copy(bound: dict[str, Any]) -> dict[str, Any]:
     """Bound arguments that nobody else can change; what can't be copied (handles, locks, clients) is shared."""
-    if _IMMUTABLE.issuperset(map(type, bound.values())):
+    for value in bound.values():
+        if type(value) not in _IMMUTABLE:
+            break
+    else:
         return bound
     try:
         return copy.deepcopy(bound)

@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel
-from pydantic_core import to_jsonable_python
+from pydantic_core import to_json, to_jsonable_python
 
+from agenthelm.core.sensitive import is_plain
 from agenthelm.tracing.marks import SECRETS
 
 __all__ = ["digest"]
 
 _DEEPEST: Final = 100
 """How many collections within each other are told apart where JSON fails."""
-_EXACT_REPR: Final = frozenset({str, int, float, bool, type(None)})
 
 
 def digest(tool_name: str, arguments: Mapping[str, Any]) -> str:
@@ -26,18 +26,17 @@ def digest(tool_name: str, arguments: Mapping[str, Any]) -> str:
     The same for equal arguments whatever their order; another one as soon as a value, or its kind, changes. Never raises
     on account of the values.
     """
-    text = ""
-    if _EXACT_REPR.issuperset(map(type, arguments.values())):
+    if is_plain(arguments.values()):
         try:
-            text = repr((tool_name, sorted(arguments.items())))  # as exact as JSON for these, and quicker
-        except (TypeError, ValueError):  # keys of several kinds, numbers too long to print
+            told = to_json([tool_name, sorted(arguments.items())], inf_nan_mode="constants")
+            return hashlib.sha256(told).hexdigest()
+        except (TypeError, ValueError):  # keys of several kinds, what UTF-8 can't hold
             pass
-    if not text:
-        call = [tool_name, dict(arguments)]
-        try:
-            text = _digested.encode(call)
-        except Exception:  # noqa: BLE001 - cycles, depth, keys of several kinds, numbers too long to print
-            text = _apart(call, ())
+    call = [tool_name, dict(arguments)]
+    try:
+        text = _digested.encode(call)
+    except Exception:  # noqa: BLE001 - cycles, depth, keys of several kinds, numbers too long to print
+        text = _apart(call, ())
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import time
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal
 
@@ -9,16 +12,31 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from agenthelm.core.cost import TokenUsage
 
-__all__ = ["EventOutcome", "ExecutionEvent"]
+__all__ = ["EventOutcome", "ExecutionEvent", "utc"]
 
 EventOutcome = Literal["success", "failed", "denied", "over_budget", "timeout", "cancelled", "invalid", "in_doubt"]
 """How a call ended, as an auditor asks: also calls that were refused before the tool ran have one."""
 
 
+def utc(moment: float) -> str:
+    """Seconds since the epoch as an event tells them: as ``datetime.isoformat`` does, at a third of its price."""
+    seconds = math.floor(moment)
+    micros = round((moment - seconds) * 1e6)
+    if micros == 1_000_000:
+        seconds, micros = seconds + 1, 0
+    return f"{_second(seconds)}.{micros:06d}+00:00" if micros else f"{_second(seconds)}+00:00"
+
+
+@functools.lru_cache(maxsize=16)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
 class ExecutionEvent(BaseModel):
     """One call, on record whatever became of it.
 
-    The executor writes plain dictionaries of this shape; the model validates them when they are read.
+    The executor writes plain dictionaries of this shape, without the fields that have no value; the model
+    validates them when they are read.
 
     Attributes:
         id: Unique id of the call.

@@ -22,6 +22,7 @@ from agenthelm._runtime.context import (
     raise_if_stopped,
     report,
 )
+from agenthelm._runtime.frozen import changed
 from agenthelm._runtime.progress import Progress
 from agenthelm._runtime.retry import Clock, SystemClock
 from agenthelm._runtime.workers import Workers, on_event_loop
@@ -45,7 +46,7 @@ _ONE_CALL = Amount(tool_calls=1)
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)  # without slots, so that a changed copy is one dictionary: one is made for every call
+@dataclass(frozen=True)  # without slots, for `changed`
 class ToolExecutor:
     """Calls tools under their contracts. Frozen: a run, an agent or a tool's body gets a changed copy.
 
@@ -125,24 +126,16 @@ class ToolExecutor:
             Exception: Whatever the tool raised in its last attempt.
         """
         name = tool if isinstance(tool, str) else getattr(tool, "name", getattr(tool, "__name__", repr(tool)))
-        call = Call(
-            name,
-            arguments,
-            current_run(),
-            self.clock,
-            key=key,
-            compensates=compensates,
-            hidden=hidden,
-            reasoning=reasoning,
-        )
+        # By position: a class that is called with names costs half as much again.
+        call = Call(name, arguments, current_run(), self.clock, key, compensates, hidden, reasoning)
         with spans.tool(name, call_id=call.id, links=links) as span:
-            call.span = span
+            call.span, call.ids = span, span.ids
             try:
                 if not self.passes_doors:
                     raise_if_stopped()
                 entry = self._resolve(tool, allowed)
                 call.bind(entry, compensating_tool)
-                if not self.passes_doors:
+                if not self.passes_doors and (entry.contract.requires_approval or self.approval_handler.gates):
                     await approve(
                         call,
                         self.approval_handler,
@@ -183,10 +176,7 @@ class ToolExecutor:
         return replace(self, passes_doors=True, ledger=running.ledger)
 
     def _with_ledger(self, ledger: Ledger) -> ToolExecutor:
-        """As ``dataclasses.replace``, at a tenth of its price."""
-        copy = object.__new__(ToolExecutor)
-        copy.__dict__.update(self.__dict__, ledger=ledger)
-        return copy
+        return changed(self, {"ledger": ledger})
 
     async def verify(self, tool: Tool, arguments: Mapping[str, Any], key: str) -> Verdict | None:
         """Ask a contract's ``verify`` whether an effect happened.
@@ -217,28 +207,26 @@ class ToolExecutor:
 
     async def _perform(self, call: Call, entry: Tool, hold: Reservation) -> Any:
         """Journal, attempts, and the record of how it ended."""
-        max_cost = entry.contract.max_cost
-        budget = None if max_cost is None or self.passes_doors else Budget(usd=max_cost)
-        ledger = self.ledger.child(f"tool:{entry.name}", budget, drawn_from=hold if budget is not None else None)
-        inner = self._with_ledger(ledger)
-        books = (hold, ledger)
+        inside = _Inside(self, entry, hold)
         effects = self.effects if call.is_effect else None
         context = call.context
-        attempts = Attempts(call, self.workers, ledger, late=self.late)
+        attempts = Attempts(call, self.workers, inside.books, self.late)
         try:
-            inside: Any = nullcontext()
+            identity: Any = _UNCHANGED
             if effects is not None:
                 effect = call.as_effect(effects.next_id())
                 await effects.begin(effect)
                 if context is not None:
-                    inside = entered(context.evolve(effect=effect.id, attempt=1))
+                    identity = entered(context.evolve(effect=effect.id, attempt=1))
                 # What is to be cancelled is better not begun than stopped half-way, when nobody knows what it did.
                 await anyio.lowlevel.checkpoint_if_cancelled()
-            with inside, using(inner):
-                try:
+            token = _current.set(inside)
+            try:
+                with identity:
                     value = await attempts.run()
-                finally:
-                    attempts.settle()
+            finally:
+                _current.reset(token)
+                attempts.settle()
         except BaseException as error:
             call.ended()
             if call.attempts == 0 and isinstance(error, Exception):
@@ -247,40 +235,40 @@ class ToolExecutor:
             if attempts.doubt and isinstance(error, Exception) and not unheard:
                 assert call.bound is not None and call.key is not None
                 try:
-                    verdict = await inner.verify(entry, call.bound, call.key)
+                    verdict = await inside.executor.verify(entry, call.bound, call.key)
                 except BaseException:  # cancelled while it was asked: the doubt stays, and goes on record
                     call.failed(error, doubt=True)
-                    await self._record(call, books, effects, "doubt", error=error)
+                    await self._record(call, inside, effects, "doubt", error=error)
                     raise
                 if verdict is not None:
                     attempts.doubt = False
                     if verdict.happened:
-                        return await self._happened(call, entry, books, effects, verdict, error)
+                        return await self._happened(call, entry, inside, effects, verdict, error)
             call.failed(error, doubt=attempts.doubt)
             outcome: Outcome = "doubt" if attempts.doubt else "failed"
-            await self._record(call, books, effects, outcome, error=error)
+            await self._record(call, inside, effects, outcome, error=error)
             if call.cancellation is not None:
                 raise call.cancellation from None
             raise
-        return await self._close(call, entry, books, effects, value)
+        return await self._close(call, entry, inside, effects, value)
 
     async def _happened(
-        self, call: Call, entry: Tool, books: _Books, effects: EffectLog | None, verdict: Verdict, error: Exception
+        self, call: Call, entry: Tool, inside: _Inside, effects: EffectLog | None, verdict: Verdict, error: Exception
     ) -> Any:
         """``verify`` found the effect in place although the call raised."""
         if verdict.known:
-            return await self._close(call, entry, books, effects, verdict.value)
+            return await self._close(call, entry, inside, effects, verdict.value)
         try:
             value = entry.binding.check_result(None)
         except ToolOutputError:
             # It happened and its result is lost: the agent hears of the error, the journal of the effect.
             error.add_note(f"verify says that {entry.name} had its effect; its result is lost")
             call.failed(error, doubt=False)
-            await self._record(call, books, effects, "ok", value=None)
+            await self._record(call, inside, effects, "ok", value=None)
             raise error from None
-        return await self._close(call, entry, books, effects, value)
+        return await self._close(call, entry, inside, effects, value)
 
-    async def _close(self, call: Call, entry: Tool, books: _Books, effects: EffectLog | None, value: Any) -> Any:
+    async def _close(self, call: Call, entry: Tool, inside: _Inside, effects: EffectLog | None, value: Any) -> Any:
         """Record a call that happened, then hand over its validated value."""
         call.ended()
         invalid: ToolOutputError | None = None
@@ -289,7 +277,7 @@ class ToolExecutor:
         except ToolOutputError as error:
             invalid = error
         call.succeeded(value, invalid)
-        await self._record(call, books, effects, "ok", value=value)
+        await self._record(call, inside, effects, "ok", value=value)
         if call.cancellation is not None:
             raise call.cancellation  # it had to wait for the thread, and for the record of what the thread did
         if invalid is not None:
@@ -299,7 +287,7 @@ class ToolExecutor:
     async def _record(
         self,
         call: Call,
-        books: _Books,
+        inside: _Inside,
         effects: EffectLog | None,
         outcome: Outcome,
         *,
@@ -307,12 +295,7 @@ class ToolExecutor:
         error: BaseException | None = None,
     ) -> None:
         """Settle the budget, then write event and journal in one commit."""
-        hold, ledger = books
-        if ledger.budget.usd is None:
-            hold.settle(_ONE_CALL)
-        else:
-            hold.settle()
-        call.cost_usd = ledger.charged_usd
+        call.cost_usd = inside.settle()
         if effects is None or call.effect is None:
             await self._append_event(call)
         else:
@@ -321,7 +304,7 @@ class ToolExecutor:
     async def _append_event(self, call: Call) -> None:
         """Put a call on record; one that can't be ends the run, unless it undoes something."""
         try:
-            await self.storage.append([Record(EVENTS, call.event(self.redact))])
+            await self.storage.append([Record(EVENTS, call.event(self.redact), None, True)])
         except StorageError as error:
             if self.passes_doors:
                 _log.error("the event of %s could not be written: %s", call.name, error)
@@ -352,20 +335,59 @@ class ToolExecutor:
             )
 
 
-_Books = tuple[Reservation, Ledger]
-"""A call's reservation, and the ledger of its scope, which draws on it where the contract has a ``max_cost``."""
+class _Inside:
+    """What is in force inside one call: made when it is first asked for, because most tools call and charge nothing.
+
+    Args:
+        outer: The executor of the call.
+        entry: The tool.
+        hold: What the call has reserved; where the contract has a ``max_cost``, money spent inside is drawn from it.
+    """
+
+    def __init__(self, outer: ToolExecutor, entry: Tool, hold: Reservation) -> None:
+        self._outer = outer
+        self._entry = entry
+        self._hold = hold
+        self._limited = entry.contract.max_cost is not None and not outer.passes_doors
+
+    @property
+    def executor(self) -> ToolExecutor:
+        """The executor of the call, with a ledger of the call's own."""
+        made: ToolExecutor | None = self.__dict__.get("made")
+        if made is None:
+            budget = Budget(usd=self._entry.contract.max_cost) if self._limited else None
+            drawn_from = self._hold if self._limited else None
+            ledger = self._outer.ledger.child(f"tool:{self._entry.name}", budget, drawn_from=drawn_from)
+            # Threads of the tool may ask at once; the first one's is for all.
+            made = self.__dict__.setdefault("made", self._outer._with_ledger(ledger))
+        return made
+
+    def books(self) -> Ledger:
+        """The call's ledger."""
+        return self.executor.ledger
+
+    def settle(self) -> float | None:
+        """Settle the reservation; returns what the tool itself charged, USD, or None if nobody knows."""
+        asked = "made" in self.__dict__
+        if self._limited and asked:
+            self._hold.settle()
+        else:
+            self._hold.settle_call()
+        return self.books().charged_usd if asked else 0.0
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
     return Tool.from_function(function, ToolContract()).is_async
 
 
-_current: ContextVar[ToolExecutor | None] = ContextVar("agenthelm_executor", default=None)
+_UNCHANGED: nullcontext[None] = nullcontext()
+_current: ContextVar[ToolExecutor | _Inside | None] = ContextVar("agenthelm_executor", default=None)
 
 
 def current_executor() -> ToolExecutor | None:
     """The executor in force, or None outside of any run."""
-    return _current.get()
+    running = _current.get()
+    return running.executor if isinstance(running, _Inside) else running
 
 
 class using:  # noqa: N801 - used like a function: `with using(executor):`
@@ -375,11 +397,10 @@ class using:  # noqa: N801 - used like a function: `with using(executor):`
 
     def __init__(self, executor: ToolExecutor) -> None:
         self._executor = executor
-        self._token: Token[ToolExecutor | None] | None = None
+        self._token: Token[ToolExecutor | _Inside | None] | None = None
 
-    def __enter__(self) -> ToolExecutor:
+    def __enter__(self) -> None:
         self._token = _current.set(self._executor)
-        return self._executor
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -408,7 +429,7 @@ def charge(usd: float) -> None:
     Args:
         usd: The amount in US dollars.
     """
-    executor, run = _current.get(), current_run()
+    executor, run = current_executor(), current_run()
     if executor is not None:
         executor.ledger.charge(usd, agent=run.agent if run is not None else None)
     elif not charged_here(usd) and threading.current_thread() is not threading.main_thread():

@@ -139,21 +139,22 @@ class Ledger:
         Raises:
             BudgetExceededError: A limit would be passed. The scope of the ledger with the least room is marked stopped.
         """
-        pico = 0 if amount.usd is None else to_pico(amount.usd)
+        pico = to_pico(amount.usd) if amount.usd else 0
         want = (pico, amount.tokens, amount.calls, amount.tool_calls)
         if amount.usd is None and deny_unpriced and self._enforced:
             raise self._refused("price", limit=0.0, spent=0.0, reserved=0.0, requested=0.0)
         with self._lock:
             if self._limited:
                 self._check(want)
-            for ledger, money in self._holds():
-                held = ledger._reserved
-                if money:
-                    held[0] += pico
-                held[1] += want[1]
-                held[2] += want[2]
-                held[3] += want[3]
-        return Reservation(self, want, priced=amount.usd is not None)
+            if self._limits or self._holding:
+                for ledger, money in self._holds():
+                    held = ledger._reserved
+                    if money:
+                        held[0] += pico
+                    held[1] += want[1]
+                    held[2] += want[2]
+                    held[3] += want[3]
+        return Reservation(self, want, amount.usd is not None)
 
     def check(self) -> None:
         """Raise if a limit of this ledger or one above it has already been passed: by time, or by `charge`.
@@ -322,7 +323,7 @@ class Reservation:
 
     __slots__ = ("_agent", "_covered", "_drawer", "_held", "_ledger", "_open", "_priced", "estimated")
 
-    def __init__(self, ledger: Ledger, held: tuple[int, int, int, int], *, priced: bool) -> None:
+    def __init__(self, ledger: Ledger, held: tuple[int, int, int, int], priced: bool) -> None:
         self._ledger = ledger
         self._held = held
         self._priced = priced
@@ -367,10 +368,12 @@ class Reservation:
                 return
             drawer = self._drawer
             held = self._held
-            usd: float | None = to_usd(held[0]) if self._priced else None
+            usd: float | None
             if amount is not None:
                 usd = amount.usd
-            pico = 0 if usd is None else to_pico(usd)
+            else:
+                usd = to_usd(held[0]) if self._priced else None
+            pico = to_pico(usd) if usd else 0
             booked = 0 if drawer is not None else pico
             if drawer is not None:
                 pico = drawer._spent[0]
@@ -382,6 +385,21 @@ class Reservation:
             self._end((pico, tokens, calls, tools))
             unpriced = usd is None and drawer is None
             self._record((booked, tokens, calls, tools), usage, agent, outcome, unpriced=unpriced, model=model)
+
+    def settle_call(self) -> None:
+        """Book the one tool call that was reserved; what it charged itself is in the books already."""
+        ledger = self._ledger
+        with ledger._lock:
+            if not self._open:
+                return
+            self._open = False
+            if ledger._limits or ledger._holding:
+                ledger._unreserve((self._covered, *self._held[1:]))
+            self._covered = 0  # what is drawn on it from now on is spent at once
+            key = (None, None, ledger._tool)
+            for entry, _ in ledger._chain():
+                entry._spent[3] += 1
+                entry._book(key)[_TOOLS] += 1
 
     def keep(self, *, estimated: bool = True, agent: str | None = None, model: str | None = None) -> None:
         """Book the whole reservation, because the answer that would say less was lost."""
@@ -400,9 +418,11 @@ class Reservation:
 
     def _end(self, spent: tuple[int, int, int, int] | None) -> None:
         self._open = False
-        self._ledger._unreserve((self._covered, *self._held[1:]))
+        ledger = self._ledger
+        if ledger._limits or ledger._holding:
+            ledger._unreserve((self._covered, *self._held[1:]))
         if spent is not None:
-            self._ledger._spend(spent)
+            ledger._spend(spent)
             self._covered = spent[0]
 
     def _record(

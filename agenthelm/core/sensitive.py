@@ -20,8 +20,10 @@ from agenthelm.core.redaction import MASK
 from agenthelm.tracing.marks import SECRETS, fields_of, hidden_fields, inside, is_marked
 
 __all__ = [
+    "PLAIN",
     "carries_secret",
     "holds_secrets",
+    "is_plain",
     "is_sensitive",
     "secret_fields",
     "secret_texts",
@@ -33,6 +35,8 @@ _SHORTEST: Final = 4
 """Shorter texts turn up by chance; masking them everywhere would tell more than it hides."""
 _LONGEST: Final = 8192
 """Bits of the longest number that is told; Python refuses to print much longer ones."""
+PLAIN: Final = frozenset({str, int, float, bool, type(None)})
+"""Types that hold nothing but what they say."""
 _SPOKEN: Final = (int, float, Decimal, UUID, date, time, PurePath)
 """What is told by its ``str`` where it is no text."""
 
@@ -53,9 +57,18 @@ def holds_secrets(annotation: Any) -> bool:
     return any(map(_is_secret, inside(annotation, enter=_everything)))
 
 
+def is_plain(values: Iterable[Any]) -> bool:
+    """Whether all of these say what they say and nothing else: no secret, no reference, nothing to be used up."""
+    for value in values:  # noqa: SIM110 - `all` costs five times as much
+        if type(value) not in PLAIN:
+            return False
+    return True
+
+
 def carries_secret(value: Any) -> bool:
     """Whether a secret is somewhere in a value: one that JSON would carry as a mask, or a field marked `Redacted`."""
-    if isinstance(value, (str, int, float, type(None))):
+    kind = type(value)
+    if kind in PLAIN or (kind is dict and is_plain(value.values())):
         return False
     if isinstance(value, SECRETS):
         return True

@@ -145,7 +145,7 @@ def masked(
     """
     if hook is None and not secrets and type(value) is dict:
         try:
-            return _Quick(cap).entries(value, sensitive, 3)
+            return _quick(value, sensitive, [cap], 3)
         except _NotQuick:
             pass
     return _Masking(hook, cap, secrets).top(value, sensitive)
@@ -156,58 +156,59 @@ class _NotQuick(Exception):  # noqa: N818 - no error: the long way is taken then
 
 
 @functools.lru_cache(maxsize=2048)
-def _harmless(name: str) -> bool:
-    """Whether a key can be shown as it is."""
-    return len(name) <= _LONGEST_NAME and name.isascii() and scrub(name) == name
+def _tells(name: str) -> bool | None:
+    """Whether the value under a name can be shown; None for a name that needs a closer look itself."""
+    if len(name) > _LONGEST_NAME or not name.isascii() or scrub(name) != name:
+        return None
+    return not looks_secret(name)
 
 
-class _Quick:
-    """The short way for what most calls are: small dictionaries and lists of short scalars."""
+def _quick(value: dict[Any, Any], sensitive: AbstractSet[str], room: list[int], depth: int) -> dict[str, Any]:
+    """The short way for what most calls are: small dictionaries and lists of short scalars.
 
-    __slots__ = ("room",)
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-
-    def entries(self, value: dict[Any, Any], sensitive: AbstractSet[str], depth: int) -> dict[str, Any]:
-        """A dictionary whose keys are names."""
-        self._count(len(value), depth)
-        shown: dict[str, Any] = {}
-        for key, item in value.items():
-            kind = type(item)
-            if type(key) is not str or not _harmless(key):
-                raise _NotQuick
-            if item is None:
-                shown[key] = None
-            elif key in sensitive or (kind is not bool and looks_secret(key)):
-                shown[key] = MASK
-            elif kind is int and -(2**63) <= item < 2**63:
-                shown[key] = item
-            else:
-                shown[key] = self._value(kind, item, depth)
-        return shown
-
-    def _value(self, kind: type, item: Any, depth: int) -> Any:
-        if kind is str:
-            self.room -= len(item)
-            if self.room < 0 or not item.isascii():
-                raise _NotQuick
-            return scrub(item)
-        if item is None or kind is bool or (kind is int and -(2**63) <= item < 2**63):
-            return item
-        if kind is float and math.isfinite(item):
-            return item
-        if kind is dict:
-            return self.entries(item, _NO_NAMES, depth - 1)
-        if kind is list:
-            self._count(len(item), depth)
-            return [self._value(type(value), value, depth - 1) for value in item]
+    Args:
+        value: A dictionary whose keys are names.
+        sensitive: Further names that are masked.
+        room: How many characters are left, as its one item; a list, because all levels draw on it.
+        depth: How many levels are left.
+    """
+    room[0] -= 8 * len(value)
+    if len(value) > ITEMS or depth < 0 or room[0] < 0:
         raise _NotQuick
-
-    def _count(self, items: int, depth: int) -> None:
-        self.room -= 8 * items
-        if items > ITEMS or depth < 0 or self.room < 0:
+    shown: dict[str, Any] = {}
+    for key, item in value.items():
+        kind = type(item)
+        if type(key) is not str or (tells := _tells(key)) is None:
             raise _NotQuick
+        if item is None or kind is bool:
+            shown[key] = MASK if kind is bool and key in sensitive else item
+        elif not tells or key in sensitive:
+            shown[key] = MASK
+        elif kind is int and -(2**63) <= item < 2**63:
+            shown[key] = item
+        else:
+            shown[key] = _quick_value(kind, item, room, depth)
+    return shown
+
+
+def _quick_value(kind: type, item: Any, room: list[int], depth: int) -> Any:
+    if kind is str:
+        room[0] -= len(item)
+        if room[0] < 0 or not item.isascii():
+            raise _NotQuick
+        return scrub(item)
+    if item is None or kind is bool or (kind is int and -(2**63) <= item < 2**63):
+        return item
+    if kind is float and math.isfinite(item):
+        return item
+    if kind is dict:
+        return _quick(item, _NO_NAMES, room, depth - 1)
+    if kind is list:
+        room[0] -= 8 * len(item)
+        if len(item) > ITEMS or depth < 0 or room[0] < 0:
+            raise _NotQuick
+        return [_quick_value(type(inner), inner, room, depth - 1) for inner in item]
+    raise _NotQuick
 
 
 class _Masking:

@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
     from opentelemetry.trace import Link, Span, SpanKind, Tracer
 
-__all__ = ["NOTHING", "Site", "SpanHandle", "SpanLink", "captures_content", "prepared"]
+__all__ = ["NOTHING", "Site", "SpanHandle", "SpanIds", "SpanLink", "captures_content", "prepared"]
 
 _log = logging.getLogger(__name__)
 
 SpanLink: TypeAlias = tuple[str | None, str | None] | tuple[str | None, str | None, str]
 """A span to link to, as it was stored: trace id and span id in hex, and how it is related (``undoes``, ``continues``)."""
+
+
+SpanIds: TypeAlias = tuple[str | None, str | None]
+"""A trace and a span in it, in hex; None where there is none."""
 
 
 class SpanHandle(Protocol):
@@ -44,13 +48,8 @@ class SpanHandle(Protocol):
         ...
 
     @property
-    def trace_id(self) -> str | None:
-        """The trace, 32 hex digits; None where there is none."""
-        ...
-
-    @property
-    def span_id(self) -> str | None:
-        """The span, 16 hex digits; None where there is none."""
+    def ids(self) -> SpanIds:
+        """Trace and span, 32 and 16 hex digits; None where there is none."""
         ...
 
     def set(self, key: str, value: object) -> None:
@@ -86,14 +85,10 @@ class _Nothing:
     listening: Final = False
 
     @property
-    def trace_id(self) -> str | None:
-        """The trace that a caller brought along, if one is in force."""
-        return _ambient()[0]
-
-    @property
-    def span_id(self) -> str | None:
+    def ids(self) -> SpanIds:
         """The span that a caller brought along, if one is in force."""
-        return _ambient()[1]
+        api = sys.modules.get("opentelemetry.trace")
+        return (None, None) if api is None else _hex(api.get_current_span())
 
     def set(self, key: str, value: object) -> None:
         """Nothing."""
@@ -113,12 +108,13 @@ class _Nothing:
 NOTHING: Final = _Nothing()
 
 
-def _ambient() -> tuple[str | None, str | None]:
-    api = sys.modules.get("opentelemetry.trace")
-    if api is None:
+def _hex(span: Span) -> SpanIds:
+    try:
+        context = span.get_span_context()
+        return (f"{context.trace_id:032x}", f"{context.span_id:016x}") if context.is_valid else (None, None)
+    except Exception as exc:  # noqa: BLE001 - a host's own span; see `Site`
+        _lost(exc)
         return None, None
-    context = api.get_current_span().get_span_context()
-    return (f"{context.trace_id:032x}", f"{context.span_id:016x}") if context.is_valid else (None, None)
 
 
 class Site:
@@ -209,18 +205,8 @@ class Site:
         return self._meter is not None or self.recording
 
     @property
-    def trace_id(self) -> str | None:
-        if self._span is None:
-            return _ambient()[0]
-        context = self._span.get_span_context()
-        return f"{context.trace_id:032x}" if context.is_valid else None
-
-    @property
-    def span_id(self) -> str | None:
-        if self._span is None:
-            return _ambient()[1]
-        context = self._span.get_span_context()
-        return f"{context.span_id:016x}" if context.is_valid else None
+    def ids(self) -> SpanIds:
+        return NOTHING.ids if self._span is None else _hex(self._span)
 
     def set(self, key: str, value: object) -> None:
         if value is None:

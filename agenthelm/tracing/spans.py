@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from agenthelm.tracing import names
 from agenthelm.tracing.providers import current_meter, current_tracer
-from agenthelm.tracing.site import NOTHING, Site, SpanHandle, SpanLink, captures_content
+from agenthelm.tracing.site import NOTHING, Site, SpanHandle, SpanIds, SpanLink, captures_content
 
 __all__ = [
     "SpanHandle",
@@ -26,9 +26,9 @@ __all__ = [
 ]
 
 
-def current() -> tuple[str | None, str | None]:
+def current() -> SpanIds:
     """Trace id and span id of the span in force, in hex; None where there is none."""
-    return NOTHING.trace_id, NOTHING.span_id
+    return NOTHING.ids
 
 
 def workflow(

@@ -50,7 +50,7 @@ def test_a_collector_sees_agents_tools_tokens_and_cost(collector: Collector) -> 
     tool_span = received["execute_tool book"]
     assert tool_span.parent_span_id == received["invoke_agent planner"].span_id
     assert tool_span.status.code == tool_span.status.STATUS_CODE_ERROR
-    assert tool_span.trace_id.hex() == run.trace_id
+    assert tool_span.trace_id.hex() == run.ids[0]
     resource = attributes_of(collector.traces[0].resource_spans[0].resource)
     assert resource["service.name"] == "agenthelm"
     measured = {

@@ -171,6 +171,19 @@ def test_calls_inside_a_tool_draw_on_its_reservation_instead_of_reserving_again(
     assert run.total().priced_usd == 0.03
 
 
+def test_what_is_drawn_on_a_call_that_has_ended_is_spent_at_once() -> None:
+    run = Ledger("run", Budget(usd=1.0))
+    hold = run.reserve(Amount(usd=0.5, tool_calls=1))
+    hold.settle_call()
+    hold.settle_call()
+    assert run.spent() == Amount(tool_calls=1)
+    assert run.remaining().usd == 1.0
+    late = run.child("tool:t", Budget(usd=0.5), drawn_from=hold)
+    late.charge(0.2)
+    assert run.spent().usd == pytest.approx(0.2)
+    assert run.remaining().usd == pytest.approx(0.8)
+
+
 def test_an_unpriced_call_inside_a_tool_settles_it_at_its_max_cost() -> None:
     run = Ledger("run", Budget(usd=1.0))
     hold = run.reserve(Amount(usd=0.08, tool_calls=1))

@@ -344,6 +344,31 @@ def test_what_can_not_be_printed_has_a_digest_too(one: object, other: object) ->
     assert digest("t", {"v": one}) != digest("t", {"v": other})
 
 
+def test_a_digest_tells_apart_what_is_nearly_the_same() -> None:
+    values: list[Any] = [
+        1,
+        1.0,
+        True,
+        "1",
+        "true",
+        None,
+        "null",
+        "",
+        float("nan"),
+        "NaN",
+        -0.0,
+        0.0,
+        10**40,
+        "ä",
+        "a\udcff",
+        [1],
+        {"x": 1},
+    ]
+    assert len({digest("t", {"v": value}) for value in values}) == len(values)
+    assert digest("t", {"v": 1}) != digest("t", {"w": 1}) != digest("u", {"w": 1})
+    assert digest("t", {"a": "x", "b": "y"}) != digest("t", {"a": 'x","b":"y'})
+
+
 def test_what_can_be_read_only_once_is_still_there_after_its_digest() -> None:
     once = iter([1, 2])
     later = (item for item in once)

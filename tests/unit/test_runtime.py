@@ -22,7 +22,7 @@ import pytest
 from agenthelm._runtime.context import RunContext, StopMark, current_run, entered, new_run_id, raise_if_stopped
 from agenthelm._runtime.groups import in_child, named, shielded, wait_through
 from agenthelm._runtime.retry import Backoff, asked_delay
-from agenthelm._runtime.workers import Workers, _Thread, hop_back
+from agenthelm._runtime.workers import Outlasted, Workers, hop_back
 from tests.support.deadlines import overruns
 
 CONTEXT = RunContext(run_id="r", session_id="s", namespace="n")
@@ -165,13 +165,13 @@ class TestThreads:
 
     async def test_a_thread_whose_caller_went_before_it_began_does_nothing(self) -> None:
         gate = Gate()
-        thread = _Thread(gate)
+        thread = Outlasted(gate)
         assert thread.disown_or_wait() is None
         await anyio.to_thread.run_sync(thread.run)
         assert not gate.entered.is_set()
 
     async def test_a_thread_that_ended_before_it_is_waited_for_is_not_waited_for(self) -> None:
-        thread = _Thread(lambda: "value")
+        thread = Outlasted(lambda: "value")
         await anyio.to_thread.run_sync(thread.run)
         ended = thread.disown_or_wait()
         assert ended is not None

@@ -86,7 +86,7 @@ def test_undo_and_waiting_show(screen: io.StringIO) -> None:
         booked.set(names.APPROVAL_OUTCOME, "approved")
         booked.set(names.APPROVAL_WAIT, 3.21)
         booked.set(names.LATE, True)
-    with spans.tool("cancel", links=[(booked.trace_id, booked.span_id, "undoes")]):
+    with spans.tool("cancel", links=[(*booked.ids, "undoes")]):
         pass
     shown = screen.getvalue()
     assert "late  approved after 3.2 s" in shown

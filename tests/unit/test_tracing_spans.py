@@ -92,7 +92,7 @@ def test_every_name_in_the_table_is_a_convention_s_or_ours() -> None:
 
 def test_spans_nest_and_share_a_trace(telemetry: Recorded) -> None:
     with spans.workflow("w", run_id="r") as outer, spans.agent("a") as inner, spans.tool("t"):
-        assert outer.trace_id == inner.trace_id
+        assert outer.ids[0] == inner.ids[0]
     workflow, agent, tool = (telemetry.span(name) for name in ("invoke_workflow w", "invoke_agent a", "execute_tool t"))
     assert workflow.parent is None
     assert agent.parent == workflow.context
@@ -213,7 +213,7 @@ def test_values_become_what_opentelemetry_takes(telemetry: Recorded) -> None:
 
 def test_a_compensation_links_to_what_it_undoes_and_a_recovery_to_the_first_run(telemetry: Recorded) -> None:
     with spans.tool("book") as booked:
-        stored = (booked.trace_id, booked.span_id)
+        stored = booked.ids
     with (
         spans.workflow("undo", run_id="r", links=[(*stored, "continues")]),
         spans.tool(
@@ -230,14 +230,14 @@ def test_a_compensation_links_to_what_it_undoes_and_a_recovery_to_the_first_run(
 def test_a_web_request_s_trace_continues_into_the_run_and_out_again(telemetry: Recorded) -> None:
     headers = {"TraceParent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"}
     with context.extract(headers), spans.workflow("w", run_id="r") as span:
-        assert span.trace_id == "a" * 32
-        assert context.inject() == {"traceparent": f"00-{'a' * 32}-{span.span_id}-01"}
+        assert span.ids[0] == "a" * 32
+        assert context.inject() == {"traceparent": f"00-{'a' * 32}-{span.ids[1]}-01"}
         assert context.inject({"x": "y"})["x"] == "y"
     parent = telemetry.span("invoke_workflow w").parent
     assert parent is not None
     assert f"{parent.span_id:016x}" == "b" * 16
     with context.extract({"traceparent": "nonsense"}), spans.workflow("v", run_id="r") as span:
-        assert span.trace_id != "a" * 32
+        assert span.ids[0] != "a" * 32
     assert context.inject() == {}
 
 
@@ -397,7 +397,7 @@ def test_measurements_need_no_tracing() -> None:
         with spans.tool("t") as span:
             span.set(names.APPROVAL_OUTCOME, "denied")
             span.fail("no")
-            assert (span.recording, span.trace_id, span.span_id) == (False, None, None)
+            assert (span.recording, span.ids) == (False, (None, None))
         data = reader.get_metrics_data()
         assert data is not None
         assert "gen_ai.execute_tool.duration" in data.to_json()
@@ -428,12 +428,21 @@ def test_without_an_sdk_there_is_one_shared_handle_that_does_nothing() -> None:
         one.set(names.TOOL_ARGUMENTS, object())
         one.fail(ValueError())
         describe(one, {})
-        assert (one.recording, one.trace_id, one.span_id) == (False, None, None)
+        assert (one.recording, one.ids) == (False, (None, None))
 
 
 def test_without_an_sdk_a_caller_s_trace_is_still_known() -> None:
     with context.extract({"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"}), spans.tool("t") as span:
-        assert (span.trace_id, span.span_id) == ("a" * 32, "b" * 16)
+        assert span.ids == ("a" * 32, "b" * 16)
+
+
+def test_a_caller_s_span_that_knows_nothing_of_itself_is_none() -> None:
+    class Broken(trace.NonRecordingSpan):
+        def get_span_context(self) -> trace.SpanContext:
+            raise ZeroDivisionError
+
+    with trace.use_span(Broken(trace.INVALID_SPAN_CONTEXT)), spans.tool("t") as span:
+        assert span.ids == (None, None)
 
 
 _FRESH = {
@@ -449,7 +458,7 @@ _FRESH = {
         from opentelemetry import metrics, trace
         from agenthelm.tracing import spans
         with spans.tool("early") as span:
-            assert span.trace_id is None
+            assert span.ids == (None, None)
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import SimpleSpanProcessor
         from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -457,7 +466,7 @@ _FRESH = {
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         trace.set_tracer_provider(provider)
         with provider.get_tracer("host").start_as_current_span("request"), spans.tool("late") as span:
-            assert span.trace_id is not None
+            assert span.ids[0] is not None
         late, request = exporter.get_finished_spans()
         assert late.parent == request.context
         assert trace.get_tracer_provider() is provider
