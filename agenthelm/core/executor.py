@@ -349,6 +349,8 @@ class _Inside:
         self._entry = entry
         self._hold = hold
         self._limited = entry.contract.max_cost is not None and not outer.passes_doors
+        if self._limited:
+            self.executor  # noqa: B018 - only one ledger may draw on a reservation, whichever thread asks first
 
     @property
     def executor(self) -> ToolExecutor:
@@ -368,12 +370,11 @@ class _Inside:
 
     def settle(self) -> float | None:
         """Settle the reservation; returns what the tool itself charged, USD, or None if nobody knows."""
-        asked = "made" in self.__dict__
-        if self._limited and asked:
+        if self._limited:
             self._hold.settle()
         else:
             self._hold.settle_call()
-        return self.books().charged_usd if asked else 0.0
+        return self.books().charged_usd if "made" in self.__dict__ else 0.0
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

@@ -392,9 +392,7 @@ class Reservation:
         with ledger._lock:
             if not self._open:
                 return
-            self._open = False
-            if ledger._limits or ledger._holding:
-                ledger._unreserve((self._covered, *self._held[1:]))
+            self._end(None)
             self._covered = 0  # what is drawn on it from now on is spent at once
             key = (None, None, ledger._tool)
             for entry, _ in ledger._chain():

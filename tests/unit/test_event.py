@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextvars
 import threading
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agenthelm._runtime.context import RunContext, entered
+from agenthelm.core.cost import Ledger
 from agenthelm.core.event import ExecutionEvent, utc
 from agenthelm.core.executor import ToolExecutor, charge
 from agenthelm.core.storage import EVENTS, InMemoryStorage
@@ -71,6 +73,27 @@ async def test_threads_of_a_tool_that_charge_at_once_charge_one_call(max_cost: f
     (record,) = await storage.read(EVENTS)
     assert record.data["estimated_cost_usd"] == count * each * 0.001
     assert executor.ledger.cost_usd == count * each * 0.001
+
+
+async def test_one_ledger_draws_on_a_reservation_and_is_there_before_any_thread_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawing: list[threading.Thread] = []
+    child = Ledger.child
+
+    def watched(self: Ledger, *args: Any, **options: Any) -> Ledger:
+        if options.get("drawn_from") is not None:
+            drawing.append(threading.current_thread())
+        return child(self, *args, **options)
+
+    def work() -> None:
+        charge(0.5)
+
+    monkeypatch.setattr(Ledger, "child", watched)
+    executor = ToolExecutor(ToolRegistry([Tool.from_function(work, ToolContract(max_cost=1.0))]), InMemoryStorage())
+    await executor.call("work", {})
+    assert drawing == [threading.current_thread()]
+    assert executor.ledger.cost_usd == 0.5
 
 
 async def test_what_a_tool_may_cost_is_given_back_when_it_charges_nothing() -> None:
