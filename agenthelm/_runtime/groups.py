@@ -16,7 +16,7 @@ from anyio import CancelScope
 
 from agenthelm.exceptions import chain
 
-__all__ = ["beside", "cut_short", "in_child", "named", "shielded", "wait_through"]
+__all__ = ["beside", "cut_short", "go_on_waiting", "in_child", "named", "shielded", "wait_through"]
 
 T = TypeVar("T")
 
@@ -112,15 +112,18 @@ async def wait_through(event: _Waitable) -> None:
 
     For events whose setting is certain: a commit on the storage's writer thread, for one.
     """
-    pending: BaseException | None = None
+    cancelled: BaseException | None = None
     try:
         await event.wait()
     except anyio.get_cancelled_exc_class() as exc:
-        pending = exc
-    else:
-        return  # without the price of a scope
-    if _comes_again(pending):
-        pending = None
+        cancelled = exc
+    if cancelled is not None:
+        await go_on_waiting(event, cancelled)
+
+
+async def go_on_waiting(event: _Waitable, cancelled: BaseException) -> None:
+    """What `wait_through` does once its wait was ``cancelled``; for those to whom a coroutine less is worth the words."""
+    pending = None if _comes_again(cancelled) else cancelled
     with CancelScope(shield=True):
         while True:
             try:
@@ -132,7 +135,7 @@ async def wait_through(event: _Waitable) -> None:
         try:
             raise pending
         finally:
-            pending = None
+            del pending, cancelled  # the frame must not keep its own exception alive
 
 
 def cut_short(error: Exception) -> bool:

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sqlite3
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from agenthelm._runtime.forks import Forked, between_forks
 from agenthelm.core.storage.base import EVENTS
-from agenthelm.core.storage.codec import INDEXED_FIELDS
 from agenthelm.core.storage.files import FileId, file_id
-from agenthelm.core.storage.sqlite_schema import FRESH_BITS, connect, migrate, private_file, translated
-from agenthelm.core.storage.writer import Append, Outcome, place
-from agenthelm.exceptions import StalePositionError
+from agenthelm.core.storage.sqlite_batch import Batch, open_inbox
+from agenthelm.core.storage.sqlite_schema import connect, migrate, private_file, translated
+from agenthelm.core.storage.writer import Append, Outcome
 
 __all__ = ["SqliteLog"]
 
-_INSERT_EVENTS = ("INSERT INTO fresh VALUES", len(INDEXED_FIELDS) + 2, "")
-_INSERT_RECORDS = ("INSERT INTO records VALUES", 3, "")
-_MOVE_STREAMS = (
-    "INSERT INTO streams (name, position, state, created_at, updated_at) VALUES",
-    5,
-    """ON CONFLICT (name) DO UPDATE SET
-        position = excluded.position, state = coalesce(excluded.state, state), updated_at = excluded.updated_at""",
-)
 _REMEMBERED = 10_000
 """Streams whose positions are remembered, at most."""
-_ROWS = 64
-"""Rows of one statement, at most; SQLite binds 999 values in its oldest builds."""
+_MANY = 16
+"""From so many appends on, their event loop is likely to be busy meanwhile."""
 
 
 class SqliteLog(Forked):
@@ -65,17 +52,38 @@ class SqliteLog(Forked):
         with between_forks, translated(self._path, verb="write"):
             connection = self._open()
             try:
-                connection.execute("BEGIN IMMEDIATE")
-                self._learn(connection, appends)
-                outcomes = _write(connection, appends, self._positions)
-                connection.execute("COMMIT")
+                batch = self._at_once(connection, appends)
+                if batch is None:
+                    connection.execute("BEGIN IMMEDIATE")
+                    batch = Batch(appends, self._learned(connection, appends))
+                    batch.write(connection)
+                    connection.execute("COMMIT")
             except BaseException:
                 self._close()  # rolls back; and a connection whose disk has failed is not to be trusted
                 raise
-        return outcomes
+        self._positions.update(batch.after)
+        return batch.outcomes
 
-    def _learn(self, connection: sqlite3.Connection, appends: Sequence[Append]) -> None:
-        """Get the positions of the streams that are named; known ones hold until another connection has written."""
+    def _at_once(self, connection: sqlite3.Connection, appends: Sequence[Append]) -> Batch | None:
+        """Write without asking first where the streams are, if that can be told; None if nothing could be written so."""
+        if len(appends) < _MANY or self._as_of is None or len(self._positions) > _REMEMBERED:
+            return None
+        known = self._positions
+        before: dict[str, int] = {}
+        for append in appends:
+            for stream, expected in append.expected.items():
+                if stream not in before:
+                    before[stream] = known.get(stream, expected)
+            for entry in append.entries:
+                if entry.stream not in before:
+                    if entry.stream not in known:
+                        return None
+                    before[entry.stream] = known[entry.stream]
+        batch = Batch(appends, before)
+        return batch if not batch.stale and batch.write_at_once(connection) else None
+
+    def _learned(self, connection: sqlite3.Connection, appends: Sequence[Append]) -> dict[str, int]:
+        """The positions of the streams that are named; known ones hold until another connection has written."""
         (as_of,) = connection.execute("PRAGMA data_version").fetchone()
         if as_of != self._as_of or len(self._positions) > _REMEMBERED:
             self._positions.clear()
@@ -85,6 +93,7 @@ class SqliteLog(Forked):
             self._positions.update(dict.fromkeys(unknown, 0))
             asked = "SELECT name, position FROM streams WHERE name IN (SELECT value FROM json_each(?))"
             self._positions.update(connection.execute(asked, (json.dumps(sorted(unknown)),)).fetchall())
+        return {name: self._positions[name] for name in names}
 
     def drop(self, stream: str) -> None:
         """Forget a stream."""
@@ -132,63 +141,9 @@ class SqliteLog(Forked):
             connection = connect(self._path, busy_timeout=self._busy_timeout, writing=True)
             try:
                 migrate(connection, self._path)
+                open_inbox(connection)
             except BaseException:
                 connection.close()
                 raise
             self._connection = connection
         return self._connection
-
-
-def _write(connection: sqlite3.Connection, appends: Sequence[Append], positions: dict[str, int]) -> list[Outcome]:
-    events_before = positions.get(EVENTS, 0)
-    events: list[tuple[Any, ...]] = []
-    records: list[tuple[str, int, str]] = []
-    moved: dict[str, str | None] = {}
-    outcomes: list[Outcome] = []
-    for append in appends:
-        before = {entry.stream: positions.get(entry.stream, 0) for entry in append.entries}
-        try:
-            outcomes.append(place(append, positions))
-        except StalePositionError as exc:
-            outcomes.append(exc)
-            continue
-        for entry in append.entries:
-            position = before[entry.stream]
-            before[entry.stream] = position + 1
-            moved[entry.stream] = entry.state if entry.state is not None else moved.get(entry.stream)
-            if entry.stream == EVENTS:
-                events.append((position, *_fields(entry.data), entry.text))
-            else:
-                records.append((entry.stream, position, entry.text))
-    now = time.time()
-    _insert(connection, _INSERT_EVENTS, events)
-    _insert(connection, _INSERT_RECORDS, records)
-    _insert(connection, _MOVE_STREAMS, [(name, positions[name], state, now, now) for name, state in moved.items()])
-    if events_before >> FRESH_BITS != positions.get(EVENTS, 0) >> FRESH_BITS:
-        # Many at once, because an index takes them for little more than the price of one.
-        connection.execute("INSERT INTO events SELECT * FROM fresh")
-        connection.execute("DELETE FROM fresh")
-    return outcomes
-
-
-def _insert(connection: sqlite3.Connection, into: tuple[str, int, str], rows: Sequence[tuple[Any, ...]]) -> None:
-    """As ``executemany``, in few statements: each step of one lets go of the GIL, and getting it back may take long."""
-    done = 0
-    while done < len(rows):
-        # Powers of two, so that SQLite compiles few statements.
-        count = min(_ROWS, 1 << (len(rows) - done).bit_length() - 1)
-        connection.execute(_statement(into, count), list(chain.from_iterable(rows[done : done + count])))
-        done += count
-
-
-@functools.cache
-def _statement(into: tuple[str, int, str], rows: int) -> str:
-    head, columns, tail = into
-    row = f"({', '.join('?' * columns)})"
-    return f"{head} {', '.join([row] * rows)} {tail}"
-
-
-def _fields(data: Mapping[str, Any]) -> list[str | float | int | None]:
-    """What the indexes hold of an event; what is no plain value is left to the JSON beside it."""
-    values = [data.get(field) for field in INDEXED_FIELDS]
-    return [value if isinstance(value, (str, int, float)) else None for value in values]

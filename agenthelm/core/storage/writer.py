@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import anyio
 from anyio.lowlevel import EventLoopToken, current_token
 
 from agenthelm._runtime.forks import Forked
-from agenthelm._runtime.groups import wait_through
+from agenthelm._runtime.groups import go_on_waiting
 from agenthelm._runtime.wake import wake
 from agenthelm.core.storage.codec import Entry
 from agenthelm.exceptions import StalePositionError, StorageClosedError, StorageError, describe
 
-__all__ = ["Append", "Log", "Outcome", "Ticket", "UnavailableError", "Writer", "place"]
+__all__ = ["Append", "Log", "Outcome", "Ticket", "UnavailableError", "Writer", "check", "place"]
 
 Outcome = dict[str, int] | StorageError
 """What became of one append: the new positions of the streams it touched, or why nothing of it was written."""
@@ -27,8 +26,7 @@ class UnavailableError(StorageError):
     """Nothing at all can be written just now, so appends that share a commit need not be tried one by one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(NamedTuple):
     """One append on its way: all of it is written, or nothing."""
 
     entries: Sequence[Entry]
@@ -51,6 +49,22 @@ class Log(Protocol):
         ...
 
 
+def check(append: Append, positions: Mapping[str, int]) -> None:
+    """Check an append against the positions of its streams.
+
+    Args:
+        append: The append.
+        positions: Of every stream it names (0 where absent).
+
+    Raises:
+        StalePositionError: A stream is not where the append expects it.
+    """
+    for stream, expected in append.expected.items():
+        actual = positions.get(stream, 0)
+        if actual != expected:
+            raise StalePositionError(stream, expected=expected, actual=actual)
+
+
 def place(append: Append, positions: dict[str, int]) -> dict[str, int]:
     """Check an append against the positions of its streams and move them on.
 
@@ -61,10 +75,7 @@ def place(append: Append, positions: dict[str, int]) -> dict[str, int]:
     Raises:
         StalePositionError: A stream is not where the append expects it.
     """
-    for stream, expected in append.expected.items():
-        actual = positions.get(stream, 0)
-        if actual != expected:
-            raise StalePositionError(stream, expected=expected, actual=actual)
+    check(append, positions)
     touched: dict[str, int] = {}
     for entry in append.entries:
         touched[entry.stream] = positions[entry.stream] = positions.get(entry.stream, 0) + 1
@@ -84,7 +95,13 @@ class Ticket:
 
     def __await__(self) -> Generator[Any, Any, Any]:
         if not self._done.is_set():
-            yield from wait_through(self._done).__await__()
+            pending = None
+            try:
+                yield from self._done.wait().__await__()
+            except anyio.get_cancelled_exc_class() as cancelled:
+                pending = cancelled
+            if pending is not None:
+                yield from go_on_waiting(self._done, pending).__await__()
         if self.error is None:
             return self.value
         try:
