@@ -1,13 +1,13 @@
-"""How a thread that anyio did not start wakes an event loop, without waiting for it."""
+"""What anyio has no call for: to wake an event loop from any thread without waiting for it, and its timers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from anyio.lowlevel import EventLoopToken
+from anyio.lowlevel import EventLoopToken, current_token
 
-__all__ = ["wake"]
+__all__ = ["later", "wake"]
 
 
 def wake(token: EventLoopToken, function: Callable[..., object], *args: Any) -> bool:
@@ -32,3 +32,16 @@ def wake(token: EventLoopToken, function: Callable[..., object], *args: Any) -> 
     except RuntimeError:  # "event loop is closed", or trio's RunFinishedError
         return False
     return True
+
+
+def later(seconds: float, function: Callable[[], object]) -> Callable[[], object] | None:
+    """Have the running event loop call ``function`` some time from now.
+
+    Far cheaper than a task that sleeps, for what is nearly always called off again.
+
+    Returns:
+        Calls it off; None if this event loop has no timers (trio's), and then nothing will be called.
+    """
+    native: Any = current_token().native_token
+    call_later = getattr(native, "call_later", None)
+    return None if call_later is None else call_later(seconds, function).cancel

@@ -11,8 +11,8 @@ import importlib
 import os
 import sys
 import weakref
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
@@ -183,33 +183,37 @@ class _Connections:
     users: int = 0
     engines: dict[NativeBackend, Any] = field(default_factory=dict)
 
-    async def aclose(self) -> None:
-        for engine in self.engines.values():
-            await engine.aclose()
+
+async def _close(engines: Mapping[NativeBackend, Any]) -> None:
+    for engine in engines.values():
+        await engine.aclose()
 
 
 _connections: RunVar[_Connections | None] = RunVar("agenthelm_lm_connections", None)
 
 
-@asynccontextmanager
-async def connections() -> AsyncGenerator[None, None]:
+class connections:  # noqa: N801 - used like a function: `async with connections():`
     """Let LM calls of this event loop share their connections; the last one out closes them.
 
     An event loop must not end with connections open: uvloop then never ends.
     """
-    shared = _connections.get()
-    if shared is None:
-        shared = _Connections()
-        _connections.set(shared)
-    shared.users += 1
-    try:
-        yield
-    finally:
+
+    __slots__ = ("_shared",)
+
+    async def __aenter__(self) -> None:
+        shared = _connections.get()
+        if shared is None:
+            shared = _Connections()
+            _connections.set(shared)
+        shared.users += 1
+        self._shared = shared
+
+    async def __aexit__(self, *_: object) -> None:
+        shared = self._shared
         shared.users -= 1
-        if not shared.users:
-            _connections.set(None)
-            if shared.engines:
-                await shielded(shared.aclose)
+        if not shared.users and shared.engines:
+            engines, shared.engines = shared.engines, {}  # who comes while they are closed, opens others
+            await shielded(_close, engines)
 
 
 class NativeBackend(ObjectBackend):
@@ -228,7 +232,7 @@ class NativeBackend(ObjectBackend):
 
     def _twin(self) -> Any | None:
         shared = None if on_trio() else _connections.get()
-        if shared is None:
+        if shared is None or not shared.users:
             return None
         twin = shared.engines.get(self)
         if twin is None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import dspy
 
-from agenthelm._runtime.context import current_run, entered
+from agenthelm._runtime.context import RunContext, current_run, entered
 from agenthelm.agent.backends import connections
 from agenthelm.agent.home import HOME, Home
 from agenthelm.agent.lm_errors import unwrap
@@ -17,6 +18,7 @@ from agenthelm.agent.metering import LMPolicy, Meter, Unpriced, metered
 from agenthelm.agent.pricing import without_price_downloads
 from agenthelm.agent.stray import StrayWatch
 from agenthelm.core.cost import PriceSource
+from agenthelm.core.executor import ToolExecutor, using
 from agenthelm.exceptions import ModelNotConfiguredError
 
 __all__ = ["LMPolicy", "Unpriced", "agent_lm_scope", "connections", "lm_scope", "unwrap"]
@@ -61,20 +63,16 @@ class _NoLM(dspy.BaseLM):
         return self()
 
 
-@asynccontextmanager
-async def lm_scope(
-    lm: dspy.BaseLM | None,
-    *,
-    lms: Mapping[str, dspy.BaseLM] | None = None,
-    policy: LMPolicy | None = None,
-    unpriced: Unpriced = "warn",
-    prices: PriceSource | None = None,
-) -> AsyncGenerator[None, None]:
+_NO_LM = _NoLM()
+
+
+class lm_scope:  # noqa: N801 - used like a function: `async with lm_scope(lm):`
     """Put a run's language models in force, each behind the door that meters it.
 
-    To be entered inside the run's identity and executor: calls are held to the executor's ledger and recorded in its
-    storage. ``dspy.configure`` is never called; the LM is DSPy's for the length of the scope only, and for the tasks
+    Calls are held to the executor's ledger and recorded in its storage. ``dspy.configure`` is never called; the LM is DSPy's for the length of the scope only, and for the tasks
     and threads that are started in it.
+
+    Entering gives the identity in force inside, which carries the models.
 
     Args:
         lm: The LM of all agents that have none of their own; None for the one that DSPy is configured with.
@@ -82,23 +80,72 @@ async def lm_scope(
         policy: Deadline, retries and cache of the calls.
         unpriced: What to do about models without a known price.
         prices: Where prices come from, when not from DSPy's metadata.
+        context: The run's identity; the one in force by default.
+        executor: The run's executor; the one in force by default.
     """
-    meter = Meter(policy, unpriced=unpriced, prices=prices)
-    default = lm if lm is not None else dspy.settings.lm
-    if isinstance(default, _NoLM):  # of the run around this one
-        default = None
-    models = _Models(meter, default, dict(lms or {}))
-    run = current_run()
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(connections())
-        # Leaving in reverse order: no more calls are metered, then what they left behind is written.
-        stack.push_async_callback(meter.flush)
-        stack.callback(meter.close)
-        if run is not None:
-            stack.enter_context(entered(run.evolve(models=models)))
-        callbacks = [*(dspy.settings.callbacks or ()), StrayWatch(meter)]
-        stack.enter_context(_dspy(models, default, callbacks=callbacks))
-        yield
+
+    __slots__ = ("_connections", "_context", "_entered", "_executor", "_lm", "_lms", "_meter")
+
+    def __init__(
+        self,
+        lm: dspy.BaseLM | None,
+        *,
+        lms: Mapping[str, dspy.BaseLM] | None = None,
+        policy: LMPolicy | None = None,
+        unpriced: Unpriced = "warn",
+        prices: PriceSource | None = None,
+        context: RunContext | None = None,
+        executor: ToolExecutor | None = None,
+    ) -> None:
+        self._context = context or current_run()
+        self._executor = executor
+        self._lm = lm
+        self._lms = lms or {}
+        self._meter = Meter(policy, unpriced=unpriced, prices=prices)
+        self._connections = connections()
+        self._entered: list[AbstractContextManager[Any]] = []
+
+    async def __aenter__(self) -> RunContext | None:
+        meter = self._meter
+        default = self._lm if self._lm is not None else dspy.settings.lm
+        if isinstance(default, _NoLM):  # of the run around this one
+            default = None
+        models = _Models(meter, default, dict(self._lms))
+        identity = None if self._context is None else self._context.evolve(models=models)
+        await self._connections.__aenter__()
+        try:
+            if self._executor is not None:
+                self._enter(using(self._executor))
+            if identity is not None:
+                self._enter(entered(identity))
+            callbacks = [*(dspy.settings.callbacks or ()), StrayWatch(meter)]
+            self._enter(_dspy(models, default, callbacks=callbacks))
+        except BaseException:
+            self._leave()
+            await self._connections.__aexit__()
+            raise
+        return identity
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._leave()
+        finally:
+            # No more calls are metered, then what they left behind is written.
+            self._meter.close()
+            try:
+                await self._meter.flush()
+            finally:
+                await self._connections.__aexit__()
+
+    def _enter(self, within: AbstractContextManager[Any]) -> None:
+        within.__enter__()
+        self._entered.append(within)
+
+    def _leave(self) -> None:
+        while self._entered:
+            self._entered.pop().__exit__(None, None, None)
 
 
 @contextmanager
@@ -127,5 +174,5 @@ def agent_lm_scope(agent_name: str, lm: dspy.BaseLM | None = None) -> Iterator[N
 def _dspy(models: _Models, lm: dspy.BaseLM | None, **settings: Any) -> Any:
     """DSPy's settings for code under an LM: no trace and no history, which would grow with every call."""
     settings[HOME] = Home()
-    settings["lm"] = _NoLM() if lm is None else metered(lm, models.meter)
+    settings["lm"] = _NO_LM if lm is None else metered(lm, models.meter)
     return dspy.context(trace=_Forgetful(), disable_history=True, **settings)

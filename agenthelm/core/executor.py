@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import nullcontext
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
@@ -175,6 +175,10 @@ class ToolExecutor:
             return self
         return replace(self, passes_doors=True, ledger=running.ledger)
 
+    def within(self, effects: EffectLog, ledger: Ledger) -> ToolExecutor:
+        """This executor for a scope, which announces effects to its own log and is held to its own budget."""
+        return changed(self, {"effects": effects, "ledger": ledger})
+
     def _with_ledger(self, ledger: Ledger) -> ToolExecutor:
         return changed(self, {"ledger": ledger})
 
@@ -284,7 +288,7 @@ class ToolExecutor:
             raise invalid
         return value
 
-    async def _record(
+    def _record(
         self,
         call: Call,
         inside: _Inside,
@@ -293,13 +297,12 @@ class ToolExecutor:
         *,
         value: Any = None,
         error: BaseException | None = None,
-    ) -> None:
-        """Settle the budget, then write event and journal in one commit."""
+    ) -> Coroutine[Any, Any, None]:
+        """Settle the budget, then write event and journal in one commit; to be awaited at once."""
         call.cost_usd = inside.settle()
         if effects is None or call.effect is None:
-            await self._append_event(call)
-        else:
-            await effects.finish(call.effect, outcome, value=value, error=error, event=call.event(self.redact))
+            return self._append_event(call)
+        return effects.finish(call.effect, outcome, value=value, error=error, event=call.event(self.redact))
 
     async def _append_event(self, call: Call) -> None:
         """Put a call on record; one that can't be ends the run, unless it undoes something."""

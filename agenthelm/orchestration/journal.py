@@ -7,7 +7,7 @@ what it announces, or before what it reports is told to anybody.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import anyio
@@ -15,7 +15,7 @@ import anyio
 from agenthelm._runtime.retry import Clock
 from agenthelm.core.binding import Binding
 from agenthelm.core.effects import Effect, Outcome
-from agenthelm.core.sensitive import carries_secret
+from agenthelm.core.sensitive import PLAIN, carries_secret
 from agenthelm.core.storage.base import EVENTS, BaseStorage, Record
 from agenthelm.exceptions import LeaseLostError, StalePositionError, StorageError
 from agenthelm.orchestration.owner import Owner
@@ -30,6 +30,9 @@ RENEW_SECONDS = 10.0
 """How long an owner stays silent at most."""
 
 _log = logging.getLogger(__name__)
+
+_UNMARKED = PLAIN | {dict, list}
+"""Types whose values have no fields of their own that could be marked."""
 
 _PREFIX = "run:"
 _CLAIMS = "claims:"
@@ -72,7 +75,7 @@ class ResultForm(NamedTuple):
         if not possible:
             return cls(opaque=True)
         kind: type = type(value)
-        secret = hidden_fields(kind) | about.secret_fields
+        secret = about.secret_fields if kind in _UNMARKED else hidden_fields(kind) | about.secret_fields
         if not secret and not carries_secret(value):
             return cls(result)
         fields = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
@@ -91,6 +94,8 @@ class Journal:
     Concurrent branches have several appends under way at once. A claim that keeps the first of them out also fills its
     place, and the second would find the log just as long as it expects it. So whatever is submitted behind another
     append also expects that nobody has claimed the run since.
+
+    What begins a write hands back the coroutine that does it: to be awaited at once.
 
     Args:
         storage: Where the log is.
@@ -122,16 +127,16 @@ class Journal:
         self.on_lost: Callable[[LeaseLostError], None] | None = None
         """Called once when the run turns out to be somebody else's."""
 
-    async def append(
+    def append(
         self, kind: str, /, *, beside: Record | None = None, state: str | None = None, **data: Any
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         """Append one record, and what goes ``beside`` it to another stream, in one commit.
 
         Raises:
             LeaseLostError: Another process holds the run now.
             StorageError: The log can't be written, or an earlier record of this run could not.
         """
-        await self._write([self._record(kind, data, state)], beside)
+        return self._write([self._record(kind, data, state)], beside)
 
     def _record(self, kind: str, data: Mapping[str, Any], state: str | None = None) -> Record:
         """One record of this run."""
@@ -208,19 +213,27 @@ class Journal:
             span_id=span_id,
         )
 
-    async def begin(
+    def begin(
         self, effect: Effect, *, scope: str, contract: str, origin: str = "", repeatable: bool = True, attempt: int = 1
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         """Announce an effect, in full but for what must never be stored."""
         arguments: dict[str, Any] = {}
         withheld = []
+        sensitive = effect.sensitive
         for name, value in effect.arguments.items():
-            form, possible = (None, False) if name in effect.sensitive else encode(value)
+            kind = type(value)
+            if kind in PLAIN and kind is not int and name not in sensitive:
+                arguments[name] = value
+                continue
+            form, possible = (None, False) if name in sensitive else encode(value)
             if possible and not carries_secret(value):
                 arguments[name] = form
             else:
                 withheld.append(name)
         data = {
+            "type": "begin",
+            "at": self._clock.wall(),
+            "epoch": self.epoch,
             "effect": effect.id,
             "tool": effect.tool,
             "arguments": arguments,
@@ -239,7 +252,7 @@ class Journal:
             "trace_id": effect.trace_id,
             "span_id": effect.span_id,
         }
-        await self._write([self._record("begin", data)])
+        return self._write([Record(self.stream, data, None, True)])
 
     async def claimed(self, kept: str | None = None) -> None:
         """Take a run over; ``kept``: how it ends again, when only a part of it is undone."""
@@ -274,7 +287,7 @@ class Journal:
             records.append(self._record("closed", {"status": status, "error": error}, status))
         await self._write(records)
 
-    async def finish(
+    def finish(
         self,
         effect_id: str,
         outcome: Outcome,
@@ -283,9 +296,12 @@ class Journal:
         error: str | None,
         event: Mapping[str, Any] | None = None,
         attempts: int | None = None,
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         """Report how an effect ended; its event goes into the same commit."""
         data = {
+            "type": "finish",
+            "at": self._clock.wall(),
+            "epoch": self.epoch,
             "effect": effect_id,
             "outcome": outcome,
             "result": result.value,
@@ -294,4 +310,6 @@ class Journal:
             "error": error,
             "attempts": attempts,
         }
-        await self._write([self._record("finish", data)], None if event is None else Record(EVENTS, event, None, True))
+        return self._write(
+            [Record(self.stream, data, None, True)], None if event is None else Record(EVENTS, event, None, True)
+        )

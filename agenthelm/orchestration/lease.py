@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import anyio
@@ -10,6 +11,7 @@ from anyio.abc import TaskGroup
 
 from agenthelm._runtime.context import StopMark
 from agenthelm._runtime.retry import Clock
+from agenthelm._runtime.wake import later
 from agenthelm.exceptions import LeaseLostError, StorageError
 from agenthelm.orchestration.journal import RENEW_SECONDS, Journal
 
@@ -29,14 +31,21 @@ class Lease:
     journal: Journal
     clock: Clock
     stop: StopMark
-    _over: anyio.Event = field(init=False, default_factory=anyio.Event)
+    _over: anyio.Event | None = field(init=False, default=None)
     _group: TaskGroup = field(init=False, default_factory=anyio.create_task_group)
+    _call_off: Callable[[], object] | None = field(init=False, default=None)
 
     async def begin(self) -> None:
-        """Start the heartbeat."""
+        """Start the heartbeat, or have it started when it is needed: most runs are over before that."""
         self.journal.on_lost = self._lost
         await self._group.__aenter__()
-        self._group.start_soon(self._heartbeat, name="agenthelm lease")
+        self._call_off = later(RENEW_SECONDS, self._start)
+        if self._call_off is None:
+            self._start()
+
+    def _start(self) -> None:
+        self._over = anyio.Event()
+        self._group.start_soon(self._heartbeat, self._over, name="agenthelm lease")
 
     async def end(self, error: BaseException | None, *, elsewhere: bool = False) -> None:
         """Stop the heartbeat, and keep back the cancellation by which the run's code was stopped.
@@ -45,7 +54,10 @@ class Lease:
             error: What the code ended with.
             elsewhere: Whether this is not the task in which it began.
         """
-        self._over.set()
+        if self._call_off is not None:
+            self._call_off()
+        if self._over is not None:
+            self._over.set()
         self.journal.on_lost = None  # it refers back to the run's scope, and nobody is left to stop
         if elsewhere:
             return  # only the task that has entered the group can leave it; the heartbeat ends all the same
@@ -54,13 +66,13 @@ class Lease:
         else:
             await self._group.__aexit__(None, None, None)
 
-    async def _heartbeat(self) -> None:
+    async def _heartbeat(self, over: anyio.Event) -> None:
         """Renew when nothing else was written; shielded, because unwinding needs the lease as well."""
         clock, journal = self.clock, self.journal
         with CancelScope(shield=True):
             while True:
                 with anyio.move_on_after(max(0.05, RENEW_SECONDS - (clock.monotonic() - journal.last_append))):
-                    await self._over.wait()
+                    await over.wait()
                     return
                 if clock.monotonic() - journal.last_append >= RENEW_SECONDS:
                     try:

@@ -48,6 +48,16 @@ class LiveRun:
     completions: int = 0
     changed: anyio.Event | None = None
 
+    def go_on(self) -> None:
+        """Number effects and scopes on from those that a resumed run has already."""
+        for effect_id, state in self.states.items():
+            self.numbered = max(self.numbered, int(effect_id[1:]))
+            self.completions = max(self.completions, state.completed + 1)
+            path = state.scope
+            while path:
+                path, _, number = path.rpartition(".")
+                self.scopes[path] = max(self.scopes.get(path, 0), int(number))
+
     def inner_scope(self, scope: str) -> str:
         """A fresh path below a scope."""
         self.scopes[scope] = number = self.scopes.get(scope, 0) + 1

@@ -10,7 +10,8 @@ from typing import Any, Literal, Self
 
 import anyio
 
-from agenthelm._runtime.context import RunContext, current_run, entered, new_run_id
+from agenthelm._runtime.context import RunContext, current_run, new_run_id
+from agenthelm._runtime.frozen import changed
 from agenthelm._runtime.groups import shielded
 from agenthelm._runtime.progress import Progress
 from agenthelm._runtime.retry import Clock, SystemClock
@@ -18,8 +19,8 @@ from agenthelm._runtime.workers import DEFAULT_WORKERS, Workers
 from agenthelm.agent.lm import LMPolicy, Unpriced, connections, lm_scope
 from agenthelm.agent.models import as_model
 from agenthelm.agent.signature import Runnable
-from agenthelm.core.cost import Budget, tightest
-from agenthelm.core.executor import ToolExecutor, current_executor, using
+from agenthelm.core.cost import Budget, Ledger, tightest
+from agenthelm.core.executor import ToolExecutor, current_executor
 from agenthelm.core.handlers import ApprovalHandler, AutoDeny
 from agenthelm.core.storage.base import BaseStorage
 from agenthelm.core.storage.memory_storage import InMemoryStorage
@@ -139,14 +140,17 @@ class Orchestrator:
         self._observer = observer
         self._budgets = options.budgets_of(budgets)
         self._unheard = {*self._budgets, *self._lms}
-        self._executor_options: dict[str, Any] = {
-            "approval_handler": handler or AutoDeny(),
-            "workers": Workers(workers),
-            "clock": clock or SystemClock(),
-            "redact": redact,
-            "on_denial": options.choice("on_denial", on_denial, OnDenial),
-            "approval_timeout": approval_timeout,
-        }
+        self._base = ToolExecutor(
+            self.tools,
+            self.storage,
+            handler or AutoDeny(),
+            workers=Workers(workers),
+            clock=clock or SystemClock(),
+            redact=redact,
+            on_denial=options.choice("on_denial", on_denial, OnDenial),
+            approval_timeout=approval_timeout,
+            budgets=self._budgets,
+        )
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -269,7 +273,7 @@ class Orchestrator:
         async def body(begun: list[SagaScope]) -> SagaResult:
             async with self._models(executor, context) as identity:
                 return await run_plan(
-                    plan, executor, identity, on_error=on_error, name=name, budget=budget or self.budget,
+                    plan, executor, identity or context, on_error=on_error, name=name, budget=budget or self.budget,
                     timeout=timeout, grace=self._grace, begun=begun,
                 )  # fmt: skip
 
@@ -362,7 +366,7 @@ class Orchestrator:
             async with self._models(executor, context) as identity:
                 scope = SagaScope(
                     executor,
-                    identity,
+                    identity or context,
                     Opening(name, "agents", None, *span.ids),
                     budget=budget or self.budget,
                     rollback=rollback,
@@ -445,15 +449,14 @@ class Orchestrator:
         )
         return self._executor(storage=self.storage).inside(running), context
 
-    @asynccontextmanager
-    async def _models(self, executor: ToolExecutor, context: RunContext) -> AsyncIterator[RunContext]:
-        """Put the run's models in force; yields the identity that carries them."""
-        with entered(context), using(executor):
-            async with lm_scope(self._lm, lms=self._lms, policy=self._policy, unpriced=self._unpriced):
-                yield current_run() or context
+    def _models(self, executor: ToolExecutor, context: RunContext) -> lm_scope:
+        """Puts the run's identity, executor and models in force; gives the identity, which carries the models."""
+        return lm_scope(
+            self._lm, lms=self._lms, policy=self._policy, unpriced=self._unpriced, context=context, executor=executor
+        )
 
     def _executor(self, **own: Any) -> ToolExecutor:
-        return ToolExecutor(self.tools, **{"budgets": self._budgets, **self._executor_options, **own})
+        return changed(self._base, {"tools": self.tools, "ledger": Ledger("run"), **own})
 
     @asynccontextmanager
     async def _recovery(self) -> AsyncIterator[Recovery]:
@@ -469,4 +472,4 @@ class Orchestrator:
         )
         executor = self._executor(storage=self.storage)
         async with self._models(executor, context) as identity:
-            yield Recovery(executor, self._grace, identity, self.budget)
+            yield Recovery(executor, self._grace, identity or context, self.budget)

@@ -99,16 +99,14 @@ class Plan:
         flat = [step for group in groups for step in group]
         if not flat or not all(groups):
             raise PlanError("a plan needs at least one step, and each of its groups too")
-        for step in flat:
-            _check_step(step)
-        names = [step.name for step in flat]
+        names = [_checked_name(step) for step in flat]
         if len(set(names)) < len(names):
             twice = min(name for name, count in Counter(names).items() if count > 1)
             raise PlanError(f"two steps are called {twice!r}; give them an id each")
         as_dag = any(step.depends_on for step in flat)
         if as_dag and any(len(group) > 1 for group in groups):
             raise PlanError("a plan is either a list with groups or a DAG by depends_on, not both")
-        plan = cls({step.name: step for step in (flat if as_dag else _sequential(groups))})
+        plan = cls(dict(zip(names, flat if as_dag else _sequential(groups), strict=True)))
         if as_dag:
             plan._check_graph()
         plan._check_refs()
@@ -152,7 +150,9 @@ class Plan:
         return [
             {
                 "tool_name": step.tool_name,
-                "arguments": {name: to_data(value) for name, value in step.arguments.items()},
+                "arguments": step.arguments
+                if _is_plain(step.arguments)
+                else {name: to_data(value) for name, value in step.arguments.items()},
                 "id": name,
                 "depends_on": list(step.depends_on),
                 "compensate_with": step.compensate_with,
@@ -199,7 +199,7 @@ class Plan:
 
     def _check_refs(self) -> None:
         for name, step in self.steps.items():
-            for ref in refs_in(step.arguments):
+            for ref in () if _is_plain(step.arguments) else refs_in(step.arguments):
                 if ref.step not in self.steps:
                     raise PlanError(
                         f"step {name!r} uses the result of {ref.step!r}, which is not in the plan."
@@ -233,13 +233,15 @@ def _group(entries: Any) -> list[Any]:
     return list(entries)
 
 
-def _check_step(step: Any) -> None:
+def _checked_name(step: Any) -> str:
+    """A step's name, if it is a step."""
     if not isinstance(step, Step):
         raise PlanError(f"a plan holds Steps and lists of Steps, not {step!r:.80}")
     if not isinstance(step.tool_name, str):
         raise PlanError(f"a Step takes the name of a tool, not {step.tool_name!r:.80}")
     if type(step.arguments) is not dict and not isinstance(step.arguments, Mapping):
         raise PlanError(f"step {step.name!r}: arguments are names and values, not {step.arguments!r:.80}")
+    return step.id or step.tool_name
 
 
 def _check_arguments(step: Step, entry: Tool) -> None:
@@ -271,7 +273,7 @@ def _sequential(groups: list[list[Step]]) -> list[Step]:
     before: tuple[str, ...] = ()
     for group in groups:
         flat += [changed(step, {"depends_on": before}) for step in group]
-        before = tuple(step.name for step in group)
+        before = tuple([step.name for step in group])
     return flat
 
 

@@ -33,6 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 OnError = Literal["rollback", "stop", "continue"]
+_ON_ERROR = get_args(OnError)
 
 
 def saga(
@@ -188,10 +189,9 @@ async def run_plan(
     Raises:
         PlanError: There is no such ``on_error``.
     """
-    if on_error not in get_args(OnError):
+    if on_error not in _ON_ERROR:
         raise PlanError(
-            f"on_error must be {', '.join(map(repr, get_args(OnError)))}, not {on_error!r}."
-            f"{nearest(str(on_error), get_args(OnError))}"
+            f"on_error must be {', '.join(map(repr, _ON_ERROR))}, not {on_error!r}.{nearest(str(on_error), _ON_ERROR)}"
         )
     context = context.evolve(loop=anyio.lowlevel.current_token())
     # A claimed run is another process's: its own trace goes on there, and this one links to it.
@@ -206,11 +206,14 @@ async def run_plan(
             begun.append(scope)
         try:
             async with scope:
-                with anyio.move_on_after(timeout) as deadline:
-                    await _Progression(plan, scope, on_error, dict(results or {})).run()
-                if deadline.cancel_called:
-                    assert timeout is not None
-                    raise RunTimeoutError(timeout)
+                progression = _Progression(plan, scope, on_error, dict(results or {}))
+                if timeout is None:
+                    await progression.run()
+                else:
+                    with anyio.move_on_after(timeout) as deadline:
+                        await progression.run()
+                    if deadline.cancel_called:
+                        raise RunTimeoutError(timeout)
         except LeaseLostError:
             raise
         except Exception as error:
@@ -224,17 +227,18 @@ async def run_plan(
 
 def _stored(plan: Plan, executor: ToolExecutor, on_error: OnError, budget: Budget | None, timeout: float | None) -> Any:
     """The plan as the journal holds it, or None when it holds what no journal may: then it can't be resumed."""
-    for step in plan.steps.values():
+    steps = plan.data()
+    for step, data in zip(plan.steps.values(), steps, strict=True):
         entry = executor.tools.get(step.tool_name)
         if entry is not None and not entry.binding.guarded_among(step.arguments).isdisjoint(step.arguments):
             return None
         if carries_secret(step.arguments):
             return None
-    steps = plan.data()
-    for data in steps:
         data["arguments"], possible = encode(data["arguments"])
         if not possible:
             return None
+    if budget is None is timeout:
+        return {"steps": steps, "on_error": on_error, "budget": None, "timeout": None}
     limits, possible = encode({"budget": budget, "timeout": timeout})
     return {"steps": steps, "on_error": on_error, **limits} if possible else None
 

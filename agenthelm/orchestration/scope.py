@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -90,7 +90,7 @@ class SagaScope:
     stop: StopMark = field(default_factory=StopMark)
     _log: ScopeLog = field(init=False)
     _outer: ScopeLog | None = field(init=False, default=None)
-    _stack: ExitStack = field(init=False, default_factory=ExitStack)
+    _within: list[entered | using] = field(init=False, default_factory=list)
     _lease: Lease | None = field(init=False, default=None)
     _elsewhere: bool = field(init=False, default=False)
     _entered: bool = field(init=False, default=False)
@@ -111,10 +111,11 @@ class SagaScope:
             run, path = await self._open(), ""
         # From here on nothing fails: the run is open and its heartbeat beats, and only leaving the block ends both.
         self._log = ScopeLog(run, path, self.executor.tools, self.stop, self._outer, grace=self.grace)
-        self.executor = replace(self.executor, effects=self._log, ledger=ledger)
+        self.executor = self.executor.within(self._log, ledger)
         self.context = self.context.evolve(run_id=run.journal.run_id, stops=(self.stop, *self.context.stops))
-        self._stack.enter_context(entered(self.context))
-        self._stack.enter_context(using(self.executor))
+        for within in (entered(self.context), using(self.executor)):
+            within.__enter__()
+            self._within.append(within)
         self._begun = True
         return self
 
@@ -249,22 +250,18 @@ class SagaScope:
             journal = self.journal
         self._lease = Lease(journal, self.executor.clock, self.stop)
         await self._lease.begin()
-        return LiveRun(
-            journal,
-            self.executor.tools,
-            self.states,
-            scopes=_numbered(self.states),
-            resumable=self.opening.plan is not None,
-            numbered=max((int(known[1:]) for known in self.states), default=0),
-            completions=max((state.completed for state in self.states.values()), default=-1) + 1,
-        )
+        run = LiveRun(journal, self.executor.tools, self.states, resumable=self.opening.plan is not None)
+        if self.states:
+            run.go_on()
+        return run
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
     def _leave(self, error: BaseException | None) -> BaseException | None:
         """Put identity and executor out of force; returns what the block ends with so far."""
         try:
-            self._stack.close()
+            while self._within:
+                self._within.pop().__exit__(None, None, None)
         except ValueError:
             # Another task's context: nothing can be put back there, and the heartbeat's group can't be left from here.
             self._elsewhere = True
@@ -380,17 +377,6 @@ class SagaScope:
                 text = f"not undone: {stuck.tool} ({stuck.effect_id}): {stuck.reason}"
                 if text not in getattr(error, "__notes__", ()):
                     error.add_note(text)
-
-
-def _numbered(states: Mapping[str, EffectState]) -> dict[str, int]:
-    """How many scopes were opened inside each scope before the run was resumed."""
-    numbers: dict[str, int] = {}
-    for state in states.values():
-        path = state.scope
-        while path:
-            path, _, number = path.rpartition(".")
-            numbers[path] = max(numbers.get(path, 0), int(number))
-    return numbers
 
 
 async def heard(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from contextlib import suppress
 
 import anyio
@@ -12,6 +14,7 @@ from agenthelm.core.storage import InMemoryStorage, Record
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import LeaseLostError
 from agenthelm.orchestration import journal as journals
+from agenthelm.orchestration import lease as leases
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import saga
 from agenthelm.testing.storage import FaultyStorage
@@ -63,6 +66,77 @@ async def test_a_success_that_nobody_heard_of_is_taken_back_under_a_lease_that_i
     assert (world, info.state) == ([], "rolled_back")
     kinds = [record.data["type"] for record in await inner.read(info.name)]
     assert kinds[kinds.index("undoing") + 1] == "renewed"
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+async def test_a_run_is_renewed_while_a_long_undo_goes_on_though_it_was_never_renewed_before(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.3)
+    tools, world = ToolRegistry(), list[str]()
+    renewed = anyio.Event()
+
+    @tool(registry=tools, compensating_tool="unmake")
+    async def make() -> None:
+        world.append("made")
+
+    @tool(registry=tools)
+    async def unmake() -> None:
+        with anyio.fail_after(10):
+            await renewed.wait()
+        world.remove("made")
+
+    def seen(record: Record) -> bool:
+        if record.data.get("type") == "renewed":
+            renewed.set()
+        return False
+
+    inner = FaultyStorage(InMemoryStorage(), matching=seen)
+    made = anyio.Event()
+
+    async def run() -> None:
+        async with saga(tools=tools, storage=inner) as scope:
+            await scope.use("make")
+            made.set()
+            if how == "failed":
+                raise ValueError
+            await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as group:
+
+        async def own() -> None:
+            with suppress(ValueError):
+                await run()
+
+        group.start_soon(own)
+        await made.wait()
+        if how == "cancelled":
+            group.cancel_scope.cancel()
+    (info,) = await inner.streams(prefix="run:")
+    assert (world, info.state) == ([], "rolled_back")
+    kinds = [record.data["type"] for record in await inner.read(info.name)]
+    assert kinds == ["opened", "begin", "finish", "unwinding", "undoing", "renewed", "undone", "closed"]
+
+
+@on_asyncio
+async def test_nothing_of_a_lease_is_left_when_its_run_is_over() -> None:
+    tools, ended = ToolRegistry(), list[str]()
+
+    @tool(registry=tools, compensating_tool="unmake")
+    async def make() -> None: ...
+
+    @tool(registry=tools)
+    async def unmake() -> None: ...
+
+    before = asyncio.all_tasks()
+    scope = saga(tools=tools)
+    async with scope:
+        await scope.use("make")
+    weakref.finalize(scope._run.journal, ended.append, "ended")
+    del scope
+    gc.collect()
+    assert ended == ["ended"]
+    assert asyncio.all_tasks() == before
 
 
 async def test_who_lost_the_run_while_undoing_does_not_even_ask_about_the_rest() -> None:

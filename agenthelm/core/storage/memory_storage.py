@@ -68,15 +68,16 @@ class InMemoryStorage(BaseStorage):
         streams = self._streams
         touched: dict[str, int] = {}
         with self._guard:
-            self._check_open()
+            if self._closed:
+                self._check_open()
             if expected:
                 for name, position in expected.items():
                     known = streams.get(name)
-                    actual = 0 if known is None else known.position
+                    actual = 0 if known is None else known.forgotten + len(known.records)
                     if actual != position:
                         raise StalePositionError(name, expected=position, actual=actual)
             for record in records:
-                name, state = record.stream, record.state
+                name, _, state, _ = record
                 stream = streams.get(name)
                 if stream is None:
                     stream = streams[name] = _Stream(name, next(self._numbers), now)
