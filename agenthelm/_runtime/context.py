@@ -84,7 +84,6 @@ class RunContext:
         step: The saga step at work.
         effect: The id of the effect whose tool body is running; effects begun inside are its inner effects.
         attempt: Which attempt of that effect's call it is.
-        depth: How many worker threads stand between here and the event loop; selects the limiter.
         stops: The stop marks that bind this code, innermost scope first.
         memory: The ``MemoryContext`` that agents get when none is passed; opaque to this layer.
         models: The language models of the run, set and read by ``agent.lm``; opaque to this layer.
@@ -99,7 +98,6 @@ class RunContext:
     step: str | None = None
     effect: str | None = None
     attempt: int = 1
-    depth: int = 0
     stops: tuple[StopMark, ...] = ()
     memory: object | None = None
     models: object | None = None

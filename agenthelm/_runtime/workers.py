@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -19,7 +20,6 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 from anyio.lowlevel import EventLoopToken, RunVar
 
-from agenthelm._runtime.context import current_run, entered
 from agenthelm._runtime.groups import in_child, wait_through
 from agenthelm._runtime.wake import wake
 
@@ -39,6 +39,9 @@ T = TypeVar("T")
 DEFAULT_WORKERS = 64
 """Threads per nesting depth. Tools and LM calls wait for networks, so more than cores; anyio's own default is 40."""
 
+
+_depth: ContextVar[int] = ContextVar("agenthelm_depth", default=0)
+"""How many worker threads stand between here and the event loop."""
 
 PATIENCE_SECONDS = 10.0
 """How long a thread that a run did not start waits for the run's event loop to answer before it takes it for blocked."""
@@ -148,11 +151,12 @@ class Workers:
         return thread
 
     async def _hop(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
-        context = current_run()
-        if context is None:
-            return await anyio.to_thread.run_sync(function, *args, limiter=self.limiter(0))
-        with entered(context.evolve(depth=context.depth + 1)):
-            return await anyio.to_thread.run_sync(function, *args, limiter=self.limiter(context.depth))
+        depth = _depth.get()
+        deeper = _depth.set(depth + 1)
+        try:
+            return await anyio.to_thread.run_sync(function, *args, limiter=self.limiter(depth))
+        finally:
+            _depth.reset(deeper)
 
     async def run_abandonable(
         self, function: Callable[..., T], *args: Any, begins: Callable[[], None] | None = None

@@ -461,12 +461,10 @@ class Orchestrator:
     @asynccontextmanager
     async def _recovery(self) -> AsyncIterator[Recovery]:
         """Ends runs of the past, where compensations and resumed steps may ask models as well."""
-        ambient = current_run()
         context = RunContext(
             run_id="recovery",
             session_id="",
             namespace="default",
-            depth=0 if ambient is None else ambient.depth,
             observer=self._observer,
             loop=anyio.lowlevel.current_token(),
         )
