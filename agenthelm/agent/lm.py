@@ -69,8 +69,8 @@ _NO_LM = _NoLM()
 class lm_scope:  # noqa: N801 - used like a function: `async with lm_scope(lm):`
     """Put a run's language models in force, each behind the door that meters it.
 
-    Calls are held to the executor's ledger and recorded in its storage. ``dspy.configure`` is never called; the LM is DSPy's for the length of the scope only, and for the tasks
-    and threads that are started in it.
+    Calls are held to the executor's ledger and recorded in its storage. ``dspy.configure`` is never called; the LM is
+    DSPy's for the length of the scope only, and for the tasks and threads that are started in it.
 
     Entering gives the identity in force inside, which carries the models.
 

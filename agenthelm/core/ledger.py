@@ -397,7 +397,7 @@ class Reservation:
             key = (None, None, ledger._tool)
             for entry, _ in ledger._chain():
                 entry._spent[3] += 1
-                entry._book(key)[_TOOLS] += 1
+                (entry._books.get(key) or entry._book(key))[_TOOLS] += 1
 
     def keep(self, *, estimated: bool = True, agent: str | None = None, model: str | None = None) -> None:
         """Book the whole reservation, because the answer that would say less was lost."""

@@ -150,9 +150,7 @@ class Plan:
         return [
             {
                 "tool_name": step.tool_name,
-                "arguments": step.arguments
-                if _is_plain(step.arguments)
-                else {name: to_data(value) for name, value in step.arguments.items()},
+                "arguments": {name: to_data(value) for name, value in step.arguments.items()},
                 "id": name,
                 "depends_on": list(step.depends_on),
                 "compensate_with": step.compensate_with,
@@ -199,7 +197,7 @@ class Plan:
 
     def _check_refs(self) -> None:
         for name, step in self.steps.items():
-            for ref in () if _is_plain(step.arguments) else refs_in(step.arguments):
+            for ref in refs_in(step.arguments):
                 if ref.step not in self.steps:
                     raise PlanError(
                         f"step {name!r} uses the result of {ref.step!r}, which is not in the plan."
@@ -241,7 +239,7 @@ def _checked_name(step: Any) -> str:
         raise PlanError(f"a Step takes the name of a tool, not {step.tool_name!r:.80}")
     if type(step.arguments) is not dict and not isinstance(step.arguments, Mapping):
         raise PlanError(f"step {step.name!r}: arguments are names and values, not {step.arguments!r:.80}")
-    return step.id or step.tool_name
+    return step.name
 
 
 def _check_arguments(step: Step, entry: Tool) -> None:

@@ -237,8 +237,6 @@ def _stored(plan: Plan, executor: ToolExecutor, on_error: OnError, budget: Budge
         data["arguments"], possible = encode(data["arguments"])
         if not possible:
             return None
-    if budget is None is timeout:
-        return {"steps": steps, "on_error": on_error, "budget": None, "timeout": None}
     limits, possible = encode({"budget": budget, "timeout": timeout})
     return {"steps": steps, "on_error": on_error, **limits} if possible else None
 

@@ -471,6 +471,13 @@ _FRESH = {
         assert late.parent == request.context
         assert trace.get_tracer_provider() is provider
     """,
+    "a provider that the environment names is loaded by the first span": """
+        import os
+        os.environ["OTEL_PYTHON_TRACER_PROVIDER"] = "sdk_tracer_provider"
+        from agenthelm.tracing import spans
+        with spans.tool("t") as span:
+            assert span.recording
+    """,
     "configure() touches no global provider, and a host's spans stay its own": """
         from opentelemetry import metrics, trace
         from agenthelm.tracing import spans

@@ -68,12 +68,11 @@ class InMemoryStorage(BaseStorage):
         streams = self._streams
         touched: dict[str, int] = {}
         with self._guard:
-            if self._closed:
-                self._check_open()
+            self._check_open()
             if expected:
                 for name, position in expected.items():
                     known = streams.get(name)
-                    actual = 0 if known is None else known.forgotten + len(known.records)
+                    actual = 0 if known is None else known.position
                     if actual != position:
                         raise StalePositionError(name, expected=position, actual=actual)
             for record in records:

@@ -95,13 +95,13 @@ class Ticket:
 
     def __await__(self) -> Generator[Any, Any, Any]:
         if not self._done.is_set():
-            pending = None
+            going_on = None
             try:
                 yield from self._done.wait().__await__()
             except anyio.get_cancelled_exc_class() as cancelled:
-                pending = cancelled
-            if pending is not None:
-                yield from go_on_waiting(self._done, pending).__await__()
+                going_on = go_on_waiting(self._done, cancelled)
+            if going_on is not None:
+                yield from going_on.__await__()
         if self.error is None:
             return self.value
         try:
