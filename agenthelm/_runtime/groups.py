@@ -112,17 +112,17 @@ async def wait_through(event: _Waitable) -> None:
 
     For events whose setting is certain: a commit on the storage's writer thread, for one.
     """
-    cancelled: BaseException | None = None
+    going_on = None
     try:
         await event.wait()
-    except anyio.get_cancelled_exc_class() as exc:
-        cancelled = exc
-    if cancelled is not None:
-        await go_on_waiting(event, cancelled)
+    except anyio.get_cancelled_exc_class() as cancelled:
+        going_on = go_on_waiting(event, cancelled)
+    if going_on is not None:
+        await going_on
 
 
 async def go_on_waiting(event: _Waitable, cancelled: BaseException) -> None:
-    """What `wait_through` does once its wait was ``cancelled``; for those to whom a coroutine less is worth the words."""
+    """What `wait_through` does once its wait was ``cancelled``; apart, so that a `Ticket` need not make a coroutine before."""
     pending = None if _comes_again(cancelled) else cancelled
     with CancelScope(shield=True):
         while True:

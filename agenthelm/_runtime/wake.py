@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from anyio.lowlevel import EventLoopToken, current_token
@@ -34,14 +34,20 @@ def wake(token: EventLoopToken, function: Callable[..., object], *args: Any) -> 
     return True
 
 
-def later(seconds: float, function: Callable[[], object]) -> Callable[[], object] | None:
-    """Have the running event loop call ``function`` some time from now.
+def later(seconds: float, function: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object] | None:
+    """Have the running event loop run a coroutine function some time from now, in a task of its own.
 
-    Far cheaper than a task that sleeps, for what is nearly always called off again.
+    Far cheaper than a task that sleeps, for what is nearly always called off again. A task, because a loop's bare
+    callback does not tell anyio which event loop it is on.
+
+    Args:
+        seconds: How long from now.
+        function: Must not raise, and must not suspend: nobody waits for it.
 
     Returns:
-        Calls it off; None if this event loop has no timers (trio's), and then nothing will be called.
+        Calls it off; None if this event loop has no timers (trio's), and then nothing will be run.
     """
     native: Any = current_token().native_token
-    call_later = getattr(native, "call_later", None)
-    return None if call_later is None else call_later(seconds, function).cancel
+    if not hasattr(native, "call_later"):
+        return None
+    return native.call_later(seconds, lambda: native.create_task(function())).cancel  # type: ignore[no-any-return]

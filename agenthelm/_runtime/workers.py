@@ -39,7 +39,6 @@ T = TypeVar("T")
 DEFAULT_WORKERS = 64
 """Threads per nesting depth. Tools and LM calls wait for networks, so more than cores; anyio's own default is 40."""
 
-
 _depth: ContextVar[int] = ContextVar("agenthelm_depth", default=0)
 """How many worker threads stand between here and the event loop."""
 

@@ -72,7 +72,7 @@ class lm_scope:  # noqa: N801 - used like a function: `async with lm_scope(lm):`
     Calls are held to the executor's ledger and recorded in its storage. ``dspy.configure`` is never called; the LM is
     DSPy's for the length of the scope only, and for the tasks and threads that are started in it.
 
-    Entering gives the identity in force inside, which carries the models.
+    Entering gives the identity in force inside, which carries the models; None where there is none.
 
     Args:
         lm: The LM of all agents that have none of their own; None for the one that DSPy is configured with.
@@ -84,7 +84,9 @@ class lm_scope:  # noqa: N801 - used like a function: `async with lm_scope(lm):`
         executor: The run's executor; the one in force by default.
     """
 
-    __slots__ = ("_connections", "_context", "_entered", "_executor", "_lm", "_lms", "_meter")
+    __slots__ = ("_connections", "_context", "_entered", "_executor", "_lm", "_lms", "_meter", "_settings")
+
+    _settings: AbstractContextManager[Any]
 
     def __init__(
         self,
@@ -119,10 +121,10 @@ class lm_scope:  # noqa: N801 - used like a function: `async with lm_scope(lm):`
             if identity is not None:
                 self._enter(entered(identity))
             callbacks = [*(dspy.settings.callbacks or ()), StrayWatch(meter)]
-            self._enter(_dspy(models, default, callbacks=callbacks))
+            self._settings = _dspy(models, default, callbacks=callbacks)
+            self._settings.__enter__()
         except BaseException:
-            self._leave()
-            await self._connections.__aexit__()
+            await self._leave()
             raise
         return identity
 
@@ -130,22 +132,24 @@ class lm_scope:  # noqa: N801 - used like a function: `async with lm_scope(lm):`
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self._leave()
+            self._settings.__exit__(None, None, None)
         finally:
-            # No more calls are metered, then what they left behind is written.
-            self._meter.close()
-            try:
-                await self._meter.flush()
-            finally:
-                await self._connections.__aexit__()
+            await self._leave()
 
     def _enter(self, within: AbstractContextManager[Any]) -> None:
         within.__enter__()
         self._entered.append(within)
 
-    def _leave(self) -> None:
-        while self._entered:
-            self._entered.pop().__exit__(None, None, None)
+    async def _leave(self) -> None:
+        self._meter.close()  # no more calls are metered, then what they left behind is written
+        try:
+            await self._meter.flush()
+        finally:
+            try:
+                while self._entered:
+                    self._entered.pop().__exit__(None, None, None)
+            finally:
+                await self._connections.__aexit__()
 
 
 @contextmanager

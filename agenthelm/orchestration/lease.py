@@ -31,7 +31,7 @@ class Lease:
     journal: Journal
     clock: Clock
     stop: StopMark
-    _over: anyio.Event | None = field(init=False, default=None)
+    _over: anyio.Event = field(init=False, default_factory=anyio.Event)
     _group: TaskGroup = field(init=False, default_factory=anyio.create_task_group)
     _call_off: Callable[[], object] | None = field(init=False, default=None)
 
@@ -39,13 +39,17 @@ class Lease:
         """Start the heartbeat, or have it started when it is needed: most runs are over before that."""
         self.journal.on_lost = self._lost
         await self._group.__aenter__()
-        self._call_off = later(RENEW_SECONDS, self._start)
+        self._call_off = later(self._silent_for(), self._start)
         if self._call_off is None:
-            self._start()
+            await self._start()
 
-    def _start(self) -> None:
-        self._over = anyio.Event()
-        self._group.start_soon(self._heartbeat, self._over, name="agenthelm lease")
+    def _silent_for(self) -> float:
+        """How many seconds the journal may stay silent from now on."""
+        return max(0.05, RENEW_SECONDS - (self.clock.monotonic() - self.journal.last_append))
+
+    async def _start(self) -> None:
+        if not self._over.is_set():
+            self._group.start_soon(self._heartbeat, name="agenthelm lease")
 
     async def end(self, error: BaseException | None, *, elsewhere: bool = False) -> None:
         """Stop the heartbeat, and keep back the cancellation by which the run's code was stopped.
@@ -56,8 +60,7 @@ class Lease:
         """
         if self._call_off is not None:
             self._call_off()
-        if self._over is not None:
-            self._over.set()
+        self._over.set()
         self.journal.on_lost = None  # it refers back to the run's scope, and nobody is left to stop
         if elsewhere:
             return  # only the task that has entered the group can leave it; the heartbeat ends all the same
@@ -66,13 +69,13 @@ class Lease:
         else:
             await self._group.__aexit__(None, None, None)
 
-    async def _heartbeat(self, over: anyio.Event) -> None:
+    async def _heartbeat(self) -> None:
         """Renew when nothing else was written; shielded, because unwinding needs the lease as well."""
         clock, journal = self.clock, self.journal
         with CancelScope(shield=True):
             while True:
-                with anyio.move_on_after(max(0.05, RENEW_SECONDS - (clock.monotonic() - journal.last_append))):
-                    await over.wait()
+                with anyio.move_on_after(self._silent_for()):
+                    await self._over.wait()
                     return
                 if clock.monotonic() - journal.last_append >= RENEW_SECONDS:
                     try:

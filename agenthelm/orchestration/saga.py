@@ -227,13 +227,14 @@ async def run_plan(
 
 def _stored(plan: Plan, executor: ToolExecutor, on_error: OnError, budget: Budget | None, timeout: float | None) -> Any:
     """The plan as the journal holds it, or None when it holds what no journal may: then it can't be resumed."""
-    steps = plan.data()
-    for step, data in zip(plan.steps.values(), steps, strict=True):
+    for step in plan.steps.values():
         entry = executor.tools.get(step.tool_name)
         if entry is not None and not entry.binding.guarded_among(step.arguments).isdisjoint(step.arguments):
             return None
         if carries_secret(step.arguments):
             return None
+    steps = plan.data()
+    for data in steps:
         data["arguments"], possible = encode(data["arguments"])
         if not possible:
             return None

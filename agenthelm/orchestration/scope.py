@@ -109,7 +109,7 @@ class SagaScope:
             run, path = outer.run, outer.run.inner_scope(outer.scope)
         else:
             run, path = await self._open(), ""
-        # From here on nothing fails: the run is open and its heartbeat beats, and only leaving the block ends both.
+        # From here on nothing fails: the run is open and its lease is kept, and only leaving the block ends both.
         self._log = ScopeLog(run, path, self.executor.tools, self.stop, self._outer, grace=self.grace)
         self.executor = self.executor.within(self._log, ledger)
         self.context = self.context.evolve(run_id=run.journal.run_id, stops=(self.stop, *self.context.stops))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from agenthelm.orchestration import lease
 from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.journal import Journal
 from agenthelm.orchestration.orchestrator import Orchestrator
-from agenthelm.orchestration.saga import Step, saga
+from agenthelm.orchestration.saga import SagaResult, Step, saga
 from agenthelm.orchestration.state import RunState
 from agenthelm.testing.storage import FaultyStorage
 from tests.support.saga_leases import ROOT, Later, leave_open, recovering
@@ -233,6 +235,30 @@ async def test_a_living_owner_that_renews_its_lease_is_left_alone(monkeypatch: p
             await anyio.sleep(0.01)
         assert await Orchestrator(storage=storage, tools=world.tools).recover() == []
         world.go_on.set()
+    assert world.log == ["make one", "make two", "make three"]
+
+
+@pytest.mark.parametrize("way", [agents, plan, by_hand], ids=lambda way: way.__name__)
+def test_a_run_in_a_loop_that_asyncio_started_renews_its_lease_too(way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # There no variable says which library runs: anyio knows it by the current task, and a loop's callback has none.
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
+    world, storage = Stall(), InMemoryStorage()
+
+    async def main() -> list[SagaResult]:
+        world.stalled, world.go_on = anyio.Event(), anyio.Event()
+        task = asyncio.create_task(way(world, storage))
+        await world.stalled.wait()
+        begun = (await journal_of(storage)).position
+        with anyio.fail_after(20):
+            while (await journal_of(storage)).position < begun + 2:  # renewed twice
+                await asyncio.sleep(0.01)
+        recovered = await Orchestrator(storage=storage, tools=world.tools).recover()
+        world.go_on.set()
+        await task
+        return recovered
+
+    with ThreadPoolExecutor(1) as pool:  # with none of this thread's context variables
+        assert pool.submit(asyncio.run, main()).result(timeout=60) == []
     assert world.log == ["make one", "make two", "make three"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 import weakref
@@ -12,6 +13,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from agenthelm._runtime.groups import wait_through
 from agenthelm.core.storage import BaseStorage, JsonStorage, Record, SqliteStorage
 from agenthelm.core.storage.writer import Append, Writer
 from agenthelm.exceptions import StorageClosedError, StorageError
@@ -241,3 +243,38 @@ async def test_no_thread_is_started_before_the_first_append_and_none_is_left_aft
     assert ours() == []
     with pytest.raises(StorageClosedError):
         await storage.append([Record("a", {})])
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("waiting_for", ["an append", "an event"])
+async def test_a_native_cancellation_leaves_no_cycle_behind(waiting_for: str, tmp_path: Path) -> None:
+    class Kept: ...
+
+    async with opened("sqlite", tmp_path / "log") as storage:
+        gate, event = Gate(storage), anyio.Event()
+        refs: list[weakref.ref[Kept]] = []
+
+        async def wait() -> None:
+            kept = Kept()
+            refs.append(weakref.ref(kept))
+            if waiting_for == "an append":
+                await storage.append([Record("a", {})])
+            else:
+                await wait_through(event)
+
+        gc.collect()
+        gc.disable()
+        try:
+            task = asyncio.ensure_future(wait())
+            await anyio.wait_all_tasks_blocked()
+            task.cancel()
+            await anyio.wait_all_tasks_blocked()
+            gate.open.set()
+            event.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            del task
+            await anyio.lowlevel.checkpoint()
+            assert refs[0]() is None
+        finally:
+            gc.enable()

@@ -19,9 +19,10 @@ from tests.support.storage_worlds import KINDS, finished, opened, start
 WRITE_10_000 = """
 async def main():
     async with storage:
-        for start in range(0, 10_000, 50):
-            async with anyio.create_task_group() as group:  # 10 appends in flight, as concurrent runs have them
-                for first in range(start, start + 50, 5):
+        at_once = 5 * int(sys.argv[4])  # so many appends of 5 events are in flight, as concurrent runs have them
+        for start in range(0, 10_000, at_once):
+            async with anyio.create_task_group() as group:
+                for first in range(start, start + at_once, 5):
                     records = [Record("events", {"who": sys.argv[3], "n": n, "run_id": f"r{n % 7}"}) for n in range(first, first + 5)]
                     group.start_soon(storage.append, [*records, Record("run:" + sys.argv[3], {"n": first})])
 anyio.run(main)
@@ -34,6 +35,20 @@ async def main():
         await storage.append([Record("run:1", {"n": n}), Record("events", {"n": n, "padding": "x" * 5000})], {"run:1": n})
         print(n, flush=True)
         n += 1
+anyio.run(main)
+"""
+
+ACKNOWLEDGE_MANY_UNTIL_KILLED = """
+async def run(k):
+    n = 0
+    while True:
+        await storage.append([Record(f"run:{k}", {"n": n}), Record("events", {"k": k, "n": n})], {f"run:{k}": n})
+        print(k, n, flush=True)
+        n += 1
+async def main():
+    async with anyio.create_task_group() as group:
+        for k in range(64):
+            group.start_soon(run, k)
 anyio.run(main)
 """
 
@@ -170,10 +185,13 @@ def anyio_backend() -> str:
     return "asyncio"  # the processes matter here; the contract covers the backends
 
 
+@pytest.mark.parametrize("at_once", ["10", "50"])
 @pytest.mark.parametrize("kind", KINDS)
-async def test_two_processes_write_10_000_events_each_and_none_is_lost_or_torn(kind: str, tmp_path: Path) -> None:
+async def test_two_processes_write_10_000_events_each_and_none_is_lost_or_torn(
+    kind: str, at_once: str, tmp_path: Path
+) -> None:
     path = tmp_path / "log"
-    for process in [start(WRITE_10_000, kind, path, who) for who in "ab"]:
+    for process in [start(WRITE_10_000, kind, path, who, at_once) for who in "ab"]:
         finished(process)
     async with opened(kind, path) as storage:
         events = await storage.read(EVENTS)
@@ -204,6 +222,31 @@ async def test_everything_acknowledged_survives_kill_9(kind: str, tmp_path: Path
         assert journal == events == list(range(len(journal)))
         assert len(journal) in (acknowledged + 1, acknowledged + 2)  # one may have been on its way
         assert await storage.append([Record("run:1", {"n": -1})], {"run:1": len(journal)})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_everything_acknowledged_to_many_survives_kill_9(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    process = start(ACKNOWLEDGE_MANY_UNTIL_KILLED, kind, path)
+    assert process.stdout is not None
+    acknowledged = dict.fromkeys(range(64), -1)
+    for count, line in enumerate(process.stdout):
+        k, n = map(int, line.split())
+        acknowledged[k] = n
+        if count == 2_000:
+            os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert process.stdin is not None
+    process.stdin.close()
+    async with opened(kind, path) as storage:
+        events = await storage.read(EVENTS)
+        assert [event.position for event in events] == list(range(len(events)))
+        for k, last in acknowledged.items():
+            journal = [record.data["n"] for record in await storage.read(f"run:{k}")]
+            assert journal == [e.data["n"] for e in events if e.data["k"] == k] == list(range(len(journal)))
+            assert len(journal) in (last + 1, last + 2)  # one may have been on its way
+        assert storage.skipped == 0
 
 
 @pytest.mark.parametrize(("moment", "kept"), [("before", 1), ("after", 2)])

@@ -16,12 +16,15 @@ from dspy import lm15
 from dspy.utils import DummyLM
 from dspy.utils.exceptions import LMError
 
-from agenthelm._runtime.context import current_run, entered
+from agenthelm._runtime.context import RunContext, current_run, entered
 from agenthelm._runtime.groups import named
 from agenthelm.agent.home import threaded
 from agenthelm.agent.lm import LMPolicy, agent_lm_scope, lm_scope, unwrap
+from agenthelm.agent.metering import Meter
 from agenthelm.core.cost import MODEL_PRICING, Amount, Budget, Price
-from agenthelm.core.executor import charge, current_executor
+from agenthelm.core.executor import ToolExecutor, charge, current_executor
+from agenthelm.core.storage import InMemoryStorage
+from agenthelm.core.tool import ToolRegistry
 from agenthelm.exceptions import BudgetExceededError, ConfigError, ModelCallError
 from agenthelm.testing.lm import Reply, ScriptedLM
 from tests.support.lm_run import QUICK, lm_run
@@ -551,6 +554,23 @@ async def test_a_scope_outside_of_a_run_only_sets_the_model() -> None:
         assert current_executor() is None
         assert (await anyio.to_thread.run_sync(lambda: program(question="?"))).answer == "yes"
     assert len(lm.requests) == 1
+
+
+async def test_a_scope_that_can_t_be_entered_leaves_nothing_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    meters: list[Meter] = []
+
+    def refused(lm: dspy.BaseLM, meter: Meter) -> dspy.LM:
+        meters.append(meter)
+        raise ValueError("no such model")
+
+    monkeypatch.setattr("agenthelm.agent.lm.metered", refused)
+    context = RunContext(run_id="r", session_id="s", namespace="n")
+    executor = ToolExecutor(ToolRegistry(), InMemoryStorage())
+    with pytest.raises(ValueError, match="no such model"):
+        async with lm_scope(scripted(), context=context, executor=executor):
+            pytest.fail("it was entered")
+    assert (current_run(), current_executor()) == (None, None)
+    assert meters[0].closed
 
 
 async def test_the_identity_of_the_call_is_the_agents() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
+import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -172,12 +174,45 @@ def test_more_than_a_statement_takes_is_written_in_several(log: SqliteLog, monke
     assert len(contents(log._path)["events"]) == 131
 
 
-def test_no_more_statements_are_compiled_than_sizes(log: SqliteLog) -> None:
+def test_few_statements_are_compiled_whatever_the_sizes(log: SqliteLog) -> None:
     ready(log)
     sqlite_batch._statement.cache_clear()
     for count in range(MANY, 200):
         log.commit([append(Record(EVENTS, {})) for _ in range(count)])
-    assert sqlite_batch._statement.cache_info().currsize == 7  # 32, 64 ... 224 rows
+    assert sqlite_batch._statement.cache_info().currsize == 4  # for 32, 64, 128 and 256 rows
+
+
+def test_the_stream_of_events_is_made_in_its_place_among_others(log: SqliteLog) -> None:
+    ready(log)
+    log.drop(EVENTS)
+    log.commit(
+        [append(Record("run:1", {})), append(Record(EVENTS, {}), events=0)]
+        + [append(Record(f"run:{n}", {}), **{f"run_{n}": 0}) for n in range(2, MANY)]
+    )
+    with closing(sqlite3.connect(log._path)) as check:
+        names = [name for (name,) in check.execute("SELECT name FROM streams ORDER BY number")]
+    assert names[:4] == ["run:0", "run:1", EVENTS, "run:2"]
+
+
+def test_many_appends_of_nothing_are_nothing(log: SqliteLog) -> None:
+    ready(log)
+    assert log.commit([append() for _ in range(MANY)]) == [{}] * MANY
+
+
+def test_nothing_is_left_of_a_batch_of_which_one_was_stale(log: SqliteLog) -> None:
+    ready(log)
+    gc.collect()
+    gc.disable()
+    try:
+        batch = [append(Record("run:0", {}), run_0=0), append(Record(EVENTS, {}))]
+        outcomes = log.commit(batch)
+        (outcome,) = [outcome for outcome in outcomes if isinstance(outcome, StalePositionError)]
+        assert outcome.__traceback__ is None
+        gone = weakref.ref(outcome)
+        del outcome, outcomes
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 async def test_nothing_of_a_statement_that_fails_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

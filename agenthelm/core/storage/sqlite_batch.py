@@ -32,8 +32,9 @@ _ROWS = 64
 
 _STREAM, _RECORD, _EVENT = range(3)
 _INBOX = ["kind", *(f"c{n}" for n in range(_EVENT_COLUMNS))]
-_INBOX_STEP = 32
-"""What goes into the inbox is filled up to a multiple of so many rows, so that SQLite compiles few statements."""
+_INBOX_ROWS = 32
+"""What goes into the inbox is filled up to so many rows, or twice as many, or four times as many, and so on: SQLite
+compiles few statements then, and each keeps no more than the last values that it was given."""
 
 
 def open_inbox(connection: sqlite3.Connection) -> None:
@@ -87,13 +88,15 @@ class Batch:
         self.stale = False
         self._events: list[tuple[Any, ...]] = []
         self._records: list[tuple[str, int, str]] = []
-        self._moved: dict[str, str | None] = {}  # with their new state; new ones are made in this order
+        self._moved: dict[str, str | None] = {}  # with their new state, in the order in which new ones are to be made
         after, moved = self.after, self._moved
         for append in appends:
             try:
                 check(append, after)
             except StalePositionError as exc:
-                self.outcomes.append(exc)
+                self.outcomes.append(
+                    exc.with_traceback(None)
+                )  # which would hold this batch, and so the exception itself
                 self.stale = True
                 continue
             touched: dict[str, int] = {}
@@ -126,8 +129,11 @@ class Batch:
         interpreter's switch interval, many times what the call itself takes. So one call does it all.
 
         Returns:
-            Whether it is written. If not, nothing is: a stream is not where ``before`` says, or there is too much.
+            Whether it is written. If not, nothing is: a stream is not where ``before`` says, there are no rows or too many,
+            or the very first event is among them, whose stream would be made after all others.
         """
+        if EVENTS in self._moved and not self.before[EVENTS]:
+            return False
         now = time.time()
         rest = [None] * (len(_INBOX) - 6)
         values: list[Any] = []
@@ -142,9 +148,10 @@ class Batch:
         for stream, position in alone.items():
             values += (_STREAM, stream, position, self.after[stream], self._moved.get(stream), now)
             values += rest
-        rows = len(values) // len(_INBOX)
-        rows += -rows % _INBOX_STEP
-        if rows * len(_INBOX) > connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER):
+        given, rows = len(values) // len(_INBOX), _INBOX_ROWS
+        while rows < given:
+            rows *= 2
+        if not given or rows * len(_INBOX) > connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER):
             return False
         values += [None] * (rows * len(_INBOX) - len(values))
         try:

@@ -20,7 +20,8 @@ __all__ = ["SqliteLog"]
 _REMEMBERED = 10_000
 """Streams whose positions are remembered, at most."""
 _MANY = 16
-"""From so many appends on, their event loop is likely to be busy meanwhile."""
+"""So many appends are one statement, because the event loop they come from is likely to be busy meanwhile. Fewer cost
+less in several."""
 
 
 class SqliteLog(Forked):
@@ -46,8 +47,8 @@ class SqliteLog(Forked):
     def commit(self, appends: Sequence[Append]) -> list[Outcome]:
         """Write all appends in one transaction.
 
-        Positions are checked before anything is written, so a stale append leaves nothing to take back; and when the
-        transaction fails, the writer tries the appends one by one. That does what a savepoint per append would.
+        A stale append is left out before anything is written, so it leaves nothing to take back; and when the transaction
+        fails, the writer tries the appends one by one. That does what a savepoint per append would.
         """
         with between_forks, translated(self._path, verb="write"):
             connection = self._open()
