@@ -82,10 +82,10 @@ class Batch:
     __slots__ = ("_events", "_moved", "_records", "after", "before", "outcomes", "stale")
 
     def __init__(self, appends: Sequence[Append], before: Mapping[str, int]) -> None:
-        self.before = before
+        self.before: Mapping[str, int] = before
         self.after: dict[str, int] = dict(before)
         self.outcomes: list[Outcome] = []
-        self.stale = False
+        self.stale: bool = False
         self._events: list[tuple[Any, ...]] = []
         self._records: list[tuple[str, int, str]] = []
         self._moved: dict[str, str | None] = {}  # with their new state, in the order in which new ones are to be made
