@@ -16,7 +16,7 @@ from anyio import CancelScope
 
 from agenthelm.exceptions import chain
 
-__all__ = ["beside", "cut_short", "go_on_waiting", "in_child", "named", "shielded", "wait_through"]
+__all__ = ["beside", "cut_short", "in_child", "named", "shielded", "wait_through"]
 
 T = TypeVar("T")
 
@@ -112,18 +112,15 @@ async def wait_through(event: _Waitable) -> None:
 
     For events whose setting is certain: a commit on the storage's writer thread, for one.
     """
-    going_on = None
+    pending: BaseException | None = None
     try:
         await event.wait()
-    except anyio.get_cancelled_exc_class() as cancelled:
-        going_on = go_on_waiting(event, cancelled)
-    if going_on is not None:
-        await going_on
-
-
-async def go_on_waiting(event: _Waitable, cancelled: BaseException) -> None:
-    """What `wait_through` does once its wait was ``cancelled``; apart, so that a `Ticket` need not make a coroutine before."""
-    pending = None if _comes_again(cancelled) else cancelled
+    except anyio.get_cancelled_exc_class() as exc:
+        pending = exc
+    else:
+        return  # without the price of a scope
+    if _comes_again(pending):
+        pending = None
     with CancelScope(shield=True):
         while True:
             try:
@@ -135,7 +132,7 @@ async def go_on_waiting(event: _Waitable, cancelled: BaseException) -> None:
         try:
             raise pending
         finally:
-            del pending, cancelled  # the frame must not keep its own exception alive
+            pending = None
 
 
 def cut_short(error: Exception) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -84,7 +84,7 @@ class lm_scope:  # noqa: N801 - used like a function: `async with lm_scope(lm):`
         executor: The run's executor; the one in force by default.
     """
 
-    __slots__ = ("_connections", "_context", "_entered", "_executor", "_lm", "_lms", "_meter", "_settings")
+    __slots__ = ("_connections", "_context", "_executor", "_lm", "_lms", "_meter", "_settings", "_stack")
 
     _settings: AbstractContextManager[Any]
 
@@ -105,7 +105,7 @@ class lm_scope:  # noqa: N801 - used like a function: `async with lm_scope(lm):`
         self._lms = lms or {}
         self._meter = Meter(policy, unpriced=unpriced, prices=prices)
         self._connections = connections()
-        self._entered: list[AbstractContextManager[Any]] = []
+        self._stack = ExitStack()
 
     async def __aenter__(self) -> RunContext | None:
         meter = self._meter
@@ -117,9 +117,9 @@ class lm_scope:  # noqa: N801 - used like a function: `async with lm_scope(lm):`
         await self._connections.__aenter__()
         try:
             if self._executor is not None:
-                self._enter(using(self._executor))
+                self._stack.enter_context(using(self._executor))
             if identity is not None:
-                self._enter(entered(identity))
+                self._stack.enter_context(entered(identity))
             callbacks = [*(dspy.settings.callbacks or ()), StrayWatch(meter)]
             self._settings = _dspy(models, default, callbacks=callbacks)
             self._settings.__enter__()
@@ -136,18 +136,13 @@ class lm_scope:  # noqa: N801 - used like a function: `async with lm_scope(lm):`
         finally:
             await self._leave()
 
-    def _enter(self, within: AbstractContextManager[Any]) -> None:
-        within.__enter__()
-        self._entered.append(within)
-
     async def _leave(self) -> None:
         self._meter.close()  # no more calls are metered, then what they left behind is written
         try:
             await self._meter.flush()
         finally:
             try:
-                while self._entered:
-                    self._entered.pop().__exit__(None, None, None)
+                self._stack.close()
             finally:
                 await self._connections.__aexit__()
 

@@ -15,7 +15,7 @@ import anyio
 from agenthelm._runtime.retry import Clock
 from agenthelm.core.binding import Binding
 from agenthelm.core.effects import Effect, Outcome
-from agenthelm.core.sensitive import PLAIN, carries_secret
+from agenthelm.core.sensitive import carries_secret
 from agenthelm.core.storage.base import EVENTS, BaseStorage, Record
 from agenthelm.exceptions import LeaseLostError, StalePositionError, StorageError
 from agenthelm.orchestration.owner import Owner
@@ -30,9 +30,6 @@ RENEW_SECONDS = 10.0
 """How long an owner stays silent at most."""
 
 _log = logging.getLogger(__name__)
-
-_UNMARKED = PLAIN | {dict, list}
-"""Types whose values have no fields of their own that could be marked."""
 
 _PREFIX = "run:"
 _CLAIMS = "claims:"
@@ -75,7 +72,7 @@ class ResultForm(NamedTuple):
         if not possible:
             return cls(opaque=True)
         kind: type = type(value)
-        secret = about.secret_fields if kind in _UNMARKED else hidden_fields(kind) | about.secret_fields
+        secret = hidden_fields(kind) | about.secret_fields
         if not secret and not carries_secret(value):
             return cls(result)
         fields = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
@@ -219,21 +216,13 @@ class Journal:
         """Announce an effect, in full but for what must never be stored."""
         arguments: dict[str, Any] = {}
         withheld = []
-        sensitive = effect.sensitive
         for name, value in effect.arguments.items():
-            kind = type(value)
-            if kind in PLAIN and kind is not int and name not in sensitive:
-                arguments[name] = value
-                continue
-            form, possible = (None, False) if name in sensitive else encode(value)
+            form, possible = (None, False) if name in effect.sensitive else encode(value)
             if possible and not carries_secret(value):
                 arguments[name] = form
             else:
                 withheld.append(name)
         data = {
-            "type": "begin",
-            "at": self._clock.wall(),
-            "epoch": self.epoch,
             "effect": effect.id,
             "tool": effect.tool,
             "arguments": arguments,
@@ -252,7 +241,7 @@ class Journal:
             "trace_id": effect.trace_id,
             "span_id": effect.span_id,
         }
-        return self._write([Record(self.stream, data, None, True)])
+        return self._write([self._record("begin", data)])
 
     async def claimed(self, kept: str | None = None) -> None:
         """Take a run over; ``kept``: how it ends again, when only a part of it is undone."""
@@ -299,9 +288,6 @@ class Journal:
     ) -> Coroutine[Any, Any, None]:
         """Report how an effect ended; its event goes into the same commit."""
         data = {
-            "type": "finish",
-            "at": self._clock.wall(),
-            "epoch": self.epoch,
             "effect": effect_id,
             "outcome": outcome,
             "result": result.value,
@@ -310,6 +296,5 @@ class Journal:
             "error": error,
             "attempts": attempts,
         }
-        return self._write(
-            [Record(self.stream, data, None, True)], None if event is None else Record(EVENTS, event, None, True)
-        )
+        beside = None if event is None else Record(EVENTS, event, None, True)
+        return self._write([self._record("finish", data)], beside)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -90,7 +90,7 @@ class SagaScope:
     stop: StopMark = field(default_factory=StopMark)
     _log: ScopeLog = field(init=False)
     _outer: ScopeLog | None = field(init=False, default=None)
-    _within: list[entered | using] = field(init=False, default_factory=list)
+    _stack: ExitStack = field(init=False, default_factory=ExitStack)
     _lease: Lease | None = field(init=False, default=None)
     _elsewhere: bool = field(init=False, default=False)
     _entered: bool = field(init=False, default=False)
@@ -113,9 +113,8 @@ class SagaScope:
         self._log = ScopeLog(run, path, self.executor.tools, self.stop, self._outer, grace=self.grace)
         self.executor = self.executor.within(self._log, ledger)
         self.context = self.context.evolve(run_id=run.journal.run_id, stops=(self.stop, *self.context.stops))
-        for within in (entered(self.context), using(self.executor)):
-            within.__enter__()
-            self._within.append(within)
+        self._stack.enter_context(entered(self.context))
+        self._stack.enter_context(using(self.executor))
         self._begun = True
         return self
 
@@ -260,8 +259,7 @@ class SagaScope:
     def _leave(self, error: BaseException | None) -> BaseException | None:
         """Put identity and executor out of force; returns what the block ends with so far."""
         try:
-            while self._within:
-                self._within.pop().__exit__(None, None, None)
+            self._stack.close()
         except ValueError:
             # Another task's context: nothing can be put back there, and the heartbeat's group can't be left from here.
             self._elsewhere = True

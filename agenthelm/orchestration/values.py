@@ -145,11 +145,7 @@ def _entries(value: Mapping[Any, Any], depth: int) -> dict[Any, Any]:
     for key, item in value.items():
         if type(key) is not str:
             return _pairs(value, depth)
-        kind = type(item)
-        if kind in _ITSELF or (kind is int and -_SMALL < item < _SMALL):
-            form[key] = item
-        else:
-            form[key] = _form(item, depth)
+        form[key] = item if type(item) in _ITSELF else _form(item, depth)
     return form if len(form) != 1 or next(iter(form)) not in _MARKED else {"$entries": [list(*form.items())]}
 
 

@@ -25,11 +25,8 @@ on_asyncio = pytest.mark.parametrize(
 )
 
 
-@on_asyncio
-async def test_a_success_that_nobody_heard_of_is_taken_back_under_a_lease_that_is_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(journals, "RENEW_SECONDS", 0.01)
+def undone_once_renewed() -> tuple[ToolRegistry, list[str], FaultyStorage]:
+    """Tools of which one undoes only after the run's lease was renewed, what they have made, and the storage to use."""
     tools, world = ToolRegistry(), list[str]()
     renewed = anyio.Event()
 
@@ -48,7 +45,15 @@ async def test_a_success_that_nobody_heard_of_is_taken_back_under_a_lease_that_i
             renewed.set()
         return False
 
-    inner = FaultyStorage(InMemoryStorage(), matching=seen)
+    return tools, world, FaultyStorage(InMemoryStorage(), matching=seen)
+
+
+@on_asyncio
+async def test_a_success_that_nobody_heard_of_is_taken_back_under_a_lease_that_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journals, "RENEW_SECONDS", 0.01)
+    tools, world, inner = undone_once_renewed()
     storage = FaultyStorage(inner, matching=lambda record: record.data.get("type") == "closed", do="hang")
 
     async def run() -> None:
@@ -73,25 +78,7 @@ async def test_a_run_is_renewed_while_a_long_undo_goes_on_though_it_was_never_re
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "RENEW_SECONDS", 0.3)
-    tools, world = ToolRegistry(), list[str]()
-    renewed = anyio.Event()
-
-    @tool(registry=tools, compensating_tool="unmake")
-    async def make() -> None:
-        world.append("made")
-
-    @tool(registry=tools)
-    async def unmake() -> None:
-        with anyio.fail_after(10):
-            await renewed.wait()
-        world.remove("made")
-
-    def seen(record: Record) -> bool:
-        if record.data.get("type") == "renewed":
-            renewed.set()
-        return False
-
-    inner = FaultyStorage(InMemoryStorage(), matching=seen)
+    tools, world, inner = undone_once_renewed()
     made = anyio.Event()
 
     async def run() -> None:

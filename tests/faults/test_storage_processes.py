@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -180,6 +181,21 @@ anyio.run(main)
 """
 
 
+def killed_after(lines: int, process: subprocess.Popen[str]) -> list[str]:
+    """All that a process printed that was ended with ``kill -9`` once it had printed so many lines."""
+    assert process.stdout is not None
+    assert process.stdin is not None
+    printed = []
+    for text in process.stdout:
+        printed.append(text)
+        if len(printed) == lines:
+            os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    process.stdin.close()
+    return printed
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"  # the processes matter here; the contract covers the backends
@@ -205,17 +221,7 @@ async def test_two_processes_write_10_000_events_each_and_none_is_lost_or_torn(
 @pytest.mark.parametrize("kind", KINDS)
 async def test_everything_acknowledged_survives_kill_9(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "log"
-    process = start(ACKNOWLEDGE_UNTIL_KILLED, kind, path)
-    assert process.stdout is not None
-    acknowledged = -1
-    for line in process.stdout:
-        acknowledged = int(line)
-        if acknowledged == 60:
-            os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    assert process.stdin is not None
-    process.stdin.close()
+    acknowledged = int(killed_after(61, start(ACKNOWLEDGE_UNTIL_KILLED, kind, path))[-1])
     async with opened(kind, path) as storage:
         journal = [record.data["n"] for record in await storage.read("run:1")]
         events = [record.data["n"] for record in await storage.read(EVENTS)]
@@ -227,18 +233,10 @@ async def test_everything_acknowledged_survives_kill_9(kind: str, tmp_path: Path
 @pytest.mark.parametrize("kind", KINDS)
 async def test_everything_acknowledged_to_many_survives_kill_9(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "log"
-    process = start(ACKNOWLEDGE_MANY_UNTIL_KILLED, kind, path)
-    assert process.stdout is not None
     acknowledged = dict.fromkeys(range(64), -1)
-    for count, line in enumerate(process.stdout):
+    for line in killed_after(2_001, start(ACKNOWLEDGE_MANY_UNTIL_KILLED, kind, path)):
         k, n = map(int, line.split())
         acknowledged[k] = n
-        if count == 2_000:
-            os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    assert process.stdin is not None
-    process.stdin.close()
     async with opened(kind, path) as storage:
         events = await storage.read(EVENTS)
         assert [event.position for event in events] == list(range(len(events)))

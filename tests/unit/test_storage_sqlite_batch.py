@@ -239,7 +239,7 @@ async def test_nothing_of_a_statement_that_fails_is_written(tmp_path: Path, monk
                 for n in range(first, first + 40):
                     group.start_soon(write, storage, n)
         failed = [outcome for outcome in outcomes if isinstance(outcome, StorageError)]
-        assert True in seen
+        assert any(seen)  # some of them were one statement
         assert failed
         assert all("the disk is full" in str(error) for error in failed)
         written = await storage.read(EVENTS)

@@ -11,7 +11,7 @@ import anyio
 from anyio.lowlevel import EventLoopToken, current_token
 
 from agenthelm._runtime.forks import Forked
-from agenthelm._runtime.groups import go_on_waiting
+from agenthelm._runtime.groups import wait_through
 from agenthelm._runtime.wake import wake
 from agenthelm.core.storage.codec import Entry
 from agenthelm.exceptions import StalePositionError, StorageClosedError, StorageError, describe
@@ -95,13 +95,7 @@ class Ticket:
 
     def __await__(self) -> Generator[Any, Any, Any]:
         if not self._done.is_set():
-            going_on = None
-            try:
-                yield from self._done.wait().__await__()
-            except anyio.get_cancelled_exc_class() as cancelled:
-                going_on = go_on_waiting(self._done, cancelled)
-            if going_on is not None:
-                yield from going_on.__await__()
+            yield from wait_through(self._done).__await__()
         if self.error is None:
             return self.value
         try:
