@@ -182,11 +182,13 @@ anyio.run(main)
 
 
 def killed_after(lines: int, process: subprocess.Popen[str]) -> list[str]:
-    """All that a process printed that was ended with ``kill -9`` once it had printed so many lines."""
+    """The whole lines of a process that was ended with ``kill -9`` once it had printed so many."""
     assert process.stdout is not None
     assert process.stdin is not None
     printed = []
     for text in process.stdout:
+        if not text.endswith("\n"):  # killed while it printed
+            break
         printed.append(text)
         if len(printed) == lines:
             os.kill(process.pid, signal.SIGKILL)

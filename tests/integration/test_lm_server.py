@@ -292,7 +292,9 @@ class Stubborn(Agent):
         answer: str = dspy.OutputField()
 
     def forward(self, context: Any, task: str) -> dict[str, Any]:
-        ask = dspy.Predict("question -> answer")
+        ask = dspy.Predict(
+            program.signature
+        )  # Python 3.11's `ast.parse`, which reads one from text, may fail in threads
         for number in range(5):
             with suppress(Exception):
                 ask(question=f"{self.name} {number}")
