@@ -225,7 +225,7 @@ class Call:
             said = masked({"reasoning": self.reasoning}, hook=redact, cap=_LONGEST_REASONING)
             event["llm_reasoning_trace"] = said["reasoning"]
         if self.span.listening:
-            describe_span(self.span, event)
+            describe_span(self.span, event, "" if self.tool is None else self.tool.description)
         return event
 
     @staticmethod

@@ -360,7 +360,9 @@ class Orchestrator:
         memory = self.memory_hub.create_context(session_id=context.session_id, namespace=context.namespace)
         context = context.evolve(memory=memory)
         name = component_name(flow)
-        with spans.workflow(name, run_id=context.run_id, session_id=context.session_id) as span:
+        with spans.workflow(
+            name, run_id=context.run_id, session_id=context.session_id, namespace=context.namespace
+        ) as span:
             state: Mapping[str, Any] = {}
             # Around the scope, because compensations may ask models as well.
             async with self._models(executor, context) as identity:

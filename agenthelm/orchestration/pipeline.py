@@ -126,6 +126,7 @@ def flow_span(component: Any) -> AbstractContextManager[Any]:
         component_name(component),
         run_id=running.run_id if running is not None else None,
         session_id=running.session_id if running is not None else None,
+        namespace=running.namespace if running is not None else None,
     )
 
 

@@ -282,7 +282,7 @@ class Recovery:
 
     async def _unwind(self, state: RunState, journal: Journal, reason: str, again: bool = False) -> SagaResult:
         with entered(self._as(state)), spans.workflow(
-            f"undo {state.name}", run_id=state.run_id, session_id=state.session_id,
+            f"undo {state.name}", run_id=state.run_id, session_id=state.session_id, namespace=state.namespace,
             links=((state.trace_id, state.span_id, "continues"),),
         ) as span:  # fmt: skip
             unwinder = Unwinder(self.executor, journal, self.grace, recorded=True, again=again)

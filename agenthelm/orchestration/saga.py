@@ -196,7 +196,9 @@ async def run_plan(
     context = context.evolve(loop=anyio.lowlevel.current_token())
     # A claimed run is another process's: its own trace goes on there, and this one links to it.
     links = () if scope is None else ((scope.opening.trace_id, scope.opening.span_id, "continues"),)
-    with spans.workflow(name, run_id=context.run_id, session_id=context.session_id, links=links) as span:
+    with spans.workflow(
+        name, run_id=context.run_id, session_id=context.session_id, namespace=context.namespace, links=links
+    ) as span:
         if scope is None:
             opening = Opening(name, "steps", _stored(plan, executor, on_error, budget, timeout), *span.ids)
             scope = SagaScope(

@@ -207,7 +207,13 @@ class SagaScope:
 
     @property
     def run_id(self) -> str:
-        """The run it belongs to."""
+        """The run it belongs to.
+
+        Raises:
+            SagaError: It has none yet: it was not entered, or could not be.
+        """
+        if not self._begun:
+            raise SagaError(f"saga {self.opening.name!r} was not entered, and has a run id only then: use 'async with'")
         return self._run.journal.run_id
 
     @property

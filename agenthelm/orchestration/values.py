@@ -52,7 +52,10 @@ def encode(value: Any) -> tuple[Any, bool]:
 
 def decode(kind: Any, form: Any) -> Any:
     """A value of a type again, from what `encode` made of one; that itself where the two would not say the same."""
-    plain = _unmarked(form)
+    try:
+        plain = _unmarked(form)
+    except (TypeError, ValueError):  # `encode` made no such marks; what they stand for, nobody knows
+        return form
     if get_origin(kind) is Literal:  # whose members of enums pydantic does not know by their values
         return next((one for one in get_args(kind) if encode(one) == (form, True)), plain)
     try:

@@ -25,12 +25,13 @@ _IF_ANY: Final = {
 }
 
 
-def describe(span: SpanHandle, event: Mapping[str, Any]) -> None:
+def describe(span: SpanHandle, event: Mapping[str, Any], description: str = "") -> None:
     """Set on the span of a call what its event says; content only where it is opted in.
 
     Args:
         span: The span, still open.
         event: The event, of `ExecutionEvent`'s shape, masked.
+        description: What the tool does.
     """
     if not span.listening:
         return
@@ -40,5 +41,6 @@ def describe(span: SpanHandle, event: Mapping[str, Any]) -> None:
         if value := event.get(key):
             span.set(name, value)
     if event.get("kind") == "tool":
+        span.set(names.TOOL_DESCRIPTION, description or None)
         span.set(names.TOOL_ARGUMENTS, event.get("inputs"))
         span.set(names.TOOL_RESULT, (event.get("outputs") or {}).get("result"))

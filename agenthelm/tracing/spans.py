@@ -75,15 +75,12 @@ def agent(name: str, *, description: str | None = None, session_id: str | None =
     return Site(tracer, meter, f"{names.INVOKE_AGENT} {name}", values)
 
 
-def tool(
-    name: str, *, call_id: str | None = None, description: str | None = None, links: Iterable[SpanLink] = ()
-) -> SpanHandle:
+def tool(name: str, *, call_id: str | None = None, links: Iterable[SpanLink] = ()) -> SpanHandle:
     """One call of a tool through the executor, its retries included.
 
     Args:
         name: The tool.
         call_id: The id of the call; the same as its event's.
-        description: What the tool does.
         links: For a compensation, the span of the call it undoes: ``(trace_id, span_id, "undoes")``.
     """
     tracer, meter = current_tracer(), current_meter()
@@ -94,7 +91,6 @@ def tool(
         names.TOOL_NAME: name,
         names.TOOL_TYPE: "function",
         names.TOOL_CALL_ID: call_id,
-        names.TOOL_DESCRIPTION: description,
     }
     return Site(tracer, meter, f"{names.EXECUTE_TOOL} {name}", values, links=links)
 

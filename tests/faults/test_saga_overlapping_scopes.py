@@ -60,6 +60,8 @@ async def test_a_scope_that_was_not_entered_calls_nothing() -> None:
     scope = saga("trip", tools=world.tools, storage=world.storage)
     with pytest.raises(SagaError, match="saga 'trip' was not entered: use it inside of 'async with'"):
         await scope.use("book", what="a")
+    with pytest.raises(SagaError, match="saga 'trip' was not entered, and has a run id only then"):
+        _ = scope.run_id
     async with scope:
         await scope.use("book", what="b")
     assert world.log == ["book b"]

@@ -372,6 +372,13 @@ def test_what_would_say_something_else_as_its_type_stays_as_it_is() -> None:
     assert decode(int, "no number") == "no number"
 
 
+@pytest.mark.parametrize(
+    "form", [{"$bytes": 7}, {"$bytes": "a"}, {"$tuple": 7}, {"$entries": [1]}, {"$entries": [[[], 1]]}]
+)
+def test_marks_that_say_nothing_are_left_as_they_are(form: dict[str, Any]) -> None:
+    assert decode(bytes, form) == form
+
+
 @pytest.mark.parametrize("key", [("a", 1), "$bytes"], ids=["tuple", "marked"])
 def test_what_is_nested_by_such_keys_is_encoded_once_at_each_level(key: Any) -> None:
     value: Any = 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
-from agenthelm import Agent, InMemoryStorage, Orchestrator, Parallel, Pipeline, ToolRegistry, saga, tool
+from agenthelm import Agent, InMemoryStorage, Orchestrator, Parallel, Pipeline, Step, ToolRegistry, saga, tool
 from agenthelm._runtime.progress import Progress
 from agenthelm.core.storage.base import EVENTS
 from agenthelm.tracing import context, names
@@ -101,7 +101,7 @@ async def test_a_flow_inside_a_flow_has_a_span_that_holds_its_agents(telemetry: 
     right = Pipeline([Lister("three"), Parallel([Booker("four")], name="inner")], name="right")
     flow = Pipeline([Parallel([left, right], name="both"), Lister("last")], name="trip")
     async with Orchestrator(tools=tools) as orchestrator:
-        result = await orchestrator.run(flow, task="Lisbon", session_id="s")
+        result = await orchestrator.run(flow, task="Lisbon", session_id="s", namespace="n")
     run, both = "invoke_workflow trip", "invoke_workflow both"
     paths = [_path(telemetry, span) for span in telemetry.spans]
     assert sorted(path for path in paths if path[0].startswith("invoke_")) == sorted(
@@ -123,6 +123,7 @@ async def test_a_flow_inside_a_flow_has_a_span_that_holds_its_agents(telemetry: 
         if span.name.startswith("invoke_workflow"):
             assert (span.attributes or {})[names.RUN_ID] == result.run_id
             assert (span.attributes or {})["gen_ai.conversation.id"] == "s"
+            assert (span.attributes or {})["agenthelm.namespace"] == "n"
             assert (names.SAGA_STATUS in (span.attributes or {})) is (span.name == run)
     (sagas,) = telemetry.points("agenthelm.sagas")
     assert sagas.value == 1
@@ -196,11 +197,22 @@ async def test_a_web_request_s_trace_continues_into_the_run(telemetry: Recorded,
     assert result.trace_id == "a" * 32
 
 
+async def test_a_plan_s_span_names_its_tenant_and_its_tools_spans_what_those_do(
+    telemetry: Recorded, tools: ToolRegistry
+) -> None:
+    async with Orchestrator(tools=tools) as orchestrator:
+        await orchestrator.run_saga([Step("book", {"city": "Lisbon"})], name="trip", namespace="n")
+    for span in telemetry.spans:
+        assert (span.attributes or {})["agenthelm.namespace"] == "n"
+    assert (telemetry.span("execute_tool book").attributes or {})["gen_ai.tool.description"] == "Book."
+
+
 async def test_undoing_a_run_later_links_to_its_trace(telemetry: Recorded, tools: ToolRegistry) -> None:
     async with Orchestrator(tools=tools) as orchestrator:
-        result = await orchestrator.run(Booker("booker"), task="Lisbon")
+        result = await orchestrator.run(Booker("booker"), task="Lisbon", namespace="n")
         await orchestrator.undo(result.run_id)
     (undo,) = [span for span in telemetry.spans if span.name.startswith("invoke_workflow undo")]
+    assert (undo.attributes or {})["agenthelm.namespace"] == "n"
     (link,) = undo.links
     assert f"{link.context.trace_id:032x}" == result.trace_id
     assert dict(link.attributes or {}) == {names.LINK_KIND: "continues"}

@@ -40,7 +40,7 @@ def content(monkeypatch: pytest.MonkeyPatch) -> None:
 VERBS: dict[str, Any] = {
     "invoke_workflow trip": lambda: spans.workflow("trip", run_id="r", session_id="s", namespace="n"),
     "invoke_agent planner": lambda: spans.agent("planner", description="Plans.", session_id="s"),
-    "execute_tool book": lambda: spans.tool("book", call_id="c", description="Books."),
+    "execute_tool book": lambda: spans.tool("book", call_id="c"),
     "chat gpt": lambda: spans.chat("gpt", provider="openai", server_address="api", server_port=443, session_id="s"),
     "embeddings ada": lambda: spans.embeddings("ada", provider="openai"),
     "search_memory": lambda: spans.memory("recall", store="semantic"),
@@ -268,7 +268,8 @@ def test_content_is_recorded_as_json_when_opted_in(
 
 
 def test_secrets_reach_no_exporter_even_with_content(telemetry: Recorded, content: None) -> None:
-    with suppress(ValueError), spans.tool("t", description=f"uses https://u:{SECRET}@h/") as span:
+    with suppress(ValueError), spans.tool("t") as span:
+        span.set(names.TOOL_DESCRIPTION, f"uses https://u:{SECRET}@h/")
         span.set(names.TOOL_ARGUMENTS, {"password": SECRET, "deep": [{"api_key": SECRET}], "s": SecretStr(SECRET)})
         span.set(names.TOOL_RESULT, f"https://user:{SECRET}@example.org/")
         span.set(names.INPUT_MESSAGES, [{"role": "user", "content": f"my api_key={SECRET}"}])
