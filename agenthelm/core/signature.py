@@ -15,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic.fields import FieldInfo
 
-from agenthelm.core.lists import keep_lists, reads_once
+from agenthelm.core.schemas import amend, reads_once
 from agenthelm.core.sensitive import is_sensitive
 from agenthelm.exceptions import ToolContractError, nearest
 
@@ -224,7 +224,7 @@ class Signature:
                 if exc.code != "type-adapter-config-unused":  # models and TypedDicts bring a config of their own
                     raise
                 adapter = TypeAdapter(kind)
-            keep_lists(adapter, models=what == "a parameter")
+            amend(adapter, models=what == "a parameter")
             return adapter
         except (PydanticSchemaGenerationError, PydanticUserError, TypeError) as exc:
             raise ToolContractError(

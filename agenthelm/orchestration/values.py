@@ -13,11 +13,13 @@ import enum
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, Literal, get_args, get_origin
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, RootModel, TypeAdapter
 from pydantic.errors import PydanticUserError
 from pydantic_core import to_jsonable_python
+
+from agenthelm.core.schemas import amend
 
 __all__ = ["decode", "encode"]
 
@@ -56,8 +58,6 @@ def decode(kind: Any, form: Any) -> Any:
         plain = _unmarked(form)
     except (TypeError, ValueError):  # `encode` made no such marks; what they stand for, nobody knows
         return form
-    if get_origin(kind) is Literal:  # whose members of enums pydantic does not know by their values
-        return next((one for one in get_args(kind) if encode(one) == (form, True)), plain)
     try:
         if plain is form:
             value = _adapter(kind).validate_json(json.dumps(form), by_alias=False, by_name=True)
@@ -83,9 +83,11 @@ def _unmarked(form: Any) -> Any:
 
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     try:
-        return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+        adapter: TypeAdapter[Any] = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
     except PydanticUserError:  # models and TypedDicts bring a config of their own
-        return TypeAdapter(kind)
+        adapter = TypeAdapter(kind)
+    amend(adapter, models=False)
+    return adapter
 
 
 def _form(value: Any, depth: int) -> Any:

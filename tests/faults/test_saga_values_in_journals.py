@@ -319,6 +319,10 @@ class Planet(enum.Enum):
     MARS = (0.64, 3.39)
 
 
+class Holiday(enum.Enum):
+    LABOUR_DAY = date(2026, 5, 1)
+
+
 class Packet(BaseModel):
     data: bytes
     at: date
@@ -343,6 +347,8 @@ class Numbers(RootModel[list[int]]):
         (list[Planet], [Planet.MARS], [{"$tuple": [0.64, 3.39]}]),
         (Literal[Planet.MARS, "none"], Planet.MARS, {"$tuple": [0.64, 3.39]}),
         (Literal[Planet.MARS, "none"], "none", "none"),
+        (list[Literal[Colour.RED]] | None, [Colour.RED], ["red"]),
+        (dict[str, Holiday], {"d": Holiday.LABOUR_DAY}, {"d": "2026-05-01"}),
         (dict[tuple[int, int], date], {(1, 2): date(2026, 1, 2)}, {"$entries": [[{"$tuple": [1, 2]}, "2026-01-02"]]}),
         (dict[str, str], {"$bytes": "/wA="}, {"$entries": [["$bytes", "/wA="]]}),
         (Any, {"a": [b"\xff"]}, {"a": [{"$bytes": "/w=="}]}),

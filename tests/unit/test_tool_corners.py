@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import threading
 import typing
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, Required
+from typing import Annotated, Any, Literal, NotRequired, Required
 
 import pytest
 import typing_extensions
@@ -742,3 +744,28 @@ async def test_a_method_of_a_built_in_type_is_a_tool() -> None:
     entry = Tool.from_function(str.upper)
     assert entry.origin == ""
     assert await ToolExecutor(ToolRegistry([entry]), InMemoryStorage()).call("upper", {"self": "abc"}) == "ABC"
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Holiday(enum.Enum):
+    LABOUR_DAY = date(2026, 5, 1)
+
+
+async def test_members_of_enums_are_given_by_the_values_that_the_schema_names() -> None:
+    async def paint(ground: Literal[Colour.RED], lines: list[Literal["none", Colour.BLUE]], day: Holiday) -> list[Any]:
+        return [ground, *lines, day]
+
+    made = Tool.from_function(paint)
+    executor = ToolExecutor(ToolRegistry([made]), InMemoryStorage())
+    schema = made.json_schema["properties"]
+    assert (schema["ground"]["const"], schema["lines"]["items"]["enum"]) == ("red", ["none", "blue"])
+    by_value = {"ground": "red", "lines": ["blue", "none"], "day": "2026-05-01"}
+    members = {"ground": Colour.RED, "lines": [Colour.BLUE, "none"], "day": Holiday.LABOUR_DAY}
+    for arguments in (by_value, members):
+        assert await executor.call("paint", arguments) == [Colour.RED, Colour.BLUE, "none", Holiday.LABOUR_DAY]
+    with pytest.raises(ToolInputError, match="Input should be <Colour"):
+        await executor.call("paint", {**by_value, "ground": "blue"})
