@@ -82,7 +82,7 @@ assert os.waitpid(child, 0)[1] == 0
 storage._writer._guard.release()
 if kind == "json":
     storage._log._guard.release()
-print("parent", *anyio.run(use, "parent", 3))
+print("parent", *anyio.run(use, "parent", 3), flush=True)
 os._exit(0)
 """
 
@@ -118,7 +118,7 @@ for child in children:
     assert os.waitpid(child, 0)[1] == 0
 over.set()
 thread.join()
-print(sum(counts.values()))
+print(sum(counts.values()), flush=True)
 os._exit(0)
 """
 

@@ -72,6 +72,7 @@ class RedisServer:
         self._durable = durable
         self.port = free_port()
         self.password = password
+        self._executable = redis_executable()
         self._folder = tempfile.TemporaryDirectory(prefix="redis-")
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -88,7 +89,7 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        command = [redis_executable(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder.name]
+        command = [self._executable, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder.name]
         command += ["--save", "", "--loglevel", "warning", "--unixsocket", self.socket]
         if self._durable:
             command += ["--appendonly", "yes", "--appendfsync", "always"]
