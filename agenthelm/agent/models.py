@@ -37,10 +37,9 @@ _NO_MODEL = (
 )
 
 
-def detect_model(environ: Mapping[str, str] | None = None) -> str | None:
+def detect_model() -> str | None:
     """The inexpensive model of the first provider whose key is in the environment; None where there is no key."""
-    environ = os.environ if environ is None else environ
-    return next((INEXPENSIVE[provider] for provider, key in KEYS.items() if environ.get(key)), None)
+    return next((INEXPENSIVE[provider] for provider, key in KEYS.items() if os.environ.get(key)), None)
 
 
 def resolve_model(

@@ -27,13 +27,13 @@ class Interrupted(Exception):  # noqa: N818 - not an error of anybody's
 
     Attributes:
         code: The exit code: 128 and the signal's number.
-        saga: What became of the run's effects, where there was a run.
+        saga: What became of the run's effects; set by whoever knows of a run.
     """
 
-    def __init__(self, signum: int, saga: object | None = None) -> None:
+    def __init__(self, signum: int) -> None:
         super().__init__("interrupted")
         self.code = 128 + signum
-        self.saga = saga
+        self.saga: object | None = None
 
 
 class Watch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["ApprovalHandler", "ApprovalRequest", "Decision"]
@@ -63,7 +63,7 @@ class Decision:
     approved: bool
     reason: str = ""
     approver: str = ""
-    digest: str | None = field(default=None)
+    digest: str | None = None
 
 
 class ApprovalHandler(ABC):

@@ -156,16 +156,6 @@ class Ledger:
                     held[3] += want[3]
         return Reservation(self, want, amount.usd is not None)
 
-    def check(self) -> None:
-        """Raise if a limit of this ledger or one above it has already been passed: by time, or by `charge`.
-
-        Raises:
-            BudgetExceededError: It has; its scope is marked stopped.
-        """
-        if self._limited:
-            with self._lock:
-                self._check((0, 0, 0, 0))
-
     def charge(self, usd: float, *, agent: str | None = None) -> None:
         """Book money that was spent outside of any reservation.
 
@@ -321,7 +311,7 @@ class Ledger:
 class Reservation:
     """What one call has set aside. Ends once, by the first of `settle`, `keep` and `release`; later ones do nothing."""
 
-    __slots__ = ("_agent", "_covered", "_drawer", "_held", "_ledger", "_open", "_priced", "estimated")
+    __slots__ = ("_covered", "_drawer", "_held", "_ledger", "_open", "_priced")
 
     def __init__(self, ledger: Ledger, held: tuple[int, int, int, int], priced: bool) -> None:
         self._ledger = ledger
@@ -330,7 +320,6 @@ class Reservation:
         self._open = True
         self._covered = held[0]
         self._drawer: Ledger | None = None
-        self.estimated: bool = False
 
     @property
     def amount(self) -> Amount:
@@ -399,14 +388,13 @@ class Reservation:
                 entry._spent[3] += 1
                 (entry._books.get(key) or entry._book(key))[_TOOLS] += 1
 
-    def keep(self, *, estimated: bool = True, agent: str | None = None, model: str | None = None) -> None:
+    def keep(self, *, agent: str | None = None, model: str | None = None) -> None:
         """Book the whole reservation, because the answer that would say less was lost."""
         with self._ledger._lock:
             if not self._open:
                 return
-            self.estimated = estimated
             self._end(self._held)
-            self._record(self._held, None, agent, "failed", unpriced=not self._priced, model=model, estimated=estimated)
+            self._record(self._held, None, agent, "failed", unpriced=not self._priced, model=model, estimated=True)
 
     def release(self) -> None:
         """Give everything back: the call was not made."""

@@ -49,7 +49,7 @@ class Recovery:
     """
 
     executor: ToolExecutor
-    grace: float = field(default=GRACE_SECONDS)
+    grace: float = GRACE_SECONDS
     identity: RunContext = field(default_factory=lambda: RunContext(run_id="recovery", session_id="", namespace=""))
     budget: Budget | None = None
 

