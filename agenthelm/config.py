@@ -36,12 +36,12 @@ class Settings:
         model: The language model, as DSPy names it (``"openai/gpt-4o-mini"``), or ``"offline"``; None picks by key.
         api_base: Base URL of an endpoint that speaks the OpenAI protocol, for local servers.
         home: The folder for everything the command line keeps; made with mode 0700 when first needed.
-        storage: Events and journals: a path (``.db`` is SQLite, ``.jsonl`` JSON Lines) or ``"memory://"``.
-            Default: ``{home}/agenthelm.db``.
-        memory_url: Short-term memory: ``redis://``, ``rediss://``, ``sqlite:///file`` or ``memory://``.
-            Default: ``{home}/memory.db``.
-        vectors: Semantic memory: a folder, ``memory://``, or the ``http://`` address of a Chroma server.
-            Default: ``{home}/vectors``.
+        storage: Events and journals: a path (``.db`` is SQLite, ``.jsonl`` JSON Lines), ``sqlite:///file``,
+            ``json:///file`` or ``memory://``. Default: ``{home}/agenthelm.db``.
+        memory_url: Short-term memory: ``redis://``, ``rediss://``, ``unix://``, ``sqlite:///file`` or ``memory://``.
+            Default: ``sqlite:///{home}/memory.db``.
+        vectors: Semantic memory: a folder, the ``http://`` or ``https://`` address of a Chroma server, or
+            ``memory://``. Default: ``{home}/vectors``.
         embedder: ``"auto"``, ``"lexical"``, ``"minilm"``, or an embedding model's name.
         budget_usd: The budget of each run in USD; None for no limit, which ``inf`` stands for in its sources.
         approve: Who answers approval requests: ``"ask"``, ``"allow"``, ``"deny"``, or the path of a policy file.

@@ -1,4 +1,4 @@
-"""Structured concurrency in the three forms the package needs, proof against native cancellation.
+"""Structured concurrency in the forms the package needs, proof against native cancellation.
 
 anyio's shielded scopes do not hold against ``task.cancel()``, ``asyncio.wait_for`` or a Ctrl-C on asyncio: those cancel
 the *task*. What they can't reach is a child task: the host task is interrupted while it waits for its task group, the

@@ -309,7 +309,10 @@ class Ledger:
 
 
 class Reservation:
-    """What one call has set aside. Ends once, by the first of `settle`, `keep` and `release`; later ones do nothing."""
+    """What one call has set aside.
+
+    Ends once, by the first of `settle`, `settle_call`, `keep` and `release`; later ones do nothing.
+    """
 
     __slots__ = ("_covered", "_drawer", "_held", "_ledger", "_open", "_priced")
 

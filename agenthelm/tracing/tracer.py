@@ -37,8 +37,8 @@ class AgentHelmTracer:
             input: What it is given; recorded, masked, only where content is opted in.
 
         Returns:
-            A context manager that yields the span's handle: ``set(key, value)``, ``fail(error)``, ``trace_id``,
-            ``span_id``. An exception that leaves the block marks the span as failed.
+            A context manager that yields the span's handle: ``set(key, value)``, ``fail(error)``, and ``ids``, the
+            trace and the span in hex. An exception that leaves the block marks the span as failed.
         """
         name = agent if isinstance(agent, str) else agent.name
         description = None if isinstance(agent, str) else getattr(agent, "description", None)

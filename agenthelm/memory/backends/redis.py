@@ -43,7 +43,7 @@ class _Link(Protocol):
     """The two things that are asked of redis-py, on either kind of event loop.
 
     Attributes:
-        used: When it was last answered; for ever away if it never was, as no connection can have died then.
+        used: When it was last answered; infinity if it never was, as no connection can have died then.
     """
 
     used: float
@@ -59,14 +59,16 @@ class RedisBackend(KeyValueBackend):
     """Values in a Redis server, through pooled connections that come back after it was restarted.
 
     On asyncio redis-py's own client is used, on trio its sync client in worker threads. Reads, writes and deletions
-    are tried again for about a second when the connection breaks; `incr` and `swap` never are, because nobody could
-    say how often they happened; after a quiet second the server is asked whether it is there before they are sent. A server that accepts a call and does not answer costs one ``timeout``, not several.
+    are tried again for about a second when the connection breaks. `incr` and `swap` never are, because nobody could
+    say how often they happened; after a quiet second the server is asked whether it is there before they are sent. A
+    server that accepts a call and does not answer costs one ``timeout``, not several.
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``, with redis-py's query parameters.
         max_connections: At most so many per event loop; further calls wait for their turn.
         timeout: Seconds to wait for an answer.
         connect_timeout: Seconds to wait for a connection.
+        clock: What waits between tries, and quiet times, are measured with; times to live are Redis's own.
 
     Raises:
         ConfigError: The URL can't be read, or redis-py refuses one of its parameters.
@@ -179,7 +181,7 @@ class RedisBackend(KeyValueBackend):
             try:
                 answer = await getattr(link, method)(*args)
             except self._failures as exc:
-                # A thread can't be interrupted: who was cancelled while it waited is told that, not what it ran into.
+                # A thread can't be interrupted: whoever was cancelled while it waited is told that, not what it ran into.
                 await checkpoint_if_cancelled()
                 if attempt > retries or not _may_pass(exc):
                     raise self._translated(exc) from exc
@@ -318,7 +320,7 @@ def _expiry(ttl: float | None) -> tuple[str | int, ...]:
 
 
 def _parts(url: str) -> SplitResult:
-    """The parts of a URL that redis-py takes as it is meant: it reads over a path or a query that makes no sense to it."""
+    """The parts of a URL that redis-py takes as it is meant: it ignores a path or a query that makes no sense to it."""
     parts = split_url(url, store="Redis", example=_EXAMPLE, setting="memory_url")
     if parts.scheme != "unix" and not re.fullmatch("/?[0-9]*", parts.path):
         raise ConfigError(
