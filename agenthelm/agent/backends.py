@@ -212,7 +212,7 @@ class connections:  # noqa: N801 - used like a function: `async with connections
         shared = self._shared
         shared.users -= 1
         if not shared.users and shared.engines:
-            engines, shared.engines = shared.engines, {}  # who comes while they are closed, opens others
+            engines, shared.engines = shared.engines, {}  # whoever comes meanwhile opens others
             await shielded(_close, engines)
 
 

@@ -1,4 +1,4 @@
-"""The agents that come along: a researcher, a writer and a reviewer."""
+"""The built-in agents: a researcher, a writer and a reviewer."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ async def prune(storage: BaseStorage, *, before: float, dry_run: bool) -> list[s
         run_id = run_of(stream.name)
         if not dry_run:
             try:
-                # Who claims it from here on fails; and if somebody has done so since it was listed, this does.
+                # Whoever claims it from here on fails; and if somebody has done so since it was listed, this does.
                 await Journal(storage, run_id, SystemClock(), position=stream.position).append(PRUNED, state=PRUNED)
             except LeaseLostError:
                 continue

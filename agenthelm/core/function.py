@@ -123,7 +123,7 @@ def _is_kind(function: Callable[..., Any], kind: Callable[[Any], bool]) -> bool:
 
 
 def _refuse_unfit(name: str, function: Callable[..., Any]) -> None:
-    """Refuse functions of which calling them is not running them."""
+    """Refuse functions that calling does not run: generators, and methods without an instance."""
     if _is_kind(function, inspect.isgeneratorfunction) or _is_kind(function, inspect.isasyncgenfunction):
         raise ToolContractError(
             f"tool {name!r} is a generator, which does nothing until somebody iterates it; return a list",

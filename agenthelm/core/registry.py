@@ -23,7 +23,7 @@ class ToolRegistry(Mapping[str, Tool]):
     def __init__(self, tools: Iterable[Tool | Callable[..., Any]] = ()) -> None:
         self._tools: dict[str, Tool] = {}
         self._checked: set[tuple[str, str]] = set()
-        """Tools, and what undoes them, of which it is known that it could."""
+        """Tools and their compensators that are known to fit, by name."""
         for item in tools:
             self.register(item)
 

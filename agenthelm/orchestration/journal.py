@@ -92,7 +92,7 @@ class Journal:
     place, and the second would find the log just as long as it expects it. So whatever is submitted behind another
     append also expects that nobody has claimed the run since.
 
-    What begins a write hands back the coroutine that does it: to be awaited at once.
+    `append`, `begin` and `finish` hand back the coroutine that writes, to be awaited at once.
 
     Args:
         storage: Where the log is.

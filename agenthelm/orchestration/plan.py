@@ -92,8 +92,8 @@ class Plan:
         """Read a plan: a list is sequential, a nested list concurrent; or ``depends_on`` makes a DAG.
 
         Raises:
-            PlanError: It is no list of steps, is empty, mixes both forms, names a step twice, depends on a step that is not there or on
-                itself, or a `Ref` points at a step that does not run before.
+            PlanError: It is no list of steps, is empty, mixes both forms, names a step twice, depends on a step that is
+                not there or on itself, or a `Ref` points at a step that does not run before.
         """
         groups = [[entry] if isinstance(entry, Step) else _group(entry) for entry in _group(steps)]
         flat = [step for group in groups for step in group]

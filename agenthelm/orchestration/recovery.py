@@ -67,7 +67,7 @@ class Recovery:
         return state
 
     def preview(self, state: RunState, *, refuse: bool = False) -> list[tuple[EffectState, str | None]]:
-        """What undoing a run would undo, in that order, and with what it could not why.
+        """What undoing a run would undo, in that order, each with the reason if it can't be.
 
         Raises:
             PlanError: Tools that it takes are not registered here, and that is to be refused.
@@ -254,7 +254,7 @@ class Recovery:
 
     async def _finish(self, state: RunState, journal: Journal, resume: bool) -> SagaResult:
         reason = "its process died"
-        if state.closed_at is not None:  # it had ended, and who undid it, or a part of it, died
+        if state.closed_at is not None:  # it had ended, and whoever undid it, or a part of it, died
             return await self._unwind(state, journal, "undone on purpose")
         if resume and not state.decided and state.kind == "steps" and state.plan is not None:
             plan = Plan.from_data(state.plan["steps"], self.executor.tools)

@@ -125,7 +125,7 @@ class SagaScope:
         error = self._leave(error)
         if error is None and self._outer is None:
             try:
-                # Who was cancelled meanwhile never hears of the result, so it must not stand.
+                # Whoever was cancelled meanwhile never hears of the result, so it must not stand.
                 await anyio.lowlevel.checkpoint_if_cancelled()
             except anyio.get_cancelled_exc_class() as cancelled:
                 error = cancelled

@@ -89,7 +89,7 @@ class Unwinder:
             raise self.journal.lost
 
     def preview(self, effects: Iterable[EffectState]) -> list[tuple[EffectState, str | None]]:
-        """What `unwind` would undo, in that order, and with what it could not why."""
+        """What `unwind` would undo, in that order, each with the reason if it can't be."""
         self._states = {state.effect.id: state for state in effects}
         found = [
             (state, self._means.problem(state))

@@ -187,7 +187,7 @@ def select(signature: AgentSignature, supply: Supply, *, is_flow: bool) -> dict[
 
 
 def fitting(signature: AgentSignature, name: str, value: Any) -> Any:
-    """An input that a caller gave, as its declared type; what is not made of plain types is left to who reads it.
+    """An input that a caller gave, as its declared type; what is not made of plain types is left to whoever reads it.
 
     Raises:
         AgentInputError: It can't be made one.

@@ -94,9 +94,8 @@ class Batch:
             try:
                 check(append, after)
             except StalePositionError as exc:
-                self.outcomes.append(
-                    exc.with_traceback(None)
-                )  # which would hold this batch, and so the exception itself
+                # Without its traceback, which would hold this batch, and so the exception itself.
+                self.outcomes.append(exc.with_traceback(None))
                 self.stale = True
                 continue
             touched: dict[str, int] = {}

@@ -20,8 +20,8 @@ __all__ = ["SqliteLog"]
 _REMEMBERED = 10_000
 """Streams whose positions are remembered, at most."""
 _MANY = 16
-"""So many appends are one statement, because the event loop they come from is likely to be busy meanwhile. Fewer cost
-less in several."""
+"""From so many appends on they are one statement, because the event loop they come from is likely to be busy meanwhile.
+Fewer cost less in several statements."""
 
 
 class SqliteLog(Forked):

@@ -145,7 +145,7 @@ class Writer(Forked):
         super().__init__()
 
     def in_child(self) -> None:
-        """Begin; what the parent had to write, it writes."""
+        """Begin with nothing to write: what the parent of a fork was given, the parent writes."""
         self._queue: SimpleQueue[_Batch | None] = SimpleQueue()
         self._gathering: _Batch | None = None
         self._guard = threading.Lock()
