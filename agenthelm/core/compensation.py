@@ -5,7 +5,7 @@ from __future__ import annotations
 from agenthelm.core.binding import KEY_PARAMETER
 from agenthelm.core.function import Tool
 
-__all__ = ["compensation_problem", "needs_result"]
+__all__ = ["compensation_problem", "needs_result", "secret_problem"]
 
 _EXTRAS = frozenset({"result", KEY_PARAMETER})
 """What a compensator may ask for beside arguments and fields of the result."""
@@ -19,27 +19,35 @@ def compensation_problem(forward: Tool, compensator: Tool) -> str | None:
     A compensator receives, by parameter name, the forward arguments, then the fields of the result, ``result``, and
     ``idempotency_key``.
     """
+    if (secret := secret_problem(forward, compensator)) is not None:
+        return secret
     fields = forward.binding.declared_fields()
-    for parameter in compensator.parameters.values():
-        if not parameter.required or parameter.name in _EXTRAS:
-            continue
-        from_result = fields is None or parameter.name in fields
-        forwarded = forward.parameters.get(parameter.name)
-        declared = fields is not None and parameter.name in fields
-        secret_argument = forwarded is not None and parameter.name in forward.binding.guarded
-        if (secret_argument and not declared) or (
-            forwarded is None and parameter.name in forward.binding.secret_fields
-        ):
+    for name in _needed(compensator):
+        if name not in forward.parameters and fields is not None and name not in fields:
             return (
-                f"needs {parameter.name!r}, a secret that no journal may hold; let it take the idempotency key or a "
-                f"field of the result instead"
-            )
-        if forwarded is None and not from_result:
-            return (
-                f"needs {parameter.name!r}, which is neither an argument of {forward.name!r} nor a field of its "
-                f"declared result"
+                f"needs {name!r}, which is neither an argument of {forward.name!r} nor a field of its declared result"
             )
     return _key_problem(forward, compensator)
+
+
+def secret_problem(forward: Tool, compensator: Tool) -> str | None:
+    """Why a compensator could not be called after a crash, because it needs a secret; None when it needs none."""
+    fields = forward.binding.declared_fields() or frozenset()
+    for name in _needed(compensator):
+        if name in forward.parameters:
+            secret = name in forward.binding.guarded and name not in fields
+        else:
+            secret = name in forward.binding.secret_fields
+        if secret:
+            return (
+                f"needs {name!r}, a secret that no journal may hold; let it take the idempotency key or a field of the "
+                f"result instead"
+            )
+    return None
+
+
+def _needed(compensator: Tool) -> list[str]:
+    return [p.name for p in compensator.parameters.values() if p.required and p.name not in _EXTRAS]
 
 
 def _key_problem(forward: Tool, compensator: Tool) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from agenthelm.core.compensation import compensation_problem
+from agenthelm.core.compensation import compensation_problem, secret_problem
 from agenthelm.core.function import Tool, place_of
 from agenthelm.exceptions import PlanError, ToolContractError, UnknownToolError, nearest
 
@@ -114,10 +114,7 @@ class ToolRegistry(Mapping[str, Tool]):
         pairs = [(entry, self._tools.get(entry.contract.compensating_tool or ""))]
         pairs += [(other, entry) for other in self._tools.values() if other.contract.compensating_tool == entry.name]
         for forward, compensator in pairs:
-            if compensator is None:
-                continue
-            problem = compensation_problem(forward, compensator)
-            if problem is not None and "secret" in problem:
+            if compensator is not None and (problem := secret_problem(forward, compensator)) is not None:
                 raise ToolContractError(
                     f"tool {forward.name!r} is undone by {compensator.name!r}, which {problem}", tool_name=forward.name
                 )

@@ -120,6 +120,16 @@ class TestShapes:
         with pytest.raises(PlanError, match=r"'send' names 'lookup_mail' as verify, .*'look_up_mail'"):
             tools.check()
 
+    def test_only_a_compensator_that_needs_a_secret_is_refused_at_registration(self, tools: ToolRegistry) -> None:
+        @tool(registry=tools, compensating_tool="drop")
+        def store_secret(name: str) -> None: ...
+
+        @tool(registry=tools)
+        def drop(number: int) -> None: ...
+
+        with pytest.raises(PlanError, match="needs 'number', which is neither an argument of 'store_secret'"):
+            tools.check()
+
     def test_a_single_named_output_is_validated_and_stays_bare(self, tools: ToolRegistry) -> None:
         @tool(registry=tools, outputs={"count": "int"})
         def count() -> Any:
