@@ -32,6 +32,7 @@ __all__ = [
     "hop_back",
     "in_worker_thread",
     "on_event_loop",
+    "on_trio",
 ]
 
 T = TypeVar("T")
@@ -239,6 +240,11 @@ def on_event_loop() -> bool:
     except RuntimeError:  # anyio's own, or asyncio's in a thread to which `asyncio.to_thread` copied the loop's context
         return False
     return True
+
+
+def on_trio() -> bool:
+    """Whether the running event loop is trio's, on which what is made for asyncio can't be awaited."""
+    return type(anyio.lowlevel.current_token().native_token).__module__.startswith("trio")
 
 
 def in_worker_thread() -> bool:

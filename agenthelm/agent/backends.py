@@ -17,25 +17,19 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
-import anyio
 import dspy
 from anyio.lowlevel import RunVar
 from dspy.lm15 import LMRouter, Request, Response, RouterConfig, UnsupportedFeatureError, response_to_events
 from dspy.utils import DummyLM
 
 from agenthelm._runtime.groups import shielded
-from agenthelm._runtime.workers import Workers
+from agenthelm._runtime.workers import Workers, on_trio
 from agenthelm.core.cost import Price
 
-__all__ = ["Backend", "LMBackend", "ObjectBackend", "Server", "backend_for", "connections", "on_trio"]
+__all__ = ["Backend", "LMBackend", "ObjectBackend", "Server", "backend_for", "connections"]
 
 Server: TypeAlias = tuple[str, int | None]
 """A host and its port, as a trace names them: nothing else of an address, which may hold a key."""
-
-
-def on_trio() -> bool:
-    """Whether the running event loop is trio's, on which asyncio-only engines can't be awaited."""
-    return type(anyio.lowlevel.current_token().native_token).__module__.startswith("trio")
 
 
 class Backend(Protocol):

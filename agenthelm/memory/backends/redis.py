@@ -13,7 +13,7 @@ import anyio
 from anyio.lowlevel import RunVar, checkpoint_if_cancelled
 
 from agenthelm._runtime.retry import Backoff, Clock, SystemClock
-from agenthelm._runtime.workers import Workers
+from agenthelm._runtime.workers import Workers, on_trio
 from agenthelm.exceptions import ConfigError, MemoryStoreError, describe
 from agenthelm.memory.backends._integers import not_an_integer
 from agenthelm.memory.backends._urls import split_url, unreadable
@@ -195,7 +195,7 @@ class RedisBackend(KeyValueBackend):
         from redis.exceptions import RedisError
 
         self._failures = (RedisError, OSError, UnicodeDecodeError)
-        made = _ThreadLink if _on_trio() else _AsyncLink
+        made = _ThreadLink if on_trio() else _AsyncLink
         link = made(self._url, self._size, self._timeout, self._connect_timeout)
         self._links.set(link)
         return link
@@ -309,10 +309,6 @@ def _may_pass(error: Exception) -> bool:
             return False
         cause = cause.__cause__ or cause.__context__
     return isinstance(error, exceptions.ConnectionError)
-
-
-def _on_trio() -> bool:
-    return anyio.lowlevel.current_token().backend_class.__module__.endswith("_trio")
 
 
 def _expiry(ttl: float | None) -> tuple[str | int, ...]:
