@@ -444,13 +444,6 @@ class EmbedderMismatchError(MemoryStoreError, ValueError):
     """A collection was made with another embedder than the one it is opened with."""
 
 
-def note(error: BaseException, text: str) -> BaseException:
-    """Attach a note to an exception once, and hand it back."""
-    if text not in getattr(error, "__notes__", ()):
-        error.add_note(text)
-    return error
-
-
 def behind(error: BaseException) -> list[BaseException]:
     """The exceptions that this one was raised from, while handling, or as a group of."""
     found: list[BaseException] = [error]

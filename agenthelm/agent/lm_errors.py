@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from typing import Literal
 
 from dspy import lm15
 from dspy.utils.exceptions import AdapterParseError, LMError
@@ -21,7 +22,7 @@ _REFUSED = frozenset(
 )
 _CONNECT = frozenset({"ConnectError", "ConnectTimeout"})
 
-Fate = str
+Fate = Literal["unsent", "refused", "lost"]
 """``"unsent"``: nothing reached the peer. ``"refused"``: it answered with an error, for nothing. ``"lost"``: it may have
 worked and billed, and its answer never arrived."""
 

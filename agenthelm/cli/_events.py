@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "OUTCOMES", "Reading", "conditions", "last_run", "one_of", "parse_when"]
 
 OUTCOMES = ("success", "failed", "denied", "over_budget", "timeout", "cancelled", "invalid", "in_doubt")
+"""As `EventOutcome`, whose module takes longer to import than most questions take to answer."""
 KINDS = ("tool", "lm")
 
 _SPAN = re.compile(r"(\d+)\s*(s|m|h|d|w)")

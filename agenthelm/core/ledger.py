@@ -51,11 +51,14 @@ class Ledger:
         enforced: Whether limits refuse anything. Compensations are booked but never refused.
         clock: For ``Budget.seconds``.
         account: What the limits are compared with, where other ledgers add to it as well; see `agent`.
+
+    Attributes:
+        tool: The tool inside whose call this ledger is; None if it is in none.
     """
 
     __slots__ = (
         "_above", "_accounts", "_books", "_charged", "_clock", "_drawn", "_enforced", "_holding", "_limited", "_limits",
-        "_lock", "_reserved", "_seconds", "_spent", "_started", "_tool", "_unknown", "budget", "parent", "scope", "stop",
+        "_lock", "_reserved", "_seconds", "_spent", "_started", "_unknown", "budget", "parent", "scope", "stop", "tool",
     )  # fmt: skip
 
     def __init__(
@@ -76,7 +79,7 @@ class Ledger:
         self._clock: Clock = clock or (parent._clock if parent else _CLOCK)
         self._lock: threading.Lock = parent._lock if parent else threading.Lock()
         self.stop: StopMark = stop or (parent.stop if parent else StopMark())
-        self._tool: str | None = scope[5:] if scope.startswith("tool:") else (parent._tool if parent else None)
+        self.tool: str | None = scope[5:] if scope.startswith("tool:") else (parent.tool if parent else None)
         self._spent, self._reserved = ([0, 0, 0, 0], [0, 0, 0, 0]) if account is None else account[:2]
         self._accounts: dict[str, _Account] = parent._accounts if parent else {}
         self._charged = 0
@@ -170,14 +173,14 @@ class Ledger:
             self._charged += pico
             self._spend((pico, 0, 0, 0))
             for ledger, _ in self._chain():
-                ledger._book((agent, None, self._tool))[_PICO] += pico
+                ledger._book((agent, None, self.tool))[_PICO] += pico
 
     def charge_unknown(self, *, agent: str | None = None) -> None:
         """Book that somebody may have spent money, and that nobody will ever know how much."""
         with self._lock:
             self._unknown = True
             for ledger, _ in self._chain():
-                ledger._book((agent, None, self._tool))[_UNPRICED] += 1
+                ledger._book((agent, None, self.tool))[_UNPRICED] += 1
 
     def total(self) -> Totals:
         """What this scope and everything inside it used so far."""
@@ -215,11 +218,6 @@ class Ledger:
     def root(self) -> Ledger:
         """The run's ledger, at the top of the tree."""
         return self._above[-1][0] if self._above else self
-
-    @property
-    def tool(self) -> str | None:
-        """The tool inside whose call this ledger is, if it is in one."""
-        return self._tool
 
     def spent(self) -> Amount:
         """What the limits of this ledger see as spent: tool calls in flight are in it only when they have ended."""
@@ -386,7 +384,7 @@ class Reservation:
                 return
             self._end(None)
             self._covered = 0  # what is drawn on it from now on is spent at once
-            key = (None, None, ledger._tool)
+            key = (None, None, ledger.tool)
             for entry, _ in ledger._chain():
                 entry._spent[3] += 1
                 (entry._books.get(key) or entry._book(key))[_TOOLS] += 1
@@ -427,7 +425,7 @@ class Reservation:
     ) -> None:
         pico, tokens, calls, tools = amount
         ledger = self._ledger
-        key = (agent, usage.model if usage else model, ledger._tool)
+        key = (agent, usage.model if usage else model, ledger.tool)
         for entry, _ in ledger._chain():
             counts = entry._book(key)
             counts[_TOOLS] += tools

@@ -161,7 +161,8 @@ class ToolRegistry(Mapping[str, Tool]):
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
-    return f".{nearest(name, known)}" if nearest(name, known) else ""
+    hint = nearest(name, known)
+    return f".{hint}" if hint else ""
 
 
 def _same_definition(one: Any, other: Any) -> bool:

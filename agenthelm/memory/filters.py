@@ -10,7 +10,7 @@ from typing import Any
 from agenthelm.exceptions import MemoryValueError
 from agenthelm.memory.base import Filter, Scalar
 
-__all__ = ["both", "can_be_filtered", "matches", "normalise"]
+__all__ = ["can_be_filtered", "matches", "normalise"]
 
 _ORDER: dict[str, Callable[[Any, Any], bool]] = {
     "$gt": operator.gt,
@@ -59,11 +59,6 @@ def normalise(where: Mapping[str, Any] | None) -> Filter | None:
 def can_be_filtered(name: str) -> bool:
     """Whether every store takes a field by this name; operators begin with ``$``, and some names are Chroma's own."""
     return bool(name) and not name.startswith(("$", "#")) and name != "chroma:document"
-
-
-def both(left: Filter | None, right: Filter | None) -> Filter | None:
-    """Two normalised filters that must both hold."""
-    return _all([part for part in (left, right) if part is not None])
 
 
 def _all(terms: Sequence[Filter]) -> Filter | None:

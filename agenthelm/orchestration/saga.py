@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, Literal, get_args
@@ -305,8 +306,7 @@ class _Progression:
 
 def _is_chain(steps: Mapping[str, Step]) -> bool:
     """Whether the steps run one after the other anyway, so that no tasks are needed."""
-    names = list(steps)
-    return all(names[i] in steps[names[i + 1]].depends_on for i in range(len(names) - 1))
+    return all(before in step.depends_on for (before, _), (_, step) in itertools.pairwise(steps.items()))
 
 
 def _is_stop(error: Exception, scope: SagaScope) -> bool:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextvars
 import threading
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agenthelm._runtime.context import RunContext, entered
+from agenthelm.cli._events import OUTCOMES
 from agenthelm.core.cost import Ledger
-from agenthelm.core.event import ExecutionEvent, utc
+from agenthelm.core.event import EventOutcome, ExecutionEvent, utc
 from agenthelm.core.executor import ToolExecutor, charge
 from agenthelm.core.storage import EVENTS, InMemoryStorage
 from agenthelm.core.tool import Tool, ToolContract, ToolRegistry
@@ -27,6 +28,10 @@ from agenthelm.core.tool import Tool, ToolContract, ToolRegistry
 @example(-0.25)
 def test_a_moment_is_told_as_datetime_tells_it(moment: float) -> None:
     assert utc(moment) == datetime.fromtimestamp(moment, UTC).isoformat()
+
+
+def test_the_command_line_knows_every_outcome() -> None:
+    assert get_args(EventOutcome) == OUTCOMES
 
 
 async def test_fields_without_a_value_are_left_out_and_come_back_as_none() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from pydantic_core import to_json
 
@@ -117,11 +117,7 @@ def state_of(where: Mapping[str, str] | None) -> str | None:
     """
     if not where:
         return None
-    for field in where:
-        if field != "state":
-            _refuse(field)
+    other = next((field for field in where if field != "state"), None)
+    if other is not None:
+        raise ValueError(f"streams can be listed by 'state', not by {other!r}")
     return where["state"]
-
-
-def _refuse(field: str) -> NoReturn:
-    raise ValueError(f"streams can be listed by 'state', not by {field!r}")
