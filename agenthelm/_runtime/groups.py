@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import anyio
 from anyio import CancelScope
 
-from agenthelm.exceptions import chain
+from agenthelm.exceptions import chain, describe
 
 __all__ = ["beside", "cut_short", "in_child", "named", "shielded", "wait_through"]
 
@@ -229,4 +229,4 @@ def _note_others(errors: Mapping[str, Exception]) -> None:
     first = next(iter(errors.values()))
     for name, other in errors.items():
         if other is not first:
-            first.add_note(f"{name} failed too: {type(other).__name__}: {other}")
+            first.add_note(f"{name} failed too: {describe(other)}")

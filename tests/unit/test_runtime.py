@@ -23,6 +23,7 @@ from agenthelm._runtime.context import RunContext, StopMark, current_run, entere
 from agenthelm._runtime.groups import in_child, named, shielded, wait_through
 from agenthelm._runtime.retry import Backoff, asked_delay
 from agenthelm._runtime.workers import Outlasted, Workers, hop_back
+from agenthelm.exceptions import conceal
 from tests.support.deadlines import overruns
 
 CONTEXT = RunContext(run_id="r", session_id="s", namespace="n")
@@ -374,6 +375,16 @@ class TestNamed:
             await named({"a": lambda: fail("a"), "b": lambda: fail("b")})
         other = {"a": "b", "b": "a"}[str(caught.value)]  # trio starts tasks in random order
         assert caught.value.__notes__ == [f"{other} failed too: ValueError: {other}"]
+
+    async def test_what_is_concealed_of_a_further_failure_stays_so_in_the_note(self) -> None:
+        async def fail(name: str) -> None:
+            error = ValueError(f"{name} with its secret")
+            conceal(error, f"{name} with ***")
+            raise error
+
+        with pytest.raises(ValueError, match="secret") as caught:
+            await named({"a": lambda: fail("a"), "b": lambda: fail("b")})
+        assert caught.value.__notes__[0].endswith(" with ***")
 
     async def test_collecting_lets_the_others_finish(self) -> None:
         async def fail() -> str:
