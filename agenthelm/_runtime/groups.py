@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import anyio
 from anyio import CancelScope
 
-from agenthelm.exceptions import chain, describe
+from agenthelm.telling import chain, describe
 
 __all__ = ["beside", "cut_short", "in_child", "named", "shielded", "wait_through"]
 

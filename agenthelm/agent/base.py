@@ -23,7 +23,8 @@ from agenthelm.agent.programs import as_program, check_program_inputs, predictor
 from agenthelm.agent.signature import AgentSignature, check_inputs, check_parameters, signature_of_function
 from agenthelm.agent.toolset import Toolset
 from agenthelm.core.executor import ToolExecutor, current_executor, detached, detached_context, using
-from agenthelm.exceptions import AgentError, AgentOutputError, describe, nearest
+from agenthelm.exceptions import AgentError, AgentOutputError, nearest
+from agenthelm.telling import describe
 from agenthelm.tracing import spans
 from agenthelm.tracing.scrub import scrub
 

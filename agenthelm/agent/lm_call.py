@@ -21,7 +21,8 @@ from agenthelm.core.event import utc
 from agenthelm.core.executor import ToolExecutor
 from agenthelm.core.redaction import scrub
 from agenthelm.core.storage.base import EVENTS, Record
-from agenthelm.exceptions import BudgetExceededError, describe
+from agenthelm.exceptions import BudgetExceededError
+from agenthelm.telling import describe
 from agenthelm.tracing import names, spans
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import Literal
 from dspy import lm15
 from dspy.utils.exceptions import AdapterParseError, LMError
 
-from agenthelm.exceptions import AgentHelmError, ModelCallError, chain
+from agenthelm.exceptions import AgentHelmError, ModelCallError
+from agenthelm.telling import chain
 
 __all__ = ["Fate", "fate_of", "is_retryable", "remember_attempts", "unwrap"]
 

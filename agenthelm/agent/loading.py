@@ -15,7 +15,8 @@ from typing import Any
 
 from agenthelm.agent.base import Agent
 from agenthelm.agent.signature import Runnable
-from agenthelm.exceptions import AgentLoadError, describe, nearest
+from agenthelm.exceptions import AgentLoadError, nearest
+from agenthelm.telling import describe
 
 __all__ = ["is_runnable", "load_agents"]
 

@@ -20,7 +20,8 @@ from agenthelm.agent.lm_call import ASSUMED_OUTPUT_TOKENS, plain_event
 from agenthelm.agent.metering import Meter, is_metered
 from agenthelm.core.cost import Amount, Price, Reservation, TokenUsage
 from agenthelm.core.executor import ToolExecutor, current_executor
-from agenthelm.exceptions import BudgetExceededError, describe
+from agenthelm.exceptions import BudgetExceededError
+from agenthelm.telling import describe
 
 __all__ = ["StrayWatch"]
 

@@ -20,14 +20,8 @@ from agenthelm.agent.bridge import await_from_sync
 from agenthelm.agent.toolset import Toolset
 from agenthelm.core.redaction import masked
 from agenthelm.core.sensitive import without_marked
-from agenthelm.exceptions import (
-    AgentError,
-    ApprovalDeniedError,
-    BudgetExceededError,
-    LeaseLostError,
-    StorageError,
-    describe,
-)
+from agenthelm.exceptions import AgentError, ApprovalDeniedError, BudgetExceededError, LeaseLostError, StorageError
+from agenthelm.telling import describe
 
 __all__ = ["DEFAULT_STEPS", "ToolLoop"]
 

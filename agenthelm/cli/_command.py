@@ -20,6 +20,7 @@ from agenthelm import exceptions as errors
 from agenthelm.cli._console import escape_controls, stdout_for_document
 from agenthelm.cli._ending import USAGE_ERROR, to_stderr
 from agenthelm.cli._loop import Interrupted, run
+from agenthelm.telling import describe, message_of, notes_of
 
 __all__ = ["Failure", "command", "configure", "exit_code", "report", "summary"]
 
@@ -162,14 +163,14 @@ def report(error: BaseException) -> int:
         return exit_code(error)
     if _options.debug:
         to_stderr("".join(traceback.format_exception(error)))
-    lines = [f"error: {summary(error)}", *(f"  {note}" for note in errors.notes_of(error))]
+    lines = [f"error: {summary(error)}", *(f"  {note}" for note in notes_of(error))]
     to_stderr(escape_controls("\n".join(lines)) + "\n")
     return exit_code(error)
 
 
 def summary(error: BaseException) -> str:
     """One line: our own errors speak for themselves, others are named, with the place in the user's code."""
-    text = " ".join((errors.message_of(error) or "").split())
+    text = " ".join((message_of(error) or "").split())
     if isinstance(error, ExceptionGroup):  # its message ends with the number of those inside
         return f"{text.rpartition(' (')[0]}: " + "; ".join(summary(inner) for inner in error.exceptions)
     if isinstance(error, errors.ModelNotConfiguredError):
@@ -177,7 +178,7 @@ def summary(error: BaseException) -> str:
     if isinstance(error, (errors.AgentHelmError, Interrupted)) and text:
         return text
     place = _place(error)
-    return errors.describe(error) + (f" ({place})" if place else "")
+    return describe(error) + (f" ({place})" if place else "")
 
 
 def _place(error: BaseException) -> str | None:

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from agenthelm.cli._command import Failure
-from agenthelm.exceptions import CorruptRecordError, PlanError, RunNotFoundError, message_of
+from agenthelm.exceptions import CorruptRecordError, PlanError, RunNotFoundError
+from agenthelm.telling import message_of
 
 if TYPE_CHECKING:
     from agenthelm.config import Settings

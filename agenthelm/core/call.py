@@ -26,13 +26,8 @@ from agenthelm.exceptions import (
     ToolInputError,
     ToolTimeoutError,
     UnknownToolError,
-    behind,
-    conceal,
-    conceal_notes,
-    describe,
-    message_of,
-    notes_of,
 )
+from agenthelm.telling import behind, conceal, conceal_notes, describe, message_of, notes_of
 from agenthelm.tracing.calls import describe as describe_span
 from agenthelm.tracing.site import NOTHING, SpanHandle, SpanIds
 

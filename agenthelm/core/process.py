@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from agenthelm.core.effects import LostResult
 from agenthelm.core.ledger import Ledger
-from agenthelm.exceptions import OutcomeUnknown, describe, message_of
+from agenthelm.exceptions import OutcomeUnknown
+from agenthelm.telling import describe, message_of
 
 __all__ = ["Report", "charged_here", "received", "reported"]
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
-from agenthelm.exceptions import ConfigError, MemoryStoreError, describe
+from agenthelm.exceptions import ConfigError, MemoryStoreError
 from agenthelm.memory.base import Embedding
 from agenthelm.memory.lexical import LexicalEmbedder
+from agenthelm.telling import describe
 
 __all__ = ["MINILM", "Embedder", "EmbedderLike", "MiniLM", "embedder_for", "minilm_present", "resolve"]
 

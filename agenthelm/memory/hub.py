@@ -13,13 +13,13 @@ from urllib.parse import unquote
 
 import anyio
 
-from agenthelm.exceptions import describe
 from agenthelm.memory.base import KeyValueBackend, VectorBackend
 from agenthelm.memory.context import MemoryContext, session_prefix
 from agenthelm.memory.embedders import EmbedderLike
 from agenthelm.memory.semantic import SemanticMemory
 from agenthelm.memory.short_term import ShortTermMemory
 from agenthelm.memory.values import check_key
+from agenthelm.telling import describe
 
 __all__ = ["MemoryHub", "StoreHealth"]
 

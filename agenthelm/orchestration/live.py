@@ -12,10 +12,11 @@ from agenthelm._runtime.context import StopMark, current_run
 from agenthelm.core.effects import Effect, LostResult, Outcome
 from agenthelm.core.sensitive import is_plain
 from agenthelm.core.tool import Tool, ToolRegistry
-from agenthelm.exceptions import PlanError, SagaError, StorageError, describe
+from agenthelm.exceptions import PlanError, SagaError, StorageError
 from agenthelm.orchestration.journal import Journal, ResultForm
 from agenthelm.orchestration.state import EffectState
 from agenthelm.orchestration.unwind import GRACE_SECONDS
+from agenthelm.telling import describe
 
 __all__ = ["LiveRun", "ScopeLog"]
 

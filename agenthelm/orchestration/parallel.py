@@ -11,7 +11,7 @@ from agenthelm._runtime.context import current_run, raise_if_stopped
 from agenthelm._runtime.groups import named
 from agenthelm.agent.signature import AgentSignature, FieldSpec, Runnable
 from agenthelm.core.executor import current_executor
-from agenthelm.exceptions import WiringError, describe, nearest
+from agenthelm.exceptions import WiringError, nearest
 from agenthelm.orchestration.live import ScopeLog
 from agenthelm.orchestration.pipeline import as_result, flow_span, merged
 from agenthelm.orchestration.scope import Opening, SagaScope
@@ -24,6 +24,7 @@ from agenthelm.orchestration.wiring import (
     components,
     signature_of,
 )
+from agenthelm.telling import describe
 
 __all__ = ["ErrorPolicy", "Merge", "MergeStrategy", "Parallel", "branch_scope"]
 

@@ -20,7 +20,6 @@ from agenthelm.exceptions import (
     RunBusyError,
     RunNotFoundError,
     StorageError,
-    describe,
 )
 from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.journal import Journal, run_of, stream_of
@@ -30,6 +29,7 @@ from agenthelm.orchestration.results import SagaResult, SagaStatus
 from agenthelm.orchestration.resumption import Resumption
 from agenthelm.orchestration.state import EffectState, RunState, result_of
 from agenthelm.orchestration.unwind import GRACE_SECONDS, Unwinder
+from agenthelm.telling import describe
 from agenthelm.tracing import names, spans
 
 __all__ = ["Recovery"]

@@ -11,7 +11,7 @@ from agenthelm._runtime.groups import shielded
 from agenthelm.core.cost import Budget
 from agenthelm.core.executor import ToolExecutor
 from agenthelm.core.tool import Tool
-from agenthelm.exceptions import ToolOutputError, describe
+from agenthelm.exceptions import ToolOutputError
 from agenthelm.orchestration.journal import Journal, ResultForm
 from agenthelm.orchestration.means import Means
 from agenthelm.orchestration.plan import Plan
@@ -20,6 +20,7 @@ from agenthelm.orchestration.saga import run_plan
 from agenthelm.orchestration.scope import Opening, SagaScope
 from agenthelm.orchestration.state import EffectState, RunState
 from agenthelm.orchestration.unwind import Unwinder
+from agenthelm.telling import describe
 
 __all__ = ["Resumption"]
 

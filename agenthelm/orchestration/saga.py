@@ -20,13 +20,14 @@ from agenthelm.core.storage.base import BaseStorage
 from agenthelm.core.storage.memory_storage import InMemoryStorage
 from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
 from agenthelm.core.tracer import ExecutionTracer
-from agenthelm.exceptions import LeaseLostError, PlanError, RunTimeoutError, describe, nearest
+from agenthelm.exceptions import LeaseLostError, PlanError, RunTimeoutError, nearest
 from agenthelm.orchestration import options
 from agenthelm.orchestration.plan import Plan, Ref, Step, Steps, resolved
 from agenthelm.orchestration.results import SagaResult, StepRecord, StuckEffect
 from agenthelm.orchestration.scope import Opening, SagaScope, heard
 from agenthelm.orchestration.unwind import GRACE_SECONDS
 from agenthelm.orchestration.values import encode
+from agenthelm.telling import describe
 from agenthelm.tracing import spans
 
 __all__ = [

@@ -17,13 +17,14 @@ from agenthelm._runtime.context import RunContext, StopMark, current_run, entere
 from agenthelm._runtime.groups import beside, in_child, shielded
 from agenthelm.core.cost import Budget
 from agenthelm.core.executor import ToolExecutor, using
-from agenthelm.exceptions import LeaseLostError, SagaError, StorageError, describe
+from agenthelm.exceptions import LeaseLostError, SagaError, StorageError
 from agenthelm.orchestration.journal import Journal
 from agenthelm.orchestration.lease import Lease
 from agenthelm.orchestration.live import LiveRun, ScopeLog
 from agenthelm.orchestration.results import SagaResult, SagaStatus, StepRecord
 from agenthelm.orchestration.state import EffectState, result_of, settle_repeated
 from agenthelm.orchestration.unwind import GRACE_SECONDS, Unwinder
+from agenthelm.telling import describe
 from agenthelm.tracing import names, spans
 
 __all__ = ["Opening", "SagaScope", "heard"]

@@ -17,10 +17,11 @@ from agenthelm.core.attempts import Verdict
 from agenthelm.core.compensation import needs_result
 from agenthelm.core.executor import ToolExecutor, using
 from agenthelm.core.function import Tool
-from agenthelm.exceptions import LeaseLostError, StorageError, ToolOutputError, describe
+from agenthelm.exceptions import LeaseLostError, StorageError, ToolOutputError
 from agenthelm.orchestration.journal import Journal
 from agenthelm.orchestration.means import Means
 from agenthelm.orchestration.state import EffectState
+from agenthelm.telling import describe
 from agenthelm.tracing.scrub import scrub
 
 __all__ = ["GRACE_SECONDS", "Unwinder"]

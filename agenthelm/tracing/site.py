@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeAlias
 
-from agenthelm.exceptions import BudgetExceededError, describe, message_of
+from agenthelm.exceptions import BudgetExceededError
+from agenthelm.telling import describe, message_of
 from agenthelm.tracing import names
 from agenthelm.tracing.scrub import scrub
 

@@ -11,9 +11,9 @@ from agenthelm.agent.base import Agent
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.storage.base import EVENTS
 from agenthelm.core.tool import ToolRegistry, tool
-from agenthelm.exceptions import describe
 from agenthelm.orchestration.journal import stream_of
 from agenthelm.orchestration.orchestrator import Orchestrator
+from agenthelm.telling import describe
 
 
 async def test_a_cancellation_is_told_without_the_event_loops_words() -> None:

@@ -23,7 +23,7 @@ from agenthelm._runtime.context import RunContext, StopMark, current_run, entere
 from agenthelm._runtime.groups import in_child, named, shielded, wait_through
 from agenthelm._runtime.retry import Backoff, asked_delay
 from agenthelm._runtime.workers import Outlasted, Workers, hop_back
-from agenthelm.exceptions import conceal
+from agenthelm.telling import conceal
 from tests.support.deadlines import overruns
 
 CONTEXT = RunContext(run_id="r", session_id="s", namespace="n")

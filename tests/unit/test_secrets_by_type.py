@@ -18,7 +18,8 @@ from agenthelm.core.redaction import MASK
 from agenthelm.core.sensitive import carries_secret, holds_secrets, secret_fields, secret_texts, without_marked
 from agenthelm.core.storage.base import EVENTS
 from agenthelm.core.tool import Tool, ToolContract
-from agenthelm.exceptions import OutcomeUnknown, UnknownToolError, message_of, notes_of
+from agenthelm.exceptions import OutcomeUnknown, UnknownToolError
+from agenthelm.telling import message_of, notes_of
 
 SECRET = "blaue Katze 4711"
 """Of no known shape: only a type says that it is one."""

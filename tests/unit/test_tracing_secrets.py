@@ -24,7 +24,7 @@ from agenthelm import (
 )
 from agenthelm._runtime.progress import Progress
 from agenthelm.core.storage.base import EVENTS
-from agenthelm.exceptions import conceal, describe, message_of
+from agenthelm.telling import conceal, describe, message_of
 from agenthelm.testing import ScriptedLM
 from agenthelm.tracing import names
 from agenthelm.tracing.console import TreeProcessor

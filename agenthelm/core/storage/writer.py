@@ -14,7 +14,8 @@ from agenthelm._runtime.forks import Forked
 from agenthelm._runtime.groups import wait_through
 from agenthelm._runtime.wake import wake
 from agenthelm.core.storage.codec import Entry
-from agenthelm.exceptions import StalePositionError, StorageClosedError, StorageError, describe
+from agenthelm.exceptions import StalePositionError, StorageClosedError, StorageError
+from agenthelm.telling import describe
 
 __all__ = ["Append", "Log", "Outcome", "Ticket", "UnavailableError", "Writer", "check", "place"]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from agenthelm._runtime.workers import Workers
-from agenthelm.exceptions import ConfigError, MemoryStoreError, describe
+from agenthelm.exceptions import ConfigError, MemoryStoreError
 from agenthelm.memory.backends.chroma_base import ChromaBase, MissingCollectionError
+from agenthelm.telling import describe
 
 if TYPE_CHECKING:
     from chromadb.api.client import Client

@@ -16,9 +16,10 @@ import anyio
 from anyio.lowlevel import RunVar
 
 from agenthelm._runtime.workers import Workers
-from agenthelm.exceptions import MemoryStoreError, describe
+from agenthelm.exceptions import MemoryStoreError
 from agenthelm.memory.backends._urls import split_url, unreadable
 from agenthelm.memory.backends.chroma_base import ChromaBase, MissingCollectionError
+from agenthelm.telling import describe
 
 if TYPE_CHECKING:
     import httpx
