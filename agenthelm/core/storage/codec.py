@@ -1,4 +1,4 @@
-"""Records as JSON text, and the one meaning of a ``where`` that all storages share."""
+"""Records as JSON text, and the one meaning of a ``where`` and of a page that all storages share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from pydantic_core import to_json
 from agenthelm.core.storage.base import EVENTS, Between, Record, Where
 from agenthelm.exceptions import StorageError
 
-__all__ = ["INDEXED_FIELDS", "Entry", "decode", "encode", "entries", "is_journal", "matches", "state_of"]
+__all__ = [
+    "INDEXED_FIELDS",
+    "Entry",
+    "decode",
+    "encode",
+    "entries",
+    "is_journal",
+    "matches",
+    "reading_order",
+    "state_of",
+]
 
 INDEXED_FIELDS = (
     "run_id",
@@ -107,6 +117,13 @@ def _fulfils(value: Any, wanted: str | float | Between | None) -> bool:
     if not isinstance(value, str if isinstance(low, str) or isinstance(high, str) else (int, float)):
         return False
     return (low is None or bool(value >= low)) and (high is None or bool(value <= high))
+
+
+def reading_order(begin: int, end: int, *, newest_first: bool, after: int | None) -> range:
+    """A stream's positions from ``begin`` to before ``end``, as a page is read: in order, and only beyond ``after``."""
+    if newest_first:
+        return range((end if after is None else min(end, after)) - 1, begin - 1, -1)
+    return range(begin if after is None else max(begin, after + 1), end)
 
 
 def state_of(where: Mapping[str, str] | None) -> str | None:

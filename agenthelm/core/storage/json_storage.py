@@ -10,7 +10,7 @@ from pathlib import Path
 from agenthelm._runtime.groups import shielded
 from agenthelm._runtime.workers import Workers
 from agenthelm.core.storage.base import BaseStorage, Record, StoredRecord, StreamInfo, Where
-from agenthelm.core.storage.codec import entries, is_journal, matches, state_of
+from agenthelm.core.storage.codec import entries, is_journal, matches, reading_order, state_of
 from agenthelm.core.storage.json_log import JsonLog
 from agenthelm.core.storage.writer import Append, Writer
 from agenthelm.exceptions import CorruptRecordError, StorageClosedError
@@ -114,11 +114,7 @@ class JsonStorage(BaseStorage):
         with self._log.view(stream, whole=journal) as view:
             if view is None or limit == 0:
                 return found
-            if newest_first:
-                positions = range(min(view.end, view.end if after is None else after) - 1, -1, -1)
-            else:
-                positions = range(0 if after is None else after + 1, view.end)
-            for position in positions:
+            for position in reading_order(0, view.end, newest_first=newest_first, after=after):
                 data = view.data(position)
                 if data is None:
                     if journal:

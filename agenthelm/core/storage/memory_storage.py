@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agenthelm.core.storage.base import EVENTS, BaseStorage, Record, StoredRecord, StreamInfo, Where
-from agenthelm.core.storage.codec import decode, encode, is_journal, matches, state_of
+from agenthelm.core.storage.codec import decode, encode, is_journal, matches, reading_order, state_of
 from agenthelm.exceptions import CorruptRecordError, StalePositionError, StorageClosedError, StorageError
 
 __all__ = ["InMemoryStorage"]
@@ -107,12 +107,8 @@ class InMemoryStorage(BaseStorage):
         with self._guard:
             begin, records = known.forgotten, known.records
             end = begin + len(records)
-        if newest_first:
-            positions = range(min(end, end if after is None else after) - 1, begin - 1, -1)
-        else:
-            positions = range(begin if after is None else max(begin, after + 1), end)
         found: list[StoredRecord] = []
-        for position in positions:
+        for position in reading_order(begin, end, newest_first=newest_first, after=after):
             record = records[position - begin]
             if where and not matches(record.data, where):
                 continue
