@@ -66,11 +66,11 @@ class Means:
         certain = lacks_result = False
         if wanted is not None:
             if compensator is None:
-                return f"its compensating tool {wanted!r}"
+                return f"the compensating tool {wanted!r} of {tool.name!r}"
             lacks_result = needs_result(tool, compensator) and not state.has_result and state.outcome != "failed"
             certain = compensator.contract.idempotent and not lacks_result
         if (state.doubtful or state.undoing or lacks_result) and not certain and self._asks_nobody(tool):
-            return f"its verify tool {tool.contract.verify!r}"
+            return f"the verify tool {tool.contract.verify!r} of {tool.name!r}"
         return None
 
     def is_anothers(self, state: EffectState, tool: Tool) -> bool:

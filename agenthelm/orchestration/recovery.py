@@ -203,11 +203,7 @@ class Recovery:
             PlanError: Naming what is missing.
         """
         means = Means(self.executor.tools, recorded=True)
-        found = {
-            f"the{missing[3:]} of {s.effect.tool!r}" if missing.startswith("its") else missing: None
-            for s in effects
-            if (missing := means.missing(s))
-        }
+        found = dict.fromkeys(missing for effect in effects if (missing := means.missing(effect)))
         if found:
             raise PlanError(
                 f"run {state.run_id!r} can't be undone here and was left as it is: {', '.join(found)} "
