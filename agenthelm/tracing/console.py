@@ -187,8 +187,6 @@ def _facts(node: _Node, own: Mapping[str, Any]) -> list[str]:
         facts.append(f"{node.tokens_in:,} → {node.tokens_out:,} tokens")
     if node.cost or node.unpriced:
         facts.append(f"{'at least ' if node.unpriced else ''}${node.cost:.6f}".rstrip("0").rstrip("."))
-    if own.get(names.LM_CACHED):
-        facts.append("cached")
     if retries := own.get(names.RETRY_COUNT):
         facts.append(f"{retries} {'retry' if retries == 1 else 'retries'}")
     if own.get(names.LATE):

@@ -56,7 +56,6 @@ def test_a_run_is_a_tree_with_tokens_cost_and_errors(screen: io.StringIO) -> Non
         with spans.agent("payer"):
             with spans.chat("local") as chat:
                 chat.set(names.USAGE_INPUT, 10)
-                chat.set(names.LM_CACHED, True)
             with spans.tool("pay") as tool:
                 tool.set(names.APPROVAL_OUTCOME, "denied")
                 tool.set(names.APPROVAL_APPROVER, "ann")
@@ -67,7 +66,7 @@ def test_a_run_is_a_tree_with_tokens_cost_and_errors(screen: io.StringIO) -> Non
         "│   ├── chat gpt  TIME  1,204 → 350 tokens  $0.00123\n"
         "│   └── execute_tool book_hotel  TIME  $0.05  2 retries\n"
         "└── invoke_agent payer  TIME  10 → 0 tokens  at least $0  ✗ PermissionError\n"
-        "    ├── chat local  TIME  10 → 0 tokens  at least $0  cached\n"
+        "    ├── chat local  TIME  10 → 0 tokens  at least $0\n"
         "    └── execute_tool pay  TIME  denied by ann  ✗ PermissionError: too dear\n"
         "trace TRACE  run run-1"
     )
