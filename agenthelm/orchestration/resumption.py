@@ -48,7 +48,12 @@ class Resumption:
     async def results(self, plan: Plan) -> dict[str, object] | None:
         """The results of the steps that are done, by step; None when the run can only be undone."""
         results: dict[str, object] = {}
-        for entry in [s for s in self.state.effects.values() if s.effect.parent is None and not s.settled]:
+        for entry in [s for s in self.state.effects.values() if s.effect.parent is None]:
+            if entry.settled:
+                # Who learnt that it did not happen may have died before what it did inside was taken back.
+                if entry.undone and not entry.compensated and not await self._undo_inner(entry):
+                    return None
+                continue
             step, tool = entry.effect.step, self._tool(plan, entry)
             if step is None or tool is None:
                 return None

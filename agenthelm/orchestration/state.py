@@ -211,9 +211,13 @@ class RunState:
         return "" in self.unwinding
 
     def begun(self) -> list[EffectState]:
-        """The effects of the nested scopes that were decided to be undone, by beginning."""
+        """The effects of which it is decided to undo them, whatever becomes of the run, by beginning.
+
+        They are those of nested scopes that failed, and those that somebody died undoing before the call that had made
+        them was made again.
+        """
         inside = {id(state) for scope in self.unwinding for state in self.in_scope(scope)}
-        return [state for state in self.effects.values() if id(state) in inside]
+        return [state for state in self.effects.values() if id(state) in inside or state.undoing]
 
     def in_scope(self, scope: str) -> list[EffectState]:
         """The effects of a scope and of all inside it, by beginning."""

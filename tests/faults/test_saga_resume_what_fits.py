@@ -22,8 +22,11 @@ from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
 
 
 class Later(SystemClock):
+    def __init__(self, by: float = 0.0) -> None:
+        self._by = by
+
     def wall(self) -> float:
-        return time.time() + 31.0
+        return time.time() + 31.0 + self._by
 
 
 class Dying(InMemoryStorage):
@@ -249,3 +252,57 @@ async def test_what_a_resumed_plan_did_last_is_undone_first(tools: ToolRegistry,
     known.append({"thing": "b"})
     (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)
     assert (result.status, result.undone, world) == ("rolled_back", ("e3", "e2", "e1"), [])
+
+
+@pytest.fixture
+def nested(tools: ToolRegistry, world: list[str]) -> ToolRegistry:
+    """With a tool that did not happen, but has done something inside, until ``outer`` is in the world."""
+
+    @tool(registry=tools, compensating_tool="unmake", verify=lambda: "outer" in world)
+    async def build() -> dict[str, str]:
+        async with saga("inner") as scope:
+            await scope.use("make", name="inner")
+        world.append("outer")
+        return {"thing": "outer"}
+
+    return tools
+
+
+async def test_what_a_call_that_did_not_happen_did_inside_is_taken_back_before_it_is_called_again(
+    nested: ToolRegistry, world: list[str]
+) -> None:
+    """Also when whoever was told that it did not happen died right after writing that down."""
+    storage = Dying(4)  # it has done what it does inside, and dies with its own work
+    await Orchestrator(tools=nested, storage=storage).run_saga([Step("build")])
+    world.remove("outer")
+    storage.left = 2  # the claim, and what verify said
+    with pytest.raises(StorageError):
+        await Orchestrator(tools=nested, storage=storage, clock=Later()).recover(resume=True)
+    assert world == ["inner"]
+    storage.left = 1000
+
+    (result,) = await Orchestrator(tools=nested, storage=storage, clock=Later(31.0)).recover(resume=True)
+
+    assert (result.status, world) == ("success", ["inner", "outer"])
+    await Orchestrator(tools=nested, storage=storage).undo(result.run_id)
+    assert world == ["inner"]  # which is what undoing `build` covers
+
+
+async def test_an_undo_inside_a_call_that_was_to_be_made_again_is_not_left_half_done(
+    nested: ToolRegistry, world: list[str]
+) -> None:
+    """Also in a run that is left as it is: nobody would ever hear of it."""
+    storage = Dying(4)
+    await Orchestrator(tools=nested, storage=storage).run_saga([Step("build")], on_error="stop")
+    world.remove("outer")
+    storage.left = 3  # the claim, what verify said, and that the undo begins
+    await Orchestrator(tools=nested, storage=storage, clock=Later()).recover(resume=True)
+    assert world[:1] != ["inner"]
+    storage.left = 1000
+
+    (result,) = await Orchestrator(tools=nested, storage=storage, clock=Later(31.0)).recover()
+
+    assert result.status == "stopped"
+    assert [stuck.reason for stuck in result.stuck] == [
+        "an undo of make was interrupted; nobody knows whether it worked"
+    ]
