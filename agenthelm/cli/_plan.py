@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json as jsonlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +57,36 @@ def read(path: Path) -> tuple[str, list[Step | list[Step]]]:
 def _parsed(path: Path, text: str) -> Any:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            _refuse_twice(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            return node
+
+    def entries(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _refuse_twice(name for name, _ in pairs)
+        return dict(pairs)
+
     try:
-        return jsonlib.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        if path.suffix == ".json":
+            return jsonlib.loads(text, object_pairs_hook=entries)
+        return yaml.load(text, Loader)  # noqa: S506 - a safe loader
+    except _TwiceError as exc:
+        raise PlanError(f"{path}: {exc}") from None
     except ValueError as exc:
         raise PlanError(f"{path} is not valid JSON: {exc}") from exc
     except yaml.YAMLError as exc:
         raise PlanError(f"{path} is not valid YAML: {' '.join(str(exc).split())}") from exc
+
+
+class _TwiceError(ValueError):
+    """One key stands twice in a mapping, where the parsers would take the last one and drop the others unseen."""
+
+
+def _refuse_twice(names: Iterable[str]) -> None:
+    counted = Counter(names)
+    if twice := [name for name, count in counted.items() if count > 1]:
+        raise _TwiceError(f"the key {twice[0]!r} stands twice in one mapping; only one of them could count")
 
 
 def _step(path: Path, number: str, entry: Any) -> Step:
@@ -74,10 +99,10 @@ def _step(path: Path, number: str, entry: Any) -> Step:
         raise refuse(f"unknown key {unknown[0]!r}.{nearest(str(unknown[0]), _FIELDS)}")
     if not isinstance(entry, Mapping) or not isinstance(entry.get("tool"), str):
         raise refuse("a step needs a tool, as in {tool: book_hotel, arguments: {city: Lisbon}}")
-    arguments = entry.get("arguments") or {}
+    arguments, after = ({} if entry.get(key) is None else entry[key] for key in ("arguments", "depends_on"))
     if not isinstance(arguments, Mapping):
         raise refuse("arguments must be names and values")
-    name, undo, after = entry.get("id"), entry.get("compensate_with"), entry.get("depends_on") or []
+    name, undo = entry.get("id"), entry.get("compensate_with")
     after = list(after) if isinstance(after, list | Mapping) else [after]
     if not all(isinstance(step, str | int) for step in ([] if name is None else [name]) + after):
         raise refuse("id and depends_on must be names of steps")

@@ -198,6 +198,10 @@ class Plan:
     def _check_refs(self) -> None:
         for name, step in self.steps.items():
             for ref in refs_in(step.arguments):
+                if not (isinstance(ref.step, str | int) and isinstance(ref.path, str)):
+                    raise PlanError(
+                        f"step {name!r}: a Ref takes the name of a step and a path as texts, not {ref!r:.80}"
+                    )
                 if ref.step not in self.steps:
                     raise PlanError(
                         f"step {name!r} uses the result of {ref.step!r}, which is not in the plan."
@@ -327,11 +331,16 @@ def to_data(value: Any) -> Any:
     return value
 
 
+def _as_text(part: Any) -> Any:
+    """A name or a path as a text; YAML takes those of digits for numbers, and an empty one for nothing."""
+    return "" if part is None else str(part) if isinstance(part, int) else part
+
+
 def from_data(value: Any) -> Any:
     """A structure from its journal form, or from YAML, where ``{"$ref": "step.path"}`` is a `Ref`."""
     if isinstance(value, Mapping):
         if set(value) == {"$ref", "path"}:
-            return Ref(value["$ref"], value["path"])
+            return Ref(*(_as_text(value[name]) for name in ("$ref", "path")))
         if set(value) == {"$ref"}:
             step, _, path = str(value["$ref"]).partition(".")
             return Ref(step, path)

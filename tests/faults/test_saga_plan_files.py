@@ -9,6 +9,13 @@ import pytest
 from tests.support.apps import WORLD
 from tests.support.cli import Cli
 
+LIST = """
+
+@tool
+def rooms() -> list:
+    return ["attic", "cellar"]
+"""
+
 
 @pytest.mark.parametrize(
     ("text", "words"),
@@ -19,6 +26,14 @@ from tests.support.cli import Cli
         ("- {tool: book, id: [1], arguments: {what: x}}", ["step 1", "id"]),
         ("- {tool: book, id: {a: 1}, arguments: {what: x}}", ["step 1", "id"]),
         ("- {tool: book, arguments: {what: &a [*a]}}", ["plan.yaml, step 1", "contain themselves"]),
+        ("- {tool: book, arguments: []}", ["step 1", "arguments must be names and values"]),
+        ("- {tool: book, arguments: {what: {$ref: [a], path: what}}}", ["step 'book'", "the name of a step"]),
+        ("- {tool: book, arguments: {what: {$ref: a, path: [what]}}}", ["step 'book'", "a path"]),
+        (
+            "steps: [{tool: explode}]\nsteps: [{tool: book, arguments: {what: x}}]",
+            ["plan.yaml", "'steps' stands twice"],
+        ),
+        ("- {tool: book, arguments: {what: x}, id: a, id: b}", ["plan.yaml", "'id' stands twice"]),
     ],
 )
 def test_they_are_refused_by_name(text: str, words: list[str], tmp_path: Path) -> None:
@@ -30,9 +45,43 @@ def test_they_are_refused_by_name(text: str, words: list[str], tmp_path: Path) -
         assert all(word in refused.stderr for word in words), refused.stderr
 
 
-def test_a_number_is_a_fine_name(tmp_path: Path) -> None:
+def test_a_name_that_stands_twice_in_json_is_refused_as_well(tmp_path: Path) -> None:
     cli = Cli(tmp_path)
     cli.write("world.py", WORLD)
-    steps = ["{tool: book, id: 1, arguments: {what: x}}", "{tool: book, id: 2, arguments: {what: {$ref: 1.what}}}"]
+    cli.write("plan.json", '[{"tool": "book", "arguments": {"what": "x", "what": "y"}}]')
+    refused = cli("saga", "run", "plan.json", "--app", "world.py", code=2)
+    assert refused.lines == [
+        "error: plan.json: the key 'what' stands twice in one mapping; only one of them could count"
+    ]
+
+
+def test_what_is_merged_into_a_mapping_may_be_written_anew_there(tmp_path: Path) -> None:
+    cli = Cli(tmp_path)
+    cli.write("world.py", WORLD)
+    cli.write("plan.yaml", "- &a {tool: book, id: a, arguments: {what: x}}\n- {<<: *a, id: b}\n")
+    assert 'b: {"what": "x"}' in cli("saga", "run", "plan.yaml", "--app", "world.py").stdout
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_number_is_a_fine_name(first: int, tmp_path: Path) -> None:
+    cli = Cli(tmp_path)
+    cli.write("world.py", WORLD)
+    steps = [
+        f"{{tool: book, id: 2, arguments: {{what: {{$ref: {first}.what}}}}, depends_on: {first}}}",
+        f"{{tool: book, id: {first}, arguments: {{what: x}}}}",
+    ]
     cli.write("plan.yaml", "".join(f"- {step}\n" for step in steps))
     assert '2: {"what": "x"}' in cli("saga", "run", "plan.yaml", "--app", "world.py").stdout
+
+
+def test_and_a_place_in_a_list_a_fine_path(tmp_path: Path) -> None:
+    cli = Cli(tmp_path)
+    cli.write("world.py", WORLD + LIST)
+    steps = [
+        "{tool: rooms, id: 1}",
+        "{tool: book, id: first, arguments: {what: {$ref: 1, path: 0}}}",
+        "{tool: book, id: second, arguments: {what: {$ref: 1, path: 1}}}",
+    ]
+    cli.write("plan.yaml", "".join(f"- {step}\n" for step in steps))
+    done = cli("saga", "run", "plan.yaml", "--app", "world.py")
+    assert done.stdout.splitlines()[1:] == ['first: {"what": "attic"}', 'second: {"what": "cellar"}']
