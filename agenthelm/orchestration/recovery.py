@@ -171,7 +171,7 @@ class Recovery:
         if state.status is None:
             raise RunBusyError(run_id, owner=str(state.owner))
         open_ones = [s for s in state.effects.values() if not s.settled and (s.reason is not None or s.doubtful)]
-        chosen = [s for s in open_ones if step in (s.effect.id, s.effect.step)]
+        chosen = [s for s in open_ones if step == s.effect.id] or [s for s in open_ones if step == s.effect.step]
         if not chosen and len(of_tool := [s for s in open_ones if step == s.effect.tool]) == 1:
             chosen = of_tool
         if not chosen:

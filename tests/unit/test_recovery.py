@@ -101,6 +101,14 @@ async def test_a_stuck_run_ends_when_a_human_has_settled_its_last_effect(tools: 
         assert (await orchestrator.undo(result.run_id)).status == "rolled_back"
 
 
+async def test_an_id_means_its_own_effect_whatever_steps_are_called(tools: ToolRegistry) -> None:
+    async with Orchestrator(tools=tools) as orchestrator:
+        result = await orchestrator.run_saga([Step("send", id="e2"), Step("send", id="b"), Step("fail")])
+        assert [stuck.effect_id for stuck in result.stuck] == ["e1", "e2"]
+        settled = await orchestrator.resolve(result.run_id, "e2", outcome="done")
+        assert [(stuck.effect_id, stuck.step) for stuck in settled.stuck] == [("e1", "e2")]
+
+
 async def test_a_run_in_progress_can_not_be_settled_or_undone(tools: ToolRegistry) -> None:
     storage = InMemoryStorage()
     orchestrator = Orchestrator(tools=tools, storage=storage)
