@@ -108,12 +108,18 @@ async def prune(storage: BaseStorage, *, before: float, dry_run: bool) -> list[s
         if stream.updated_at >= before or stream.state in (OPEN, "failed", None):
             continue
         run_id = run_of(stream.name)
+        if stream.state == "stopped" and (run := await ended(storage, run_id)) is not None and run.stuck:
+            continue  # it stands as asked, but for a nested run that could not be undone
         if not dry_run:
             try:
                 # Whoever claims it from here on fails; and if somebody has done so since it was listed, this does.
                 await Journal(storage, run_id, SystemClock(), position=stream.position).append(PRUNED, state=PRUNED)
             except LeaseLostError:
                 continue
+            except StorageError:
+                if await storage.read(stream_of(run_id), limit=1):
+                    raise
+                continue  # somebody else has pruned it meanwhile
             await storage.drop(claims_of(run_id))
             await storage.drop(stream_of(run_id))  # the last one, so that an interrupted pruning is seen and finished
         dropped.append(run_id)

@@ -50,7 +50,7 @@ async def perform(
 
 
 def _code(result: SagaResult, wanted: frozenset[str]) -> int:
-    if result.status == "failed":
+    if result.status == "failed" or result.stuck:
         return 3
     # An exception of this process is a plan's that went on here and failed, however well it was undone.
     return 0 if result.status in wanted and result.exception is None else 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "nothing_to_undo",
     "row",
     "tree",
+    "undo_lines",
     "undo_preview",
     "what_to_do",
 ]
@@ -146,8 +147,8 @@ def _line(effect: EffectState) -> Any:
     return line
 
 
-def undo_preview(run: RunState, tools: ToolRegistry, storage: BaseStorage, *, refuse: bool) -> list[str]:
-    """What undoing a run would do, in the order in which it would; empty when it would do nothing.
+def undo_preview(run: RunState, tools: ToolRegistry, storage: BaseStorage, *, refuse: bool) -> list[dict[str, Any]]:
+    """What undoing a run would do, as JSON-compatible data, in the order in which it would; empty when it would do nothing.
 
     Raises:
         PlanError: Tools that it takes are missing, and that is to be refused.
@@ -155,14 +156,29 @@ def undo_preview(run: RunState, tools: ToolRegistry, storage: BaseStorage, *, re
     from agenthelm.core.executor import ToolExecutor
     from agenthelm.orchestration.recovery import Recovery
 
+    return [
+        {
+            "effect_id": effect.effect.id,
+            "tool": effect.effect.tool,
+            "step": effect.effect.step,
+            "status": effect.status,
+            "undone_by": effect.effect.compensating_tool,
+            "problem": problem,
+        }
+        for effect, problem in Recovery(ToolExecutor(tools, storage)).preview(run, refuse=refuse)
+    ]
+
+
+def undo_lines(run: RunState, preview: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What undoing a run would do, in words."""
     names = effect_names(run)
     lines = []
-    for effect, problem in Recovery(ToolExecutor(tools, storage)).preview(run, refuse=refuse):
-        by = effect.effect.compensating_tool
+    for row in preview:
+        effect, by = run.effects[row["effect_id"]], row["undone_by"]
         note = ", in doubt," if effect.doubtful else ", which failed," if effect.outcome == "failed" else ""
-        what = names[effect.effect.id] + note
-        if problem is not None:
-            lines.append(f"CAN'T undo {what}: {problem}")
+        what = names[row["effect_id"]] + note
+        if row["problem"] is not None:
+            lines.append(f"CAN'T undo {what}: {row['problem']}")
         else:
             lines.append(f"undo {what} by {by}" if by else f"ask whether {what} happened: no tool undoes it")
     return lines

@@ -139,13 +139,17 @@ def undo(
     settings = _existing(_session.settings_from(app=app, trace=trace), run)
     _session.load_app(settings)
 
-    async def look() -> tuple[RunState, list[str]]:
+    async def look() -> tuple[RunState, list[dict[str, Any]]]:
         async with _session.open_storage(settings) as storage:
             state = await _journals.read(storage, run)
             return state, _saga.undo_preview(state, TOOL_REGISTRY, storage, refuse=not dry_run)
 
-    state, lines = _loop.run(look)
-    if dry_run or not json:
+    state, rows = _loop.run(look)
+    if dry_run and json:
+        _console.print_json(rows)
+        return
+    lines = _saga.undo_lines(state, rows)
+    if not (json and yes):
         for line in lines or [_saga.nothing_to_undo(state)]:
             _console.say(line)
     if dry_run:

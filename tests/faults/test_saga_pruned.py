@@ -167,6 +167,21 @@ async def test_a_run_whose_pruning_was_interrupted_is_gone_for_whoever_looks(at:
     assert [info.name for info in await storage.streams()] == [EVENTS]
 
 
+async def test_two_may_prune_at_once() -> None:
+    storage = Interrupting("streams")
+    world = World(storage)
+    run_ids = [await world.run(), await world.run()]
+    elsewhere: list[str] = []
+
+    async def away() -> None:
+        elsewhere.extend(await prune(storage, before=EVER, dry_run=False))
+
+    storage.meanwhile = away
+    assert await prune(storage, before=EVER, dry_run=False) == []
+    assert sorted(elsewhere) == sorted(run_ids)
+    assert await storage.streams(prefix=stream_of("")) == []
+
+
 async def test_a_journal_that_can_not_be_written_is_not_dropped() -> None:
     storage = InMemoryStorage()
     run_id = await World(storage).run()

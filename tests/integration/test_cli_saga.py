@@ -180,12 +180,20 @@ def test_a_good_run_is_taken_back_after_a_preview_and_a_yes(cli: Cli) -> None:
     preview = cli("saga", "undo", "last", "--dry-run").lines
     assert preview[-1] == "undo book (flight) by cancel"
     assert len(preview) == 3
+    rows = json.loads(cli("saga", "undo", "last", "--dry-run", "--json").stdout)
+    assert {(row["effect_id"], row["step"], row["problem"]) for row in rows[:2]} == {
+        ("e2", "hotel", None), ("e3", "car", None),
+    }  # fmt: skip
+    assert rows[2] == {
+        "effect_id": "e1", "tool": "book", "step": "flight", "status": "finished", "undone_by": "cancel", "problem": None,
+    }  # fmt: skip
     assert "say --yes" in cli("saga", "undo", "last", code=2).stderr
     assert "cancelled" not in world(cli)
     done = cli("saga", "undo", "last", "--yes")
     assert done.stderr.splitlines()[:3] == preview
     assert world(cli) == ["cancelled"] * 3
     assert cli("saga", "undo", "last", "--yes").lines == ["nothing to undo", f"run {latest(cli)}: rolled_back"]
+    assert json.loads(cli("saga", "undo", "last", "--dry-run", "--json").stdout) == []
 
 
 def test_undo_without_the_app_says_which_tool_is_missing(cli: Cli) -> None:
@@ -228,6 +236,30 @@ def test_finished_journals_are_pruned_and_open_or_stuck_ones_stay(cli: Cli) -> N
     assert "dropped 1 journal\n" in cli("saga", "prune", "--older-than", "0s").stdout
     (left,) = json.loads(cli("saga", "list", "--json").stdout)
     assert left["name"] == "stuck"
+
+
+NESTED = """
+
+from agenthelm import saga
+
+
+@tool
+async def try_a_desk() -> None:
+    async with saga("desk") as scope:
+        await scope.use("book_badly", what="desk")
+        raise ValueError("too dark")
+"""
+
+
+def test_what_could_not_be_undone_in_a_run_that_was_left_as_it_is_is_not_forgotten(cli: Cli) -> None:
+    cli.write("world.py", WORLD + NESTED)
+    cli.write("desk.yaml", "- {tool: try_a_desk}")
+    done = cli("saga", "run", "desk.yaml", "--on-error", "stop", code=3)
+    assert "could not be undone: book_badly" in done.stderr
+    assert f"run {latest(cli)}: stopped" in done.stderr
+    assert "dropped 0 journals" in cli("saga", "prune", "--older-than", "0s").stdout
+    cli("saga", "resolve", "last", "book_badly", "--as", "undone")
+    assert "dropped 1 journal" in cli("saga", "prune", "--older-than", "0s").stdout
 
 
 def test_there_may_be_nothing_to_recover(cli: Cli) -> None:
