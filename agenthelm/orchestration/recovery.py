@@ -263,18 +263,25 @@ class Recovery:
                 try:
                     results = await resumption.results(plan)
                 except anyio.get_cancelled_exc_class():
-                    await self._unwind(state, journal, "cancelled before it could go on")
+                    await self._give_up(state, journal, "cancelled before it could go on")
                     raise
                 if results is not None:
                     return await resumption.go_on(plan, results)
-        if not state.decided and not state.rollback:
-            # What stands is left standing, but for nested runs that were being undone when the process died.
-            begun = state.begun()
-            unwinder = Unwinder(self.executor, journal, self.grace, recorded=True)
-            if any(not entry.settled for entry in begun):
-                await shielded(unwinder.unwind, begun)
-            return await self._close(state, journal, unwinder.undone, status="stopped")
-        return await self._unwind(state, journal, reason)
+        return await self._give_up(state, journal, reason)
+
+    async def _give_up(self, state: RunState, journal: Journal, reason: str) -> SagaResult:
+        """End a run that does not go on: undo it, or leave it as it is if that was asked for."""
+        if state.decided or state.rollback:
+            return await self._unwind(state, journal, reason)
+        return await shielded(self._leave, state, journal)
+
+    async def _leave(self, state: RunState, journal: Journal) -> SagaResult:
+        """Leave standing what stands, but for nested runs that were being undone when the process died."""
+        begun = state.begun()
+        unwinder = Unwinder(self.executor, journal, self.grace, recorded=True)
+        if any(not entry.settled for entry in begun):
+            await unwinder.unwind(begun)
+        return await self._close(state, journal, unwinder.undone, status="stopped")
 
     async def _unwind(self, state: RunState, journal: Journal, reason: str, again: bool = False) -> SagaResult:
         with entered(self._as(state)), spans.workflow(

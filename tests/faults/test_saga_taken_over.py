@@ -263,7 +263,10 @@ def _seen(record: Any, event: anyio.Event) -> bool:
 # -- one that was to stand ---------------------------------------------------------------------------------------------
 
 
-async def test_a_run_that_was_not_to_be_undone_still_finishes_undoing_what_failed_inside_it(world: World) -> None:
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_run_that_was_not_to_be_undone_still_finishes_undoing_what_failed_inside_it(
+    world: World, cancelled: bool
+) -> None:
     inner = InMemoryStorage()
     storage = FaultyStorage(inner, matching=lambda record: record.data.get("type") == "undoing", do="crash")
     scope = saga(tools=world.tools, storage=storage, rollback=False)
@@ -274,8 +277,41 @@ async def test_a_run_that_was_not_to_be_undone_still_finishes_undoing_what_faile
                 await inside.use("make", name="falls")
                 raise ValueError("no")
     assert world.things == ["stands", "falls"]
-    (result,) = await world.orchestrator(inner, Later()).recover()
+    if cancelled:  # then it is ended as well: this process lives, so for a while nobody could claim it from it
+        world.hold = anyio.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(world.orchestrator(inner, Later()).recover)
+            await world.held.wait()
+            group.cancel_scope.cancel()
+            world.hold.set()
+        result = await world.orchestrator(inner).retry(scope.run_id)
+    else:
+        (result,) = await world.orchestrator(inner, Later()).recover()
     assert (result.status, world.things) == ("stopped", ["stands"])
+
+
+async def test_nor_is_it_undone_because_whoever_was_to_go_on_with_it_is_cancelled(world: World) -> None:
+    asked = anyio.Event()
+
+    async def ask() -> bool:
+        asked.set()
+        await anyio.sleep_forever()
+        return True
+
+    @tool(registry=world.tools, compensating_tool="unmake", verify=ask, idempotent=False)
+    async def unsure(name: str, idempotency_key: str) -> None: ...
+
+    inner = InMemoryStorage()
+    storage = FaultyStorage(inner, matching=lambda record: record.data.get("effect") == "e2", at=2, do="crash")
+    steps = [Step("make", {"name": "stands"}), Step("unsure", {"name": "b"})]
+    with pytest.raises(SimulatedCrash):
+        await world.orchestrator(storage).run_saga(steps, on_error="stop")
+    async with anyio.create_task_group() as group:
+        group.start_soon(lambda: world.orchestrator(inner, Later()).recover(resume=True))
+        await asked.wait()
+        group.cancel_scope.cancel()
+    (info,) = await inner.streams(prefix=stream_of(""))
+    assert (info.state, world.things) == ("stopped", ["stands"])
 
 
 # -- one that nobody can read ------------------------------------------------------------------------------------------
