@@ -40,13 +40,14 @@ class Means:
         if wanted is None and (tool is None or state.outcome == "failed"):
             return "" if state.outcome == "failed" else "no tool undoes it"
         assert tool is not None
+        wants_result = compensator is not None and needs_result(tool, compensator)
+        harmless = compensator is not None and compensator.contract.idempotent and not wants_result
+        if state.outcome == "failed" and not harmless:
+            return ""
         if self.recorded and state.contract != tool.fingerprint:
             return f"tool {name!r} has changed its contract since it was called"
         if compensator is None:
             return None if state.doubtful and tool.contract.verify is not None else "no tool undoes it"
-        wants_result = needs_result(tool, compensator)
-        if state.outcome == "failed" and (wants_result or not compensator.contract.idempotent):
-            return ""
         if missing := sorted({p.name for p in compensator.parameters.values() if p.required} & state.lost):
             return f"{wanted} needs {missing[0]!r}, which the journal does not hold"
         if state.outcome == "ok" and wants_result and not state.has_result and tool.contract.verify is None:

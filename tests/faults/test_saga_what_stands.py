@@ -152,6 +152,31 @@ async def test_a_contract_that_changed_since_the_call_is_not_relied_on(world: Wo
     assert (retried.status, world.things) == ("rolled_back", [])
 
 
+@pytest.mark.parametrize("idempotent", [False, True])
+async def test_a_call_that_failed_is_not_stuck_because_its_contract_changed_since(
+    world: World, idempotent: bool
+) -> None:
+    """It did nothing. Only where undoing it would be harmless, and so was promised, somebody has to look."""
+
+    @tool(registry=world.tools, idempotent=idempotent)
+    async def cancel(name: str) -> None: ...
+
+    @tool(registry=world.tools, compensating_tool="cancel")
+    async def reserve(name: str) -> None:
+        raise ValueError("fully booked")
+
+    storage = InMemoryStorage()
+    async with saga(tools=world.tools, storage=storage) as scope:
+        await scope.use("make", name="a")
+        with pytest.raises(ValueError, match="fully booked"):
+            await scope.use("reserve", name="b")
+    changed = world.without("reserve")
+    tool(registry=changed, compensating_tool="cancel", idempotent=True, name="reserve")(reserve)
+    result = await world.undone_by(changed, scope.run_id, storage)
+    assert (result.status, world.things) == ("failed" if idempotent else "rolled_back", [])
+    assert [stuck.tool for stuck in result.stuck] == (["reserve"] if idempotent else [])
+
+
 async def test_a_result_that_could_not_be_stored_undoes_a_live_run_but_not_a_recorded_one(world: World) -> None:
     class Handle:
         def __init__(self, name: str) -> None:
