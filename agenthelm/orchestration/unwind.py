@@ -323,7 +323,7 @@ class Unwinder:
         covered = [
             other
             for other in self._states.values()
-            if not other.settled and other.reason is None and other.outcome != "failed"
+            if not other.settled and other.reason is None and (other.outcome != "failed" or other.undoing)
             and any(parent is state and self._covers(parent, inner) for parent, inner in self._enclosing(other))
         ]  # fmt: skip
         for other in covered:

@@ -13,8 +13,10 @@ from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.journal import stream_of
 from agenthelm.orchestration.orchestrator import Orchestrator
-from agenthelm.orchestration.saga import Step
+from agenthelm.orchestration.saga import Step, saga
 from agenthelm.orchestration.state import RunState
+from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
+from tests.support.saga_leases import Later
 
 live_or_later = pytest.mark.parametrize("live", [True, False], ids=["live", "later"])
 
@@ -110,3 +112,27 @@ async def test_a_human_who_undid_a_call_undid_what_it_did_inside(anyio_backend: 
     result = await orchestrator.resolve(run.run_id, "e1", outcome="undone")
     assert (result.status, result.stuck) == ("rolled_back", ())
     assert [effect.status for effect in (await hotel.state(run.run_id)).effects.values()] == ["undone", "undone"]
+
+
+async def test_an_interrupted_undo_of_a_call_that_failed_ends_with_its_enclosing_call() -> None:
+    """There was nothing to undo, but it was tried, because that is harmless; nobody would ever say how it ended."""
+    tools, storage = ToolRegistry(), InMemoryStorage()
+
+    @tool(registry=tools, compensating_tool="cancel")
+    async def reserve(idempotency_key: str) -> None:
+        raise ValueError("fully booked")
+
+    @tool(registry=tools, compensating_tool="cancel")
+    async def plan_trip(idempotency_key: str) -> None:
+        async with saga("rooms") as scope:
+            await scope.use("reserve")
+
+    @tool(registry=tools)
+    async def cancel(idempotency_key: str) -> None: ...
+
+    dying = FaultyStorage(storage, matching=lambda record: record.data.get("type") == "undone", do="crash")
+    with pytest.raises(SimulatedCrash):
+        await Orchestrator(tools=tools, storage=dying).run_saga([Step("plan_trip")])
+    (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover()
+    state = fold(result.run_id, await storage.read(stream_of(result.run_id)))
+    assert [effect.status for effect in state.effects.values()] == ["undone", "undone"]
