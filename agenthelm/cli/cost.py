@@ -11,7 +11,7 @@ from agenthelm.cli._command import Failure, command
 from agenthelm.cli._options import Json, Since
 from agenthelm.cli._units import count, dollars
 
-__all__ = ["app"]
+__all__ = ["Spent", "app"]
 
 app: typer.Typer = typer.Typer(help="Prices of models, and what runs have cost.", no_args_is_help=True)
 
@@ -35,7 +35,7 @@ async def report(
         raise ConfigError(f"--by must be one of {', '.join(_GROUPS)}, not {by!r}.{nearest(by, _GROUPS)}", setting="by")
     settings = _session.settings_from()
     where = _events.conditions(run=run, since=None if run else since)
-    groups: dict[str, _Spent] = {}
+    groups: dict[str, Spent] = {}
     bill = _Bill()
     called_nothing: object = False
     if _session.stored(settings):
@@ -47,7 +47,7 @@ async def report(
                 for record in page:
                     bill.add(record.data)
                     if (name := _group(record.data, by)) is not None:
-                        groups.setdefault(name, _Spent()).add(record.data, tools=by == "tool")
+                        groups.setdefault(name, Spent()).add(record.data, tools=by == "tool")
             if events.skipped:
                 _console.say(f"left out: {count(events.skipped, 'unreadable record')}", style="yellow")
             called_nothing = run is not None and await storage.streams(prefix=f"run:{run}", limit=1)
@@ -92,7 +92,7 @@ def _made(event: Mapping[str, Any]) -> bool:
     return event.get("outcome") not in ("denied", "over_budget")
 
 
-class _Spent:
+class Spent:
     """What a row adds up to; money in whole picodollars, as in the books of a run."""
 
     def __init__(self) -> None:
@@ -137,14 +137,14 @@ class _Spent:
         )
 
 
-class _Bill(_Spent):
+class _Bill(Spent):
     """Everything that was found, whatever it is grouped by."""
 
     def __init__(self) -> None:
         super().__init__()
         self.run = self.began = self.session = ""
         self.tool_calls = self.estimated = self.cached = 0
-        self.models: dict[str, _Spent] = {}
+        self.models: dict[str, Spent] = {}
         self.sources: set[str] = set()
 
     def add(self, event: Mapping[str, Any], *, tools: bool = False) -> None:
@@ -156,7 +156,7 @@ class _Bill(_Spent):
         self.began = min(self.began or began, began)
         self.tool_calls += event.get("kind") != "lm" and _made(event)
         if (name := _group(event, "model")) is not None:
-            self.models.setdefault(name, _Spent()).add(event)
+            self.models.setdefault(name, Spent()).add(event)
         source, _, how = str(event.get("cost_source") or "").partition(", ")
         self.estimated += how == "estimated" or source == "estimated"
         self.cached += source == "cache"
@@ -195,7 +195,7 @@ class _Bill(_Spent):
         return {**super().facts(), **more, "price_sources": sorted(self.sources)}
 
 
-def _print(by: str, groups: Mapping[str, _Spent]) -> None:
+def _print(by: str, groups: Mapping[str, Spent]) -> None:
     from rich.text import Text
 
     from agenthelm.cli import _console

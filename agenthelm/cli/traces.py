@@ -188,13 +188,17 @@ def _tree(events: Sequence[Mapping[str, Any]]) -> Tree:
     from rich.tree import Tree
 
     from agenthelm.cli import _console
-    from agenthelm.cli._units import dollars, seconds
+    from agenthelm.cli._units import seconds
+    from agenthelm.cli.cost import Spent
 
+    events = sorted(events, key=_start)  # they are on record in the order in which they ended
     first, last = events[0], max(_end(event) for event in events)
-    cost = sum(event.get("estimated_cost_usd") or 0 for event in events)
+    spent = Spent()
+    for event in events:
+        spent.add(event)
     head = Text.assemble((f"run {_console.clean(first.get('run_id'))}", "bold"))
     head.append(
-        f"  {seconds(last - _start(first))}  {dollars(cost)}  session {_console.clean(first.get('session_id'))}", "dim"
+        f"  {seconds(last - _start(first))}  {spent.cost()}  session {_console.clean(first.get('session_id'))}", "dim"
     )
     if trace := next((event["trace_id"] for event in events if event.get("trace_id")), None):
         head.append(f"  trace {trace}", "dim")
@@ -237,7 +241,7 @@ def _add(branch: Tree, event: Mapping[str, Any], offset: float) -> None:
         )
     if event.get("error_state"):
         node.add(Text(_console.clean(event["error_state"], width=200), style="red"))
-    elif result := (event.get("outputs") or {}).get("result"):
+    elif (result := (event.get("outputs") or {}).get("result")) is not None:
         node.add(Text(f"= {_console.clean(result, width=120)}", style="dim"))
 
 

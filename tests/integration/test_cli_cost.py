@@ -163,6 +163,7 @@ def test_an_unknown_price_is_told_as_unknown_and_warned_of_unless_allowed(
     assert ("no price is known for model 'openai/gpt-test'" in done.stderr) == warned
     assert "total unknown ($0 known, 1 call without a known price)" in done.stderr
     assert "$0 + 1 unpriced call for 1 model call" in cli("cost", "report", "--run", "last").stdout
+    assert "$0 + 1 unpriced call  session" in cli("traces", "show", "last").stdout
 
 
 def test_an_unknown_price_can_be_refused(cli: Cli, server: OpenAIServer) -> None:

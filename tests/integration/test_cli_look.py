@@ -276,6 +276,25 @@ def test_a_run_is_shown_as_a_tree(ran: Cli) -> None:
     assert "no run 'nowhere'" in ran("traces", "show", "nowhere", code=2).stderr
 
 
+def test_a_tree_begins_with_what_began_first_and_shows_results_that_are_false(cli: Cli) -> None:
+    cli.write(
+        "app2.py",
+        "from agenthelm import ExecutionTracer, tool\n\n"
+        "@tool\nasync def is_full(city: str) -> bool:\n    return False\n\n"
+        "@tool\nasync def look(city: str) -> int:\n"
+        "    await ExecutionTracer().trace_and_execute('is_full', city=city)\n    return 0\n",
+    )
+    cli.write("plan.yaml", "- {tool: look, arguments: {city: Lisbon}}\n")
+    cli("saga", "run", "plan.yaml", "--app", "app2.py")
+    drawn = cli("traces", "show", "last").stdout
+    assert "-0." not in drawn.split("session")[1]
+    outer, result, inner, answer = drawn.splitlines()[-4:]
+    assert "0.000s  look(city=Lisbon)" in outer
+    assert result.endswith("= 0")
+    assert "is_full(city=Lisbon)" in inner
+    assert answer.endswith("= false")
+
+
 def test_what_looks_like_markup_or_drives_a_terminal_is_printed_as_it_is(cli: Cli) -> None:
     cli.write("trip.yaml", '- {tool: book, arguments: {what: "[/bold] \\e[31mred"}}\n')
     cli("saga", "run", "trip.yaml", "--app", "app.py")
