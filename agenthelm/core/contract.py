@@ -154,6 +154,10 @@ def _is_flag(it: Any) -> bool:
     return isinstance(it, bool)
 
 
+def _awaits(it: Any) -> bool:
+    return inspect.iscoroutinefunction(it) or inspect.iscoroutinefunction(type(it).__call__)
+
+
 def _are_types(it: Any) -> bool:
     return it is None or isinstance(it, Mapping)
 
@@ -172,7 +176,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "compensating_tool": (_is_name, "is a tool's name, or a function that has one"),
     "verify": (lambda it: _is_name(it) or callable(it), "is a tool's name, or a function"),
     "requires_approval": (
-        lambda it: isinstance(it, bool) or (callable(it) and not inspect.iscoroutinefunction(it)),
+        lambda it: isinstance(it, bool) or (callable(it) and not _awaits(it)),
         "is True, False, or a predicate on the arguments that answers at once",
     ),
     "idempotent": (_is_flag, "is True or False"),

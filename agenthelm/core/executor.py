@@ -29,7 +29,6 @@ from agenthelm._runtime.workers import Workers, on_event_loop
 from agenthelm.core.approval import approve
 from agenthelm.core.attempts import Attempts, Verdict
 from agenthelm.core.call import Call
-from agenthelm.core.contract import ToolContract
 from agenthelm.core.cost import Amount, Budget, Ledger, Reservation
 from agenthelm.core.effects import EffectLog, Outcome
 from agenthelm.core.handlers import ApprovalHandler, AutoDeny
@@ -189,16 +188,9 @@ class ToolExecutor:
             Its verdict, or None when there is no ``verify`` (here) or it raised: the doubt stays.
         """
         rule = tool.contract.verify
-        if rule is None or (isinstance(rule, str) and rule not in self.tools):
+        asked = self.tools.get(rule) if isinstance(rule, str) else tool.verifier
+        if asked is None:
             return None
-        if isinstance(rule, str):
-            asked = self.tools.resolve(rule)
-        else:
-            asked = Tool.from_function(
-                rule,
-                ToolContract(timeout=tool.contract.timeout if _is_async(rule) else None),
-                name=f"{tool.name}.verify",
-            )
         available = {**arguments, "idempotency_key": key}
         given = {
             name: value for name, value in available.items() if name in asked.parameters or asked.binding.open_ended
@@ -378,10 +370,6 @@ class _Inside:
         else:
             self._hold.settle_call()
         return self.books().charged_usd if "made" in self.__dict__ else 0.0
-
-
-def _is_async(function: Callable[..., Any]) -> bool:
-    return Tool.from_function(function, ToolContract()).is_async
 
 
 _UNCHANGED: nullcontext[None] = nullcontext()

@@ -31,6 +31,7 @@ class Tool:
         description: The first paragraph of its docstring.
         binding: Its validated signature.
         is_async: Whether calling the function gives something to await.
+        verifier: The function that the contract's ``verify`` is, ready to be asked; None where it is a tool's name.
         fingerprint: Digest of what undoing relies on; when it has changed, a journal may no longer fit the code.
         origin: The file that defines it, without folder and ending; two apps may have tools of one name. ``""`` where
             there is none, as in a notebook.
@@ -42,6 +43,7 @@ class Tool:
     description: str
     binding: Binding = field(repr=False, compare=False)
     is_async: bool = False
+    verifier: Tool | None = field(default=None, repr=False, compare=False)
     fingerprint: str = field(init=False, repr=False, compare=False)
     origin: str = field(init=False, repr=False, compare=False)
 
@@ -104,7 +106,7 @@ class Tool:
             contract = replace(contract, idempotent=binding.takes_key)
         _check_predicates(name, contract, binding)
         description = (inspect.getdoc(unwrapped(function)) or "").split("\n\n")[0].replace("\n", " ").strip()
-        return cls(name, function, contract, description, binding, is_async)
+        return cls(name, function, contract, description, binding, is_async, _verifier(name, contract, localns))
 
 
 def name_of(function: Callable[..., Any], given: object) -> str:
@@ -169,12 +171,36 @@ def _check_predicates(name: str, contract: ToolContract, binding: Binding) -> No
     available = {*binding.parameters, KEY_PARAMETER}
     for label in ("requires_approval", "verify"):
         function = getattr(contract, label)
-        if callable(function) and not binding.open_ended and (missing := missing_parameters(function, available)):
+        if not callable(function):
+            continue
+        try:
+            missing = missing_parameters(function, available)
+        except (TypeError, ValueError) as exc:
+            raise ToolContractError(
+                f"tool {name!r}: the parameters of {label} can't be read ({exc})", tool_name=name
+            ) from exc
+        if missing and not binding.open_ended:
             raise ToolContractError(
                 f"tool {name!r}: {label} takes {missing[0]!r}, which is no argument of the tool."
                 f"{nearest(missing[0], available)}",
                 tool_name=name,
             )
+
+
+def _verifier(name: str, contract: ToolContract, localns: dict[str, Any] | None) -> Tool | None:
+    """The function that says whether an effect happened, as a tool.
+
+    Raises:
+        ToolContractError: It could never be asked.
+    """
+    if contract.verify is None or isinstance(contract.verify, str):
+        return None
+    try:
+        asked = Tool.from_function(contract.verify, ToolContract(), name=f"{name}.verify", localns=localns)
+    except ToolContractError as exc:
+        raise ToolContractError(f"tool {name!r}: verify could never be asked: {exc}", tool_name=name) from exc
+    # A thread can't be stopped, so for a sync function a deadline would say nothing.
+    return replace(asked, contract=replace(asked.contract, timeout=contract.timeout)) if asked.is_async else asked
 
 
 def _origin(function: Callable[..., Any]) -> str:

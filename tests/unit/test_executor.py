@@ -570,6 +570,19 @@ class TestVerify:
             await door.call("pay")
         assert "its result is lost" in caught.value.__notes__[0]
 
+    async def test_a_verify_knows_the_types_of_the_place_it_is_defined_at(self, door: Door) -> None:
+        class Transfer(BaseModel):
+            amount: float
+
+        def look(transfer: Transfer) -> Transfer:
+            return transfer
+
+        @tool(registry=door.tools, side_effects=["pay:send"], verify=look)
+        async def f(transfer: Transfer) -> Transfer:
+            raise OutcomeUnknown
+
+        assert await door.call("f", transfer={"amount": 5}) == Transfer(amount=5)
+
     async def test_a_verify_that_raises_leaves_the_doubt(self, door: Door) -> None:
         def look() -> bool:
             raise OSError

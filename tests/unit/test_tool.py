@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final, Literal, Optional, TypedDict
 from uuid import UUID
@@ -137,6 +138,23 @@ async def asks_later(x: int) -> bool:
     return False
 
 
+class AsksLater:
+    async def __call__(self, x: int) -> bool:
+        return False
+
+
+def looks_anywhere(*where: int) -> bool:
+    return True
+
+
+def looks_on(x: int) -> Iterator[bool]:
+    yield True
+
+
+def looks_for_what_is_not_there(x: Nothing) -> bool:  # type: ignore[name-defined]  # noqa: F821
+    return True
+
+
 class TestContradictions:
     @pytest.mark.parametrize("name", [5, "t\ud800", b"t"])
     def test_a_name_is_a_text(self, name: Any, registry: ToolRegistry) -> None:
@@ -194,6 +212,12 @@ class TestContradictions:
             ({"verify": 5}, "verify"),
             ({"requires_approval": "no"}, "requires_approval"),
             ({"requires_approval": asks_later}, "requires_approval.*at once"),
+            ({"requires_approval": AsksLater()}, "requires_approval.*at once"),
+            ({"requires_approval": bool}, "requires_approval can't be read"),
+            ({"verify": bool}, "verify can't be read"),
+            ({"verify": looks_anywhere}, r"verify could never be asked.*\*where"),
+            ({"verify": looks_on}, "verify could never be asked.*generator"),
+            ({"verify": looks_for_what_is_not_there}, "verify could never be asked.*'Nothing'"),
             ({"idempotent": "no"}, "idempotent"),
             ({"abandonable": "no"}, "abandonable"),
             ({"timout": 3}, "timout.*'timeout'"),
