@@ -88,8 +88,8 @@ def _group(event: Mapping[str, Any], by: str) -> str | None:
 
 
 def _made(event: Mapping[str, Any]) -> bool:
-    """Whether a tool was called at all."""
-    return event.get("outcome") not in ("denied", "over_budget")
+    """Whether a tool was called at all; a call that was refused took no time."""
+    return event.get("outcome") == "success" or bool(event.get("execution_time"))
 
 
 class Spent:

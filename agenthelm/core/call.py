@@ -40,6 +40,15 @@ _LONGEST_REASONING = 2_000
 """Characters of what an LM said that are kept."""
 
 
+def _refusal(error: BaseException) -> str:
+    """The outcome of a call that never reached its tool."""
+    if isinstance(error, ApprovalDeniedError):
+        return "denied"
+    if isinstance(error, BudgetExceededError):
+        return "over_budget"
+    return "invalid" if isinstance(error, (ToolInputError, UnknownToolError, ToolContractError)) else "failed"
+
+
 class Call:
     """One call on its way through the door. Belongs to one task; nobody else sees it."""
 
@@ -165,18 +174,13 @@ class Call:
             self.outcome = "in_doubt"
         elif not isinstance(error, Exception) or isinstance(error, anyio.get_cancelled_exc_class()):
             self.outcome = "cancelled"
-        elif isinstance(error, ApprovalDeniedError):
-            self.outcome = "denied"
-        elif isinstance(error, BudgetExceededError):
-            self.outcome = "over_budget"
         elif isinstance(error, (ToolTimeoutError, TimeoutError)):
             self.outcome = "timeout"
         elif isinstance(error, LeaseLostError):
             self.outcome = "cancelled"
-        elif isinstance(error, (ToolInputError, UnknownToolError, ToolContractError)) and self.attempts == 0:
-            self.outcome = "invalid"
         else:
-            self.outcome = "failed"
+            # What a tool that ran lets through is of a call inside it, which has an event of its own.
+            self.outcome = "failed" if self.attempts else _refusal(error)
 
     def event(self, redact: Callable[[str, Any], Any] | None) -> dict[str, Any]:
         """The event, safe to store and to show: `ExecutionEvent`'s fields, those without a value left out."""

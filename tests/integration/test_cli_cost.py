@@ -121,6 +121,47 @@ def test_the_report_of_a_run_ends_with_two_lines_for_finance(cli: Cli, server: O
     assert second.endswith("1 call with lost answers, booked at the most that they can have cost")
 
 
+def test_calls_that_never_reached_their_tool_are_none_of_its_calls(cli: Cli) -> None:
+    cli.write(
+        "careless.py",
+        """
+import dspy
+from agenthelm import Agent, ExecutionTracer, tool
+
+@tool
+async def add(n: int) -> int:
+    return n + 1
+
+@tool(requires_approval=True)
+async def ask() -> None: ...
+
+@tool
+async def ask_on() -> None:
+    await ExecutionTracer().trace_and_execute("ask")
+
+class Careless(Agent):
+    class Signature(dspy.Signature):
+        task: str = dspy.InputField()
+        sum: int = dspy.OutputField()
+
+    async def aforward(self, context, task):
+        for name, arguments in (("add", {"n": "x"}), ("ad", {}), ("ask", {}), ("ask_on", {})):
+            try:
+                await self.ause(name, **arguments)
+            except (PermissionError, LookupError, ValueError):
+                pass
+        return {"sum": await self.ause("add", n=1)}
+
+careless = Careless(name="careless", description="Makes mistakes.")
+""",
+    )
+    run = json.loads(cli("run", "x", "--app", "careless.py", "-a", "careless", "--json").stdout)
+    assert run["usage"]["tool_calls"] == 2
+    assert cli("cost", "report", "--run", "last").stdout.splitlines()[-2].endswith("and 2 tool calls")
+    tools = report(cli, "--by", "tool")
+    assert {name: tools[name]["calls"] for name in ("add", "ask", "ask_on")} == {"add": 1, "ask": 0, "ask_on": 1}
+
+
 def test_a_run_that_is_not_there_is_named_and_one_that_called_nothing_cost_nothing(cli: Cli) -> None:
     assert "no run 'no-such-run'" in cli("cost", "report", "--run", "no-such-run", code=2).stderr
     cli.write(

@@ -878,6 +878,27 @@ class TestApproval:
         assert later.value is denied.value
         assert [(e.tool_name, e.outcome) for e in await door.events()] == [("pay", "denied"), ("look", "denied")]
 
+    async def test_what_let_the_refusal_of_another_call_through_was_not_refused_itself(self, door: Door) -> None:
+        @tool(registry=door.tools, requires_approval=True)
+        async def pay() -> None: ...
+
+        @tool(registry=door.tools, max_cost=0.0)
+        async def shop() -> None:
+            await ExecutionTracer(tools=door.tools).trace_and_execute("pay")
+
+        @tool(registry=door.tools)
+        async def spend() -> None:
+            raise BudgetExceededError(scope="run", resource="usd", limit=1.0, spent=1.0, reserved=0.0, requested=1.0)
+
+        with pytest.raises(ApprovalDeniedError):
+            await door.call("shop")
+        with pytest.raises(BudgetExceededError):
+            await door.call("spend")
+        assert [(e.tool_name, e.outcome, e.error_type) for e in await door.events()] == [
+            ("shop", "failed", "ApprovalDeniedError"),
+            ("spend", "failed", "BudgetExceededError"),
+        ]
+
 
 class TestBudgets:
     async def test_a_free_tool_is_not_refused(self) -> None:
