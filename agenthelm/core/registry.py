@@ -60,8 +60,8 @@ class ToolRegistry(Mapping[str, Tool]):
         return self._tools.get(name, default)
 
     def filter(self, *, tags: Iterable[str] = (), side_effects: Iterable[str] = ()) -> list[Tool]:
-        """Tools that carry all these tags and all these side effects."""
-        want_tags, want_effects = set(tags), set(side_effects)
+        """Tools that carry all these tags and all these side effects; a string is one, as with ``@tool``."""
+        want_tags, want_effects = ({them} if isinstance(them, str) else set(them) for them in (tags, side_effects))
         return [
             item
             for item in self._tools.values()

@@ -419,6 +419,7 @@ class TestRegistry:
 
         assert [t.name for t in registry.filter(tags=["io"])] == ["send", "look"]
         assert [t.name for t in registry.filter(tags=["io"], side_effects=["mail:send"])] == ["send"]
+        assert [t.name for t in registry.filter(tags="io", side_effects="mail:send")] == ["send"]
 
     def test_an_unknown_tool_comes_with_the_nearest_names(self, registry: ToolRegistry) -> None:
         @tool(registry=registry)
