@@ -100,6 +100,8 @@ class Tool:
         if idempotent is not None:
             contract = replace(contract, idempotent=idempotent)
         check_contract(name, contract, is_async=is_async)
+        if contract.runs_in == "process":
+            _refuse_unreachable(name, function)
         signature = Signature(name, function, inputs=contract.inputs, outputs=contract.outputs, localns=localns)
         binding = Binding(signature)
         if idempotent is None:
@@ -140,6 +142,18 @@ def _refuse_unfit(name: str, function: Callable[..., Any]) -> None:
                 f"method of an instance: tool(...)(instance.{function.__name__})",
                 tool_name=name,
             )
+
+
+def _refuse_unreachable(name: str, function: Callable[..., Any]) -> None:
+    """Refuse functions that a worker process could not import."""
+    function = unwrapped(function)
+    place = getattr(function, "__qualname__", type(function).__qualname__)
+    if "<locals>" in place or "<lambda>" in place:
+        raise ToolContractError(
+            f"tool {name!r}: runs_in='process' is for functions that another process can import, and {place} is not; "
+            f"define it with 'def' at the top level of a module",
+            tool_name=name,
+        )
 
 
 def known_tool(function: Callable[..., Any]) -> Tool | None:

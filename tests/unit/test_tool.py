@@ -237,6 +237,19 @@ class TestContradictions:
         with pytest.raises(ToolContractError, match=r"async"):
             tool(registry=registry, **fields)(f)
 
+    def test_a_function_that_no_other_process_can_import_runs_in_none(self, registry: ToolRegistry) -> None:
+        class Counter:
+            def __call__(self, x: int) -> int:
+                return x
+
+        def f(x: int) -> int:
+            return x
+
+        for function in (f, lambda x: x, functools.partial(f, 1), Counter(), Counter().__call__):
+            with pytest.raises(ToolContractError, match=r"'f': runs_in='process' .* at the top level of a module"):
+                tool(registry=registry, runs_in="process", name="f")(function)
+        tool(registry=registry, runs_in="process", name="f")(functools.partial(math.pow, 2))
+
     def test_nameless_arguments_can_not_be_validated(self, registry: ToolRegistry) -> None:
         def f(*values: int) -> None: ...
 
