@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 import anyio
 
+from agenthelm.core.binding import own_copy
 from agenthelm.core.call import Call
 from agenthelm.core.digest import digest
 from agenthelm.core.handlers import ApprovalHandler, ApprovalRequest, Decision
@@ -80,7 +81,7 @@ def _required(call: Call) -> bool:
     if not callable(rule):
         return rule
     try:
-        return bool(call_by_name(rule, call.bound))
+        return bool(call_by_name(rule, own_copy(call.bound)))
     except Exception:  # noqa: BLE001 - a predicate that can't say no says yes
         return True
 

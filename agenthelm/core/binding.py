@@ -252,8 +252,9 @@ class Binding:
 
     def _explain(self, error: ValidationError) -> str:
         parts = [self._reason(item) for item in error.errors(include_url=False, include_input=False)]
-        takes = ", ".join(name for name in self.parameters if name != KEY_PARAMETER) or "nothing"
-        return f"{'; '.join(parts)} (it takes {takes})"
+        takes = [name for name in self.parameters if name != KEY_PARAMETER]
+        takes += ["any other name"] if self.open_ended and takes else ["any name"] if self.open_ended else []
+        return f"{'; '.join(parts)} (it takes {', '.join(takes) or 'nothing'})"
 
     def _reason(self, item: Any) -> str:
         """One error of a validation in words."""

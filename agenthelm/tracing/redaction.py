@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
 import functools
@@ -140,7 +141,7 @@ def masked(
         secrets: What no string may contain and no number read like, the longest first. They are taken out before
             anything is cut or looked through for others, so that no part of one is left.
         hook: Asked for each named value that is not masked already; what it returns is masked in its turn. If it
-            raises, the value is masked.
+            raises, the value is masked. It gets copies, which it may change.
         cap: The longest string that is kept whole, in characters; the whole copy holds at most eight times as many.
     """
     if hook is None and not secrets and type(value) is dict:
@@ -149,6 +150,14 @@ def masked(
         except _NotQuick:
             pass
     return _Masking(hook, cap, secrets).top(value, sensitive)
+
+
+def _own(value: Any) -> Any:
+    """A copy that somebody else's function may change; what can't be copied (handles, locks) is shared."""
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # noqa: BLE001 - somebody else's class
+        return value
 
 
 class _NotQuick(Exception):  # noqa: N818 - no error: the long way is taken then
@@ -238,7 +247,7 @@ class _Masking:
             return MASK
         if self.hook is not None and not isinstance(value, SECRETS):
             try:
-                value = self.hook(name, value)
+                value = self.hook(name, _own(value))
             except Exception:  # noqa: BLE001 - somebody else's function; what it can't handle is not shown
                 return MASK
         return self.value(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -140,6 +141,24 @@ def test_a_hook_never_sees_what_is_masked_already() -> None:
         "password": MASK,
         "s": MASK,
     }
+
+
+def test_a_hook_changes_what_is_shown_and_nothing_else() -> None:
+    def hook(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            value.pop("card", None)
+        return value
+
+    value = {"paid": {"card": "4111", "by": {"card": "4111", "name": "ann"}}}
+    assert masked(value, hook=hook) == {"paid": {"by": {"name": "ann"}}}
+    assert value == {"paid": {"card": "4111", "by": {"card": "4111", "name": "ann"}}}
+
+
+def test_a_hook_is_shown_what_can_not_be_copied_itself() -> None:
+    lock = threading.Lock()
+    shown: list[Any] = []
+    masked({"lock": lock}, hook=lambda name, value: shown.append(value))
+    assert shown == [lock]
 
 
 def test_a_hook_that_raises_shows_nothing() -> None:

@@ -568,6 +568,36 @@ class TestValidation:
         assert await ToolExecutor(tools, InMemoryStorage()).call("hold", {"lock": lock})
         assert lock.locked()
 
+    async def test_a_rule_for_approval_changes_no_arguments(self, tools: ToolRegistry) -> None:
+        @tool(registry=tools, requires_approval=lambda usd: usd.pop() > 100)
+        async def pay(usd: list[int]) -> int:
+            return sum(usd)
+
+        assert await ToolExecutor(tools, InMemoryStorage()).call("pay", {"usd": [10, 20]}) == 30
+
+    async def test_a_hook_changes_neither_what_runs_nor_what_comes_of_it(self, tools: ToolRegistry) -> None:
+        @tool(registry=tools, requires_approval=True)
+        async def pay(cards: list[str]) -> dict[str, list[str]]:
+            return {"paid": cards}
+
+        storage = InMemoryStorage()
+        executor = ToolExecutor(tools, storage, AutoApprove(), redact=lambda name, value: value.clear())
+        assert await executor.call("pay", {"cards": ["4111"]}) == {"paid": ["4111"]}
+        assert "4111" not in str(await storage.read(EVENTS))
+
+    async def test_what_a_tool_of_any_name_takes_is_told(self, tools: ToolRegistry) -> None:
+        @tool(registry=tools)
+        async def add(first: int, **further: int) -> int: ...
+
+        @tool(registry=tools)
+        async def count(**them: int) -> int: ...
+
+        executor = ToolExecutor(tools, InMemoryStorage())
+        with pytest.raises(ToolInputError, match=r"\(it takes first, any other name\)"):
+            await executor.call("add", {"further": 1})
+        with pytest.raises(ToolInputError, match=r"\(it takes any name\)"):
+            await executor.call("count", {"one": "x"})
+
     async def test_a_rule_for_approval_may_take_all_arguments_at_once(self, tools: ToolRegistry) -> None:
         @tool(registry=tools, requires_approval=lambda **given: given["usd"] > 10)
         async def pay(usd: float, to: str) -> str:
