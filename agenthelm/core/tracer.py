@@ -38,9 +38,9 @@ class ExecutionTracer:
         *,
         tools: ToolRegistry | Iterable[Tool | Callable[..., Any]] = TOOL_REGISTRY,
     ) -> None:
-        self.storage: BaseStorage = storage or InMemoryStorage()
-        self.approval_handler: ApprovalHandler = approval_handler or AutoDeny()
-        self.cost_tracker: CostTracker = cost_tracker or CostTracker()
+        self.storage: BaseStorage = InMemoryStorage() if storage is None else storage
+        self.approval_handler: ApprovalHandler = AutoDeny() if approval_handler is None else approval_handler
+        self.cost_tracker: CostTracker = CostTracker() if cost_tracker is None else cost_tracker
         self.executor: ToolExecutor = ToolExecutor(ToolRegistry.of(tools), self.storage, self.approval_handler)
 
     async def trace_and_execute(self, tool: str | Tool | Callable[..., Any], /, **kwargs: Any) -> Any:

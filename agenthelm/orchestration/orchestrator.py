@@ -143,7 +143,7 @@ class Orchestrator:
         self._base = ToolExecutor(
             self.tools,
             self.storage,
-            handler or AutoDeny(),
+            AutoDeny() if handler is None else handler,
             workers=Workers(workers),
             clock=clock or SystemClock(),
             redact=redact,

@@ -82,7 +82,9 @@ def saga(
             tools, storage = executor.tools, executor.storage
         registry = ToolRegistry.of(tools)
         registry.check()
-        executor = ToolExecutor(registry, storage or InMemoryStorage(), approval_handler or AutoDeny()).inside(executor)
+        storage = InMemoryStorage() if storage is None else storage
+        handler = AutoDeny() if approval_handler is None else approval_handler
+        executor = ToolExecutor(registry, storage, handler).inside(executor)
         context = RunContext(
             run_id=new_run_id(), session_id=session_id, namespace=namespace, loop=anyio.lowlevel.current_token()
         )

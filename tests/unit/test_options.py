@@ -9,7 +9,8 @@ import pytest
 
 from agenthelm.agent.base import Agent
 from agenthelm.core.cost import Budget
-from agenthelm.core.storage import InMemoryStorage
+from agenthelm.core.handlers import ApprovalHandler, ApprovalRequest, Decision
+from agenthelm.core.storage import EVENTS, InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.core.tracer import ExecutionTracer
 from agenthelm.exceptions import ConfigError, WiringError
@@ -124,6 +125,36 @@ async def test_whatever_runs_refuses_a_budget_that_is_none_before_anything_is_wr
         await orchestrator.run(Answers(), "go", timeout=timeout)
     assert await storage.streams() == []
     assert (await orchestrator.run(Answers(), "go"))["answer"] == "go"
+
+
+class Inbox(list[ApprovalRequest], ApprovalHandler):
+    """Approves, and keeps what it was asked."""
+
+    async def request_approval(self, request: ApprovalRequest) -> Decision:
+        self.append(request)
+        return Decision(True)
+
+
+class Counted(InMemoryStorage):
+    """Knows how many streams it holds."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+async def test_what_is_given_is_used_also_while_it_is_empty() -> None:
+    @tool(registry=ToolRegistry(), requires_approval=True)
+    def look() -> int:
+        return 1
+
+    async with saga("s", tools=[look], storage=(first := Counted()), approval_handler=Inbox()) as scope:
+        assert await scope.use("look") == 1
+    tracer = ExecutionTracer(second := Counted(), Inbox(), tools=[look])
+    assert await tracer.trace_and_execute("look") == 1
+    async with Orchestrator(tools=[look], storage=(third := Counted()), approval_handler=Inbox()) as orchestrator:
+        assert (await orchestrator.run_saga([Step("look")])).status == "success"
+    for storage in (first, second, third):
+        assert len(await storage.read(EVENTS)) == 1
 
 
 async def test_a_budget_for_a_misspelt_agent_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
