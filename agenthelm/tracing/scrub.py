@@ -13,14 +13,15 @@ MASK: Final = "***"
 
 _SECRETS: Final = re.compile(
     r"""
-      (?P<url>\b[a-zA-Z][a-zA-Z0-9+.\-]{0,30}://)[^\s/?\#@'"<>]{0,512}@                       # user:password@ of a URL
+      (?P<url>\b[a-zA-Z][a-zA-Z0-9+.\-]{0,30}://)[^\s/?\#'"<>]{0,512}@                        # user:password@ of a URL
     | (?P<login>\b[A-Za-z0-9._~+%\-]{1,64}:)[^\s/?\#@'"<>]{1,256}@(?=[A-Za-z0-9.\-\[\]:]{1,256}:\d)   # user:password@host:port
     | (?P<scheme>\b(?:bearer|basic|token)\s+)[A-Za-z0-9._~+/\-]{8,}=*              # Authorization: Bearer ...
     | (?P<name>(?:password|passwd|passphrase|secret|api[_\-]?key|access[_\-]?key|private[_\-]?key|secret[_\-]?key
           |client[_\-]?secret|auth[_\-]?token|access[_\-]?token|refresh[_\-]?token|id[_\-]?token|session[_\-]?token
           |token|authorization|credentials?|signature|sig)
-        ['"]?\s*(?:=|:\s?)\s*)(?P<quote>['"])?(?!\*\*\*)
-        (?(quote)[^'"]+|(?:(?:bearer|basic|token)\s+)?[^\s'"&,;)}\]<>]{3,})          # password=..., "api_key": "..."
+        \\{0,7}['"]?\s*(?:=|:\s?)\s*(?:b(?=['"]))?)(?P<quote>\\{0,7}['"])?(?!\*\*\*)     # backslashes: JSON within JSON
+        (?(quote)(?:(?!(?P=quote))(?:\\+['"]?|[^\\]))+                             # up to that very quote
+          |(?!\\*['"])(?:(?:bearer|basic|token)\s+)?[^\s'"&,;)}\]<>]{3,})           # password=..., "api_key": "..."
     | \bsk-[A-Za-z0-9_\-]{8,}                                                       # OpenAI, Anthropic
     | \b(?:gh[pousr]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,})                 # GitHub
     | \b(?:AKIA|ASIA)[A-Z0-9]{16}\b                                                 # AWS
@@ -59,7 +60,7 @@ def scrub(text: str) -> str:
     """Replace what looks like a secret in free text by ``***``.
 
     Knows credentials in URLs and before ``host:port``, ``Authorization`` headers, ``name=value`` and ``"name": "value"`` with a secret-looking
-    name, private keys, JSON Web Tokens, and the key shapes of well-known providers. A last resort for text nobody
+    name (of JSON within JSON, too), private keys, JSON Web Tokens, and the key shapes of well-known providers. A last resort for text nobody
     structured: values that are known to be secret are masked by name or by type before.
     """
     if len(text) < _SHORTEST:

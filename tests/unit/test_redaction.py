@@ -260,7 +260,7 @@ def test_whatever_comes_json_and_utf8_can_hold_the_copy(value: object) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        f"postgres://user:{SECRET}@db/x is down", f"redis://:{SECRET}@h", f"Authorization: Bearer {SECRET}",
+        f"postgres://user:{SECRET}@db/x is down", f"postgres://user:p@{SECRET}@db/x is down", f"redis://:{SECRET}@h", f"Authorization: Bearer {SECRET}",
         f"authorization=Basic {SECRET}", f"Incorrect key sk-proj-{SECRET}", f"sk-ant-{SECRET}", f"api_key={SECRET}",
         f"https://h/?access_token={SECRET}&x=1", f'{{"password": "{SECRET}"}}', f"{{'clientSecret': '{SECRET} {SECRET}'}}",
         "ghp_" + "a" * 36 + SECRET[:0], f"X-Api-Key: {SECRET}", f"PASSWORD={SECRET}",
@@ -275,6 +275,22 @@ def test_secrets_of_known_shapes_are_taken_out_of_texts(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "secret", [SECRET, f"it's {SECRET}", f'1"{SECRET}', f"back\\{SECRET}", f"b\\'{SECRET}", f'\\"{SECRET}\\n']
+)
+def test_a_secret_between_quotes_is_taken_out_whole_also_of_json_within_json(secret: str) -> None:
+    value = {"user": "ann", "password": secret, "n": "kept"}
+    as_json = json.dumps(value)
+    within = json.dumps({"arguments": as_json})
+    as_bytes = repr({"password": secret.encode(), "n": "kept"})
+    for text in (as_json, within, json.dumps(within), repr(value), repr([repr(value)]), as_bytes):
+        shown = scrub(text)
+        assert SECRET not in shown
+        assert "kept" in shown
+        assert scrub(shown) == shown
+    assert json.loads(scrub(as_json)) == {**value, "password": MASK}
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "", "all is well", "the token was refused", "https://example.org/a?b=c@d", "used 12 tokens: fine", "basic idea",
@@ -285,7 +301,23 @@ def test_ordinary_texts_stay(text: str) -> None:
     assert scrub(text) == text
 
 
-@pytest.mark.parametrize("word", ["a-", "token-", "a://", "token:", "secret =  ", "eyJaaaaaaaaa.", "Bearer ", "sk-"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "a-",
+        "token-",
+        "a://",
+        "token:",
+        "secret =  ",
+        "eyJaaaaaaaaa.",
+        "Bearer ",
+        "sk-",
+        "a://b@",
+        'token="',
+        'token="\\',
+        '\\"token\\": \\"',
+    ],
+)
 def test_long_hostile_texts_are_scrubbed_in_a_time_that_grows_with_their_length(word: str) -> None:
     text = "key" + word * (1_000_000 // len(word))
     scrub(text)  # with quadratic growth this would take many minutes, and the run would be stopped
