@@ -114,6 +114,7 @@ class Attempts:
             try:
                 await call.clock.sleep(contract.backoff.delay(call.attempts, error=failure, now=call.clock.wall()))
                 raise_if_stopped()
+                self._raise_if_spent(failure)
                 if self._late is not None and self._late.is_set():
                     raise failure
             finally:
@@ -145,6 +146,13 @@ class Attempts:
         else:
             # Cancelled, or the process is being torn down: it never returned, if it was entered at all.
             self.doubt = self.doubt or self._entered
+
+    def _raise_if_spent(self, failure: Exception) -> None:
+        """Refuse a further attempt where those before it have passed a limit: of the call, the agent or the run."""
+        try:
+            self._books().check()
+        except BudgetExceededError as spent:
+            raise spent from failure
 
     def _may_retry(self, error: Exception) -> bool:
         call = self._call

@@ -159,6 +159,16 @@ class Ledger:
                     held[3] += want[3]
         return Reservation(self, want, amount.usd is not None)
 
+    def check(self) -> None:
+        """Raise if a limit of this ledger or one above it has already been passed: by time, or by `charge`.
+
+        Raises:
+            BudgetExceededError: It has; its scope is marked stopped.
+        """
+        if self._limited:
+            with self._lock:
+                self._check((0, 0, 0, 0))
+
     def charge(self, usd: float, *, agent: str | None = None) -> None:
         """Book money that was spent outside of any reservation.
 

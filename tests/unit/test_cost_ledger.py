@@ -269,6 +269,7 @@ def test_what_was_charged_in_a_scope_is_told_without_the_scopes_inside_it() -> N
 def test_seconds_are_checked_at_each_door() -> None:
     clock = FakeClock()
     ledger = Ledger("run", Budget(seconds=10), clock=clock)
+    ledger.check()
     clock.now += 9.9
     ledger.reserve(ONE).settle()
     clock.now += 0.1
@@ -276,6 +277,8 @@ def test_seconds_are_checked_at_each_door() -> None:
         ledger.reserve(ONE)
     assert caught.value.resource == "seconds"
     assert caught.value.limit == 10
+    with pytest.raises(BudgetExceededError):
+        ledger.check()
 
 
 def test_compensations_are_booked_and_never_refused() -> None:

@@ -922,6 +922,24 @@ class TestBudgets:
         assert (caught.value.scope, caught.value.limit, caught.value.requested) == ("run", 0.10, 0.25)
         assert (await door.event()).outcome == "over_budget"
 
+    @pytest.mark.parametrize(("max_cost", "scope", "attempts"), [(0.10, "tool:pay", 2), (None, "run", 3)])
+    async def test_nothing_is_tried_again_on_money_that_is_spent(
+        self, max_cost: float | None, scope: str, attempts: int
+    ) -> None:
+        door = Door(budget=Budget(usd=0.20))
+
+        @tool(registry=door.tools, max_cost=max_cost, retries=5, backoff=Backoff(initial=0))
+        async def pay() -> None:
+            charge(0.10)
+            raise ValueError("declined")
+
+        with pytest.raises(BudgetExceededError) as caught:
+            await door.call("pay")
+        assert caught.value.scope == scope
+        assert str(caught.value.__cause__) == "declined"
+        event = await door.event()
+        assert (event.retry_count, event.estimated_cost_usd) == (attempts - 1, pytest.approx(0.10 * attempts))
+
     async def test_what_is_charged_is_settled_and_shows_in_the_event(self) -> None:
         door = Door(budget=Budget(usd=1.0))
 
