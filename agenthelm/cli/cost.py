@@ -11,7 +11,7 @@ from agenthelm.cli._command import Failure, command
 from agenthelm.cli._options import Json, Since
 from agenthelm.cli._units import count, dollars
 
-__all__ = ["Spent", "app"]
+__all__ = ["Spent", "app", "made"]
 
 app: typer.Typer = typer.Typer(help="Prices of models, and what runs have cost.", no_args_is_help=True)
 
@@ -87,8 +87,8 @@ def _group(event: Mapping[str, Any], by: str) -> str | None:
     return str(event.get("timestamp", ""))[:10] if by == "day" else str(event.get("agent_name") or "(no agent)")
 
 
-def _made(event: Mapping[str, Any]) -> bool:
-    """Whether a tool was called at all; a call that was refused took no time."""
+def made(event: Mapping[str, Any]) -> bool:
+    """Whether a tool or a model was called at all; a call that was refused took no time."""
     return event.get("outcome") == "success" or bool(event.get("execution_time"))
 
 
@@ -105,7 +105,7 @@ class Spent:
         lm = event.get("kind") == "lm"
         usage = event.get("token_usage") or {}
         calls = event.get("calls") or 0
-        self.calls += (not lm and _made(event)) if tools else calls
+        self.calls += (not lm and made(event)) if tools else calls
         self.tokens_in += usage.get("input_tokens") or 0
         self.tokens_out += usage.get("output_tokens") or 0
         cost = event.get("estimated_cost_usd")
@@ -154,7 +154,7 @@ class _Bill(Spent):
         self.session = str(event.get("session_id") or self.session)
         began = str(event.get("timestamp") or "")
         self.began = min(self.began or began, began)
-        self.tool_calls += event.get("kind") != "lm" and _made(event)
+        self.tool_calls += event.get("kind") != "lm" and made(event)
         if (name := _group(event, "model")) is not None:
             self.models.setdefault(name, Spent()).add(event)
         source, _, how = str(event.get("cost_source") or "").partition(", ")

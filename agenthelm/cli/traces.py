@@ -11,6 +11,7 @@ import typer
 
 from agenthelm.cli._command import command
 from agenthelm.cli._options import MOST, Json, Limit, Since
+from agenthelm.cli.cost import Spent, made
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -189,7 +190,6 @@ def _tree(events: Sequence[Mapping[str, Any]]) -> Tree:
 
     from agenthelm.cli import _console
     from agenthelm.cli._units import seconds
-    from agenthelm.cli.cost import Spent
 
     events = sorted(events, key=_start)  # they are on record in the order in which they ended
     first, last = events[0], max(_end(event) for event in events)
@@ -338,8 +338,7 @@ async def stats(
                 s["kind"],
                 s["calls"],
                 s["failures"],
-                seconds(s["p50"]),
-                seconds(s["p95"]),
+                *("" if s[at] is None else seconds(s[at]) for at in ("p50", "p95")),
                 dollars(s["cost_usd"]),
             )
             for s in summaries
@@ -353,20 +352,22 @@ class _Stats:
     """What a tool's calls add up to."""
 
     def __init__(self) -> None:
-        self.failures = 0
+        self.calls = self.failures = 0
         self.times: list[float] = []
         self.cost: float | None = 0.0
 
     def add(self, event: Mapping[str, Any]) -> None:
+        self.calls += 1
         self.failures += event.get("outcome") != "success"
-        self.times.append(float(event.get("execution_time") or 0))
+        if made(event):  # others would make whatever is often refused look quick
+            self.times.append(float(event.get("execution_time") or 0))
         cost = event.get("estimated_cost_usd")
         self.cost = None if cost is None or self.cost is None else self.cost + cost
 
     def summary(self) -> dict[str, Any]:
         times = sorted(self.times)
 
-        def at(share: float) -> float:
-            return times[min(len(times) - 1, round(share * (len(times) - 1)))]
+        def at(share: float) -> float | None:
+            return times[round(share * (len(times) - 1))] if times else None
 
-        return {"calls": len(times), "failures": self.failures, "p50": at(0.5), "p95": at(0.95), "cost_usd": self.cost}
+        return {"calls": self.calls, "failures": self.failures, "p50": at(0.5), "p95": at(0.95), "cost_usd": self.cost}

@@ -158,6 +158,11 @@ careless = Careless(name="careless", description="Makes mistakes.")
     run = json.loads(cli("run", "x", "--app", "careless.py", "-a", "careless", "--json").stdout)
     assert run["usage"]["tool_calls"] == 2
     assert cli("cost", "report", "--run", "last").stdout.splitlines()[-2].endswith("and 2 tool calls")
+    stats = {entry["name"]: entry for entry in json.loads(cli("traces", "stats", "--json").stdout)}
+    assert (stats["add"]["calls"], stats["add"]["failures"]) == (2, 1)
+    assert stats["add"]["p50"] == stats["add"]["p95"] > 0
+    assert stats["ask"]["p50"] is stats["ask"]["p95"] is None
+    assert "ask " in cli("traces", "stats").stdout
     tools = report(cli, "--by", "tool")
     assert {name: tools[name]["calls"] for name in ("add", "ask", "ask_on")} == {"add": 1, "ask": 0, "ask_on": 1}
 
