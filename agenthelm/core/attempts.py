@@ -21,13 +21,24 @@ from agenthelm.exceptions import (
     BudgetExceededError,
     LeaseLostError,
     OutcomeUnknown,
+    ToolContractError,
     ToolInputError,
+    ToolOutputError,
     ToolTimeoutError,
+    UnknownToolError,
 )
 
 __all__ = ["Attempts", "Verdict"]
 
-_NEVER_RETRIED = (ApprovalDeniedError, BudgetExceededError, LeaseLostError, ToolInputError)
+_NEVER_RETRIED = (
+    ApprovalDeniedError,
+    BudgetExceededError,
+    LeaseLostError,
+    ToolContractError,
+    ToolInputError,
+    ToolOutputError,  # of a call inside, which was made and would be made again
+    UnknownToolError,
+)
 _OWN_STOPS = (ApprovalDeniedError, BudgetExceededError, LeaseLostError)
 
 

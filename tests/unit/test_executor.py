@@ -291,8 +291,8 @@ class TestRetries:
         event = await door.event()
         assert (event.retry_count, event.outcome, event.error_state) == (3, "success", None)
 
-    @pytest.mark.parametrize("what", ["ask", "pay", "look"])
-    async def test_a_denial_a_budget_or_wrong_arguments_inside_a_tool_are_not_retried(self, what: str) -> None:
+    @pytest.mark.parametrize("what", ["ask", "pay", "look", "give", "nothing"])
+    async def test_a_denial_a_budget_or_what_does_not_fit_inside_a_tool_is_not_retried(self, what: str) -> None:
         door = Door(budget=Budget(usd=0.1))
         calls = []
 
@@ -305,6 +305,10 @@ class TestRetries:
         @tool(registry=door.tools)
         async def look(x: int) -> None: ...
 
+        @tool(registry=door.tools)
+        async def give() -> int:
+            return "none"  # type: ignore[return-value]
+
         @tool(registry=door.tools, retries=3, backoff=Backoff(initial=0))
         async def outer() -> None:
             calls.append(1)
@@ -312,7 +316,9 @@ class TestRetries:
             assert executor is not None
             await executor.call(what, {})
 
-        with pytest.raises((ApprovalDeniedError, BudgetExceededError, ToolInputError)):
+        with pytest.raises(
+            (ApprovalDeniedError, BudgetExceededError, ToolInputError, ToolOutputError, UnknownToolError)
+        ):
             await door.call("outer")
         assert len(calls) == 1
         assert door.clock.slept == []
