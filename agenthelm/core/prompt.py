@@ -6,6 +6,7 @@ import json
 import os
 import select
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +15,7 @@ import anyio
 import anyio.lowlevel
 from anyio.lowlevel import RunVar
 
+from agenthelm._runtime.forks import Forked
 from agenthelm._runtime.groups import in_child
 from agenthelm._runtime.workers import Workers
 from agenthelm.core.decisions import ApprovalHandler, ApprovalRequest, Decision
@@ -31,8 +33,25 @@ _LINE: Final = 4096
 _NARROW: Final = 40
 """Columns below which the call is told in lines; the terminal breaks those by itself."""
 
+_TURN: Final = 0.05
+"""Seconds after which a thread looks again whether the terminal is free."""
+
 _terminal: RunVar[anyio.Lock] = RunVar("agenthelm_terminal")
-"""There is one terminal, so there is one prompt at a time, whoever asks."""
+"""There is one terminal, so there is one prompt at a time, whoever asks in this event loop."""
+
+
+class _Floor(Forked):
+    """Who of all event loops may ask: a sync tool may run one of its own."""
+
+    def __init__(self) -> None:
+        self.in_child()
+        super().__init__()
+
+    def in_child(self) -> None:
+        self.taken = threading.Lock()
+
+
+_floor: Final = _Floor()
 
 
 class CliHandler(ApprovalHandler):
@@ -88,10 +107,18 @@ class CliHandler(ApprovalHandler):
             os.close(wake)
 
     def _dialogue(self, request: ApprovalRequest, stop: int) -> Decision:
+        floor = _floor.taken
+        while not floor.acquire(blocking=False):
+            if self._left(request) == 0:
+                return _denied("the request expired before it could be asked")
+            if _was_taken_back(stop, _TURN):
+                return _denied("the question was taken back")
         try:
             return self._talk(self._console or _stderr(), request, stop)
         except OSError:  # the terminal hung up
             return _denied("the terminal was closed")
+        finally:
+            floor.release()
 
     def _talk(self, console: Console, request: ApprovalRequest, stop: int) -> Decision:
         _show(console, request, self._left(request))
@@ -173,6 +200,14 @@ def _table(title: str, arguments: list[tuple[str, str]], facts: list[tuple[str, 
 
 def _json(value: Any) -> str:
     return plain(json.dumps(value, ensure_ascii=False, default=repr))
+
+
+def _was_taken_back(stop: int, wait: float) -> bool:
+    """Whether nobody waits for an answer any more; asked for so long."""
+    if sys.platform == "win32":  # as in `_read_line`
+        time.sleep(wait)
+        return False
+    return bool(select.select([stop], [], [], wait)[0])
 
 
 def _forget_typed() -> None:

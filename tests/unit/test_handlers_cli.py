@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from types import MappingProxyType, SimpleNamespace
 from typing import IO
 
@@ -168,6 +169,50 @@ async def test_concurrent_requests_are_asked_one_after_the_other(terminal: Termi
     shown = re.findall(r"Approval needed: (\w+)", terminal.plain)
     assert sorted(shown) == ["one", "three", "two"]
     assert [decisions[name] for name in shown] == [True, False, True]
+
+
+async def test_event_loops_in_other_threads_are_asked_one_after_the_other_too(terminal: Terminal) -> None:
+    terminal.attach()
+    decisions: dict[str, Decision] = {}
+
+    async def ask(name: str, expires_at: float | None = None) -> None:
+        decisions[name] = await CliHandler().request_approval(approval_request(name, expires_at=expires_at))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask, "one")
+        await terminal.until(QUESTION)
+        soon = time.time() + 20  # should this fail, no thread may ask for ever
+        group.start_soon(partial(anyio.to_thread.run_sync, anyio.run, ask, "two", soon, abandon_on_cancel=True))
+        # It waits for its turn until it expires, and shows nothing meanwhile.
+        await anyio.to_thread.run_sync(anyio.run, ask, "three", time.time() + 0.2)
+        assert "expired before it could be asked" in decisions["three"].reason
+        terminal.type("y\n")
+        await terminal.until(QUESTION, times=2)
+        terminal.type("no, not this\n")
+    assert decisions["one"].approved
+    assert decisions["two"].reason == "no, not this"
+    assert re.findall(r"Approval needed: (\w+)", terminal.plain) == ["one", "two"]
+
+
+async def test_a_question_that_waits_for_another_loop_is_taken_back(terminal: Terminal) -> None:
+    terminal.attach()
+
+    async def ask_in_vain() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(CliHandler().request_approval, approval_request("two"))
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(CliHandler().request_approval, approval_request("one"))
+            await terminal.until(QUESTION)
+            await anyio.to_thread.run_sync(anyio.run, ask_in_vain, abandon_on_cancel=True)
+            terminal.type("y\n")
+            group.start_soon(CliHandler().request_approval, approval_request("three"))
+            await terminal.until(QUESTION, times=2)
+            terminal.type("n\n")
+    assert re.findall(r"Approval needed: (\w+)", terminal.plain) == ["one", "three"]
 
 
 async def test_a_request_that_expires_is_denied(terminal: Terminal) -> None:
