@@ -71,6 +71,7 @@ CATCH_ALL = {
     "core.digest:_shown": "a value without a repr is told by its identity",
     "core.digest:_apart": "as above",
     "memory.hub:MemoryHub.health.ask": "a store that breaks has not answered; what it raised is its state",
+    "tracing.redaction:_own": "a value that can't be copied is shared",
     "tracing.redaction:_Masking.named": "what somebody's hook can't handle is not shown",
     "tracing.redaction:_Masking.value": "a value that can't be shown must not fail the call it is recorded for",
     "tracing.site:Site.__enter__": "what a host's telemetry raises is logged, and costs no run its outcome",
