@@ -24,7 +24,6 @@ from agenthelm.exceptions import (
     LeaseLostError,
     ToolContractError,
     ToolInputError,
-    ToolTimeoutError,
     UnknownToolError,
 )
 from agenthelm.telling import behind, conceal, conceal_notes, describe, message_of, notes_of
@@ -172,12 +171,10 @@ class Call:
         self._name(error)
         if doubt:
             self.outcome = "in_doubt"
-        elif not isinstance(error, Exception) or isinstance(error, anyio.get_cancelled_exc_class()):
+        elif not isinstance(error, Exception) or isinstance(error, (LeaseLostError, anyio.get_cancelled_exc_class())):
             self.outcome = "cancelled"
-        elif isinstance(error, (ToolTimeoutError, TimeoutError)):
+        elif isinstance(error, TimeoutError):
             self.outcome = "timeout"
-        elif isinstance(error, LeaseLostError):
-            self.outcome = "cancelled"
         else:
             # What a tool that ran lets through is of a call inside it, which has an event of its own.
             self.outcome = "failed" if self.attempts else _refusal(error)
