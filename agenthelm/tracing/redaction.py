@@ -76,8 +76,19 @@ _KEYS: Final = frozenset(
         "account",
         "service",
         "client",
+        "webhook",
+        "hmac",
+        "openai",
+        "anthropic",
+        "mistral",
+        "stripe",
+        "aws",
+        "azure",
+        "google",
+        "github",
     ]
 )
+_PASSES: Final = frozenset(["db", "database", "user", "admin", "root", "smtp", "mail", "ftp", "redis", "login"])
 _TOKENS: Final = frozenset(
     ["access", "auth", "api", "refresh", "bearer", "session", "id", "csrf", "bot", "user", "oauth", "security"]
 )
@@ -118,7 +129,8 @@ def looks_secret(key: str) -> bool:
         return True
     if last in {"value", "header", "string"} and before == "token":
         return True
-    return (last in {"key", "keys"} and before in _KEYS) or (last == "tokens" and before in _TOKENS)
+    kinds = _KEYS if last in {"key", "keys"} else _TOKENS if last == "tokens" else _PASSES if last == "pass" else ()
+    return before in kinds
 
 
 def masked(

@@ -16,7 +16,7 @@ _SECRETS: Final = re.compile(
       (?P<url>\b[a-zA-Z][a-zA-Z0-9+.\-]{0,30}://)[^\s/?\#'"<>]{0,512}@                        # user:password@ of a URL
     | (?P<login>\b[A-Za-z0-9._~+%\-]{1,64}:)[^\s/?\#@'"<>]{1,256}@(?=[A-Za-z0-9.\-\[\]:]{1,256}:\d)   # user:password@host:port
     | (?P<scheme>\b(?:bearer|basic|token)\s+)[A-Za-z0-9._~+/\-]{8,}=*              # Authorization: Bearer ...
-    | (?P<name>(?:password|passwd|passphrase|secret|api[_\-]?key|access[_\-]?key|private[_\-]?key|secret[_\-]?key
+    | (?P<name>(?:password|passwd|passphrase|pwd|secret|api[_\-]?key|access[_\-]?key|private[_\-]?key|secret[_\-]?key
           |client[_\-]?secret|auth[_\-]?token|access[_\-]?token|refresh[_\-]?token|id[_\-]?token|session[_\-]?token
           |token|authorization|credentials?|signature|sig)
         \\{0,7}['"]?\s*(?:=|:\s?)\s*(?:b(?=['"]))?)(?P<quote>\\{0,7}['"])?(?!\*\*\*)     # backslashes: JSON within JSON
@@ -36,7 +36,7 @@ _SECRETS: Final = re.compile(
 )
 
 _HINTS: Final = (
-    "://", "@", "sk-", "bearer", "basic", "token", "pass", "secret", "key", "auth", "cred", "sig", "ghp_", "gho_", "ghu_",
+    "://", "@", "sk-", "bearer", "basic", "token", "pass", "pwd", "secret", "key", "auth", "cred", "sig", "ghp_", "gho_", "ghu_",
     "ghs_", "ghr_", "github_pat", "akia", "asia", "aiza", "xox", "k_live", "k_test", "hf_", "eyj",
 )  # fmt: skip
 """What every secret that is known here contains. Plain searches are several times quicker than the expression."""

@@ -30,7 +30,7 @@ SECRET = "hunter2-correct-horse"
         "client_secret", "clientSecret", "api_key", "apiKey", "apikey", "API-KEY", "X-Api-Key", "openai_api_key", "token",
         "access_token", "accessToken", "refresh-token", "auth_tokens", "bearer", "authorization", "Authorization",
         "proxy-authorization", "auth", "credentials", "aws_secret_access_key", "private_key", "privateKey", "ssh_key",
-        "session_token", "Set-Cookie", "cvv", "token_value",
+        "session_token", "Set-Cookie", "cvv", "token_value", "db_pass", "smtpPass", "stripe_key", "OPENAI_KEY", "webhook_key",
     ],
 )  # fmt: skip
 def test_names_of_secrets_are_recognised(key: str) -> None:
@@ -42,7 +42,7 @@ def test_names_of_secrets_are_recognised(key: str) -> None:
     [
         "max_tokens", "maxTokens", "token_usage", "token_count", "input_tokens", "tokens", "total_tokens", "tokenizer",
         "idempotency_key", "key", "keys", "primary_key", "author", "authors", "authored_by", "city", "secretary",
-        "password_length", "token_type", "passenger", "compass", "monkey", "keyboard", "", "…", "token_budget",
+        "password_length", "token_type", "passenger", "compass", "monkey", "keyboard", "", "…", "token_budget", "pass", "boarding_pass", "sort_key",
     ],
 )  # fmt: skip
 def test_names_that_only_resemble_secrets_are_not(key: str) -> None:
@@ -263,7 +263,7 @@ def test_whatever_comes_json_and_utf8_can_hold_the_copy(value: object) -> None:
         f"postgres://user:{SECRET}@db/x is down", f"postgres://user:p@{SECRET}@db/x is down", f"redis://:{SECRET}@h", f"Authorization: Bearer {SECRET}",
         f"authorization=Basic {SECRET}", f"Incorrect key sk-proj-{SECRET}", f"sk-ant-{SECRET}", f"api_key={SECRET}",
         f"https://h/?access_token={SECRET}&x=1", f'{{"password": "{SECRET}"}}', f"{{'clientSecret': '{SECRET} {SECRET}'}}",
-        "ghp_" + "a" * 36 + SECRET[:0], f"X-Api-Key: {SECRET}", f"PASSWORD={SECRET}",
+        "ghp_" + "a" * 36 + SECRET[:0], f"X-Api-Key: {SECRET}", f"PASSWORD={SECRET}", f"Uid=sa;Pwd={SECRET};",
         f"-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n-----END RSA PRIVATE KEY-----",
     ],
 )  # fmt: skip
