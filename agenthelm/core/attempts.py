@@ -173,6 +173,8 @@ class Attempts:
             return False
         if self.doubt and not contract.idempotent:
             return False
+        if isinstance(error, ExceptionGroup):  # as `except*` would have it
+            return error.split(contract.retry_on)[1] is None
         return isinstance(error, contract.retry_on)
 
     async def _attempt(self) -> Any:

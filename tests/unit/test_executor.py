@@ -335,6 +335,21 @@ class TestRetries:
             await door.call("f")
         assert len(calls) == 1
 
+    @pytest.mark.parametrize(("others", "attempts"), [([], 4), ([TimeoutError()], 4), ([KeyError("x")], 1)])
+    async def test_a_group_is_retried_if_all_in_it_would_be(
+        self, door: Door, others: list[Exception], attempts: int
+    ) -> None:
+        calls = []
+
+        @tool(registry=door.tools, retries=3, retry_on=OSError)
+        async def f() -> None:
+            calls.append(1)
+            raise ExceptionGroup("several", [ExceptionGroup("inner", [ConnectionError("gone")]), *others])
+
+        with pytest.raises(ExceptionGroup):
+            await door.call("f")
+        assert len(calls) == attempts
+
     async def test_a_peer_that_says_when_to_come_back_is_obeyed(self, door: Door) -> None:
         class BusyError(OSError):
             retry_after = 17.0
