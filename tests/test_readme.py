@@ -16,7 +16,8 @@ COMMANDS = re.findall(r"^pip install uv && (uv run .+)$", TEXT, re.MULTILINE)
 
 
 def test_two_commands_are_all_a_fresh_machine_needs() -> None:
-    assert [command.split()[2] for command in COMMANDS] == ["agenthelm", "pytest"]
+    main, tests = (shlex.split(command) for command in COMMANDS)
+    assert (main[2], tests[-1]) == ("agenthelm", "pytest")
     first_screen = TEXT[: TEXT.index("\n## ")]
     assert all(command in first_screen for command in COMMANDS)
 
