@@ -26,7 +26,7 @@ from agenthelm._runtime.groups import shielded
 from agenthelm._runtime.workers import Workers, on_trio
 from agenthelm.core.cost import Price
 
-__all__ = ["Backend", "LMBackend", "ObjectBackend", "Server", "backend_for", "connections"]
+__all__ = ["Backend", "LMBackend", "ObjectBackend", "Server", "backend_for", "connections", "declared_price"]
 
 Server: TypeAlias = tuple[str, int | None]
 """A host and its port, as a trace names them: nothing else of an address, which may hold a key."""
@@ -69,8 +69,7 @@ class ObjectBackend:
         self.async_engine = async_engine
         self.verbatim = verbatim
         self.server: Server | None = None
-        price = getattr(engine, "price", None)
-        self.price: Price | None = price if isinstance(price, Price) else None
+        self.price: Price | None = declared_price(engine)
 
     def ask(self, request: Request) -> Response:
         """Ask the sync engine."""
@@ -105,6 +104,12 @@ class ObjectBackend:
             close = getattr(events, "aclose", None)
             if close is not None:
                 await close()
+
+
+def declared_price(engine: Any) -> Price | None:
+    """What an engine object says its tokens cost, if it says so."""
+    price = getattr(engine, "price", None)
+    return price if isinstance(price, Price) else None
 
 
 class LMBackend:

@@ -120,7 +120,9 @@ class lm_scope:  # noqa: N801 - used like a function: `async with lm_scope(lm):`
                 self._stack.enter_context(using(self._executor))
             if identity is not None:
                 self._stack.enter_context(entered(identity))
-            callbacks = [*(dspy.settings.callbacks or ()), StrayWatch(meter)]
+            # Of a run inside another one the inner watch books for both: their books are one.
+            others = [callback for callback in dspy.settings.callbacks or () if not isinstance(callback, StrayWatch)]
+            callbacks = [*others, StrayWatch(meter)]
             self._settings = _dspy(models, default, callbacks=callbacks)
             self._settings.__enter__()
         except BaseException:

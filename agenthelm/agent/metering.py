@@ -85,17 +85,18 @@ class Meter:
         self.policy: LMPolicy = policy or LMPolicy()
         self.unpriced = unpriced
         self._prices: PriceSource = prices or METADATA
-        self._known: dict[str, Price | None] = {}
+        self._known: dict[tuple[str, Price | None], Price | None] = {}
         self._pending: list[tuple[ToolExecutor, Record]] = []
         self._lock = threading.Lock()
         self.closed: bool = False
 
     def price(self, model: str, declared: Price | None) -> Price | None:
         """A model's price: an override, else what its engine declares, else what the source knows."""
-        if model in self._known:
-            return self._known[model]
+        asked = model, declared  # two engines may call their models the same
+        if asked in self._known:
+            return self._known[asked]
         found = override_price(model) or declared or self._prices.price(model)
-        self._known[model] = found
+        self._known[asked] = found
         if found is None and self.unpriced == "warn":
             _log.warning(
                 "no price is known for model %r: its calls count against token and call budgets only, and the run's "
@@ -104,9 +105,9 @@ class Meter:
             )
         return found
 
-    async def load_prices(self, model: str) -> None:
+    async def load_prices(self) -> None:
         """See to it that looking up a price does not read a file on the event loop."""
-        if model not in self._known and isinstance(self._prices, MetadataPrices) and not self._prices.loaded:
+        if isinstance(self._prices, MetadataPrices) and not self._prices.loaded:
             await Workers().hop(self._prices.load)
 
     def close(self) -> None:
@@ -202,7 +203,7 @@ class _Door:
 
     async def complete_async(self, request: Request, executor: ToolExecutor) -> Response:
         """One call on the event loop: cancellable, under its deadline."""
-        await self.meter.load_prices(request.model)
+        await self.meter.load_prices()
         call = LMCall(self.meter, self.backend, request, executor)
         try:
             with call:
@@ -304,7 +305,7 @@ class _AsyncDoor:
             async for event in self._door.plain.stream_async(request):
                 yield event
             return
-        await meter.load_prices(request.model)
+        await meter.load_prices()
         call = LMCall(meter, backend, request, executor)
         try:
             with call:

@@ -16,10 +16,13 @@ import dspy
 from dspy.utils.callback import BaseCallback
 
 from agenthelm._runtime.context import current_run
+from agenthelm.agent.backends import declared_price
 from agenthelm.agent.lm_call import ASSUMED_OUTPUT_TOKENS, plain_event
+from agenthelm.agent.lm_errors import fate_of
 from agenthelm.agent.metering import Meter, is_metered
 from agenthelm.core.cost import Amount, Price, Reservation, TokenUsage
 from agenthelm.core.executor import ToolExecutor, current_executor
+from agenthelm.core.redaction import scrub
 from agenthelm.exceptions import BudgetExceededError
 from agenthelm.telling import describe
 
@@ -47,7 +50,7 @@ class _Tracker:
 @dataclass(frozen=True, slots=True)
 class _Open:
     executor: ToolExecutor
-    hold: Reservation | None
+    hold: Reservation
     price: Price | None
     tracker: _Tracker
     settings: AbstractContextManager[None]
@@ -76,13 +79,14 @@ class StrayWatch(BaseCallback):
                 "it to the agent as lm=, or to the Orchestrator as lm= or lms=.",
                 model,
             )
-        price = self._meter.price(model, None)
+        price = self._meter.price(model, declared_price(getattr(instance, "engine", None)))
         inputs_bound = len(repr(inputs))
         usd = None if price is None else price.bound(inputs_bound, ASSUMED_OUTPUT_TOKENS)
+        bound = Amount(usd=usd, tokens=inputs_bound + ASSUMED_OUTPUT_TOKENS, calls=1)
         try:
-            hold = executor.ledger.reserve(Amount(usd=usd, tokens=inputs_bound + ASSUMED_OUTPUT_TOKENS, calls=1))
-        except BudgetExceededError:
-            hold = None  # the scope is marked stopped, and ends at its next door
+            hold = executor.ledger.reserve(bound)
+        except BudgetExceededError:  # the scope is marked stopped, and ends at its next door
+            hold = executor.ledger.unlimited().reserve(bound)
         tracker = _Tracker(dspy.settings.usage_tracker)
         settings = dspy.context(usage_tracker=tracker)
         settings.__enter__()
@@ -94,33 +98,41 @@ class StrayWatch(BaseCallback):
         if call is None:
             return
         call.settings.__exit__(None, None, None)
-        run = current_run()
-        agent = run.agent if run is not None else None
-        usage = _usage(call.tracker.usage, call.model)
-        executor, hold = call.executor, call.hold or call.executor.ledger.unlimited().reserve(Amount(calls=1))
-        fields: dict[str, Any] = {
+        fields = {
             "outcome": "success",
-            "calls": 1,
             "cost_source": None if call.price is None else call.price.source,
+            **_settled(call, exception),
         }
-        if exception is None and not call.tracker.reported:
-            hold.settle(
-                usage=TokenUsage(input_tokens=0, output_tokens=0, model=call.model), agent=agent, outcome="cached"
-            )
-            fields.update(calls=0, estimated_cost_usd=0.0, cost_source="cache")
-        elif usage is None:
-            hold.keep(agent=agent, model=call.model)
-            fields.update(estimated_cost_usd=hold.amount.usd, cost_source="estimated")
-        else:
-            cost = None if call.price is None else call.price.cost(usage)
-            amount = Amount(usd=cost, tokens=usage.input_tokens + usage.output_tokens, calls=1)
-            hold.settle(amount, usage=usage, agent=agent)
-            fields.update(estimated_cost_usd=cost, token_usage=usage.model_dump())
         if exception is not None:
             failed = "failed" if isinstance(exception, Exception) else "cancelled"
-            fields.update(outcome=failed, error_type=type(exception).__name__, error_state=describe(exception))
-        fields["execution_time"] = round(executor.clock.monotonic() - call.began, 9)
-        self._meter.defer(executor, plain_event(executor, call.model, **fields))
+            fields.update(outcome=failed, error_type=type(exception).__name__, error_state=scrub(describe(exception)))
+        fields["execution_time"] = round(call.executor.clock.monotonic() - call.began, 9)
+        self._meter.defer(call.executor, plain_event(call.executor, call.model, **fields))
+
+
+def _settled(call: _Open, exception: BaseException | None) -> dict[str, Any]:
+    """Book a call that has ended; returns what its event says of calls and money."""
+    run = current_run()
+    agent = run.agent if run is not None else None
+    hold, usage = call.hold, _usage(call.tracker.usage, call.model)
+    fate = "lost" if exception is None else fate_of(exception)
+    if exception is None and not call.tracker.reported:
+        nothing = TokenUsage(input_tokens=0, output_tokens=0, model=call.model)
+        hold.settle(usage=nothing, agent=agent, outcome="cached")
+        return {"calls": 0, "estimated_cost_usd": 0.0, "cost_source": "cache"}
+    if usage is not None:
+        cost = None if call.price is None else call.price.cost(usage)
+        amount = Amount(usd=cost, tokens=usage.input_tokens + usage.output_tokens, calls=1)
+        hold.settle(amount, usage=usage, agent=agent)
+        return {"calls": 1, "estimated_cost_usd": cost, "token_usage": usage.model_dump()}
+    if fate == "unsent":
+        hold.release()
+        return {"calls": 0, "estimated_cost_usd": 0.0}
+    if fate == "refused":
+        hold.settle(Amount(calls=1), agent=agent, outcome="failed", model=call.model)
+        return {"calls": 1, "estimated_cost_usd": 0.0}
+    hold.keep(agent=agent, model=call.model)
+    return {"calls": 1, "estimated_cost_usd": hold.amount.usd, "cost_source": "estimated"}
 
 
 def _usage(usage: dict[str, Any], model: str) -> TokenUsage | None:

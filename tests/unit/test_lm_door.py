@@ -541,6 +541,55 @@ async def test_a_model_that_a_predictor_brought_along_is_booked_too(caplog: pyte
     assert [record.data["tool_name"] for record in await storage.read("events")] == ["stray", "stray", "scripted"]
 
 
+REFUSED = lm15.AuthError("Incorrect API key provided: sk-proj-abcdefghij0123456789abcdefghij", status=401)
+UNSENT = lm15.TransportError("no route")
+UNSENT.__cause__ = ConnectionRefusedError()
+
+
+@pytest.mark.parametrize(
+    ("error", "calls", "usd"),
+    [(REFUSED, 1, 0.0), (UNSENT, 0, 0.0), (lm15.TransportError("reset"), 1, None)],
+    ids=["refused", "unsent", "lost"],
+)
+async def test_a_failed_call_of_such_a_model_is_booked_like_any_other(
+    error: Exception, calls: int, usd: float | None
+) -> None:
+    own = dspy.Predict("question -> answer")
+    own.lm = scripted(error)
+    async with lm_run(scripted(), budget=Budget(calls=0)) as run:  # also where it is over a budget already
+        with pytest.raises(dspy.LMError):
+            await run.call(own, question="?")
+        storage = run.executor.storage
+    (record,) = await storage.read("events")
+    total = run.ledger.total()
+    assert record.data["calls"] == total.calls == total.failed_calls == calls
+    assert record.data["estimated_cost_usd"] == total.priced_usd
+    assert total.priced_usd == usd if usd is not None else total.priced_usd > 0
+    assert "sk-proj" not in str(record.data)
+
+
+async def test_such_a_model_of_a_run_inside_a_run_is_booked_once() -> None:
+    own = dspy.Predict("question -> answer")
+    own.lm = scripted()
+    async with lm_run(scripted()) as run:
+        async with lm_scope(None, policy=QUICK):
+            await run.call(own, question="?")
+        assert len(await run.events()) == run.ledger.total().calls == 1
+        assert run.ledger.cost_usd == 0.0002
+
+
+async def test_models_of_one_name_keep_their_own_prices() -> None:
+    dear = Price(input=1.0, output=0.0)
+    async with lm_run(scripted(), lms={"other": scripted(price=dear), "third": scripted(price=None)}) as run:
+        running = current_run()
+        assert running is not None
+        for agent in ("writer", "other", "third"):
+            with entered(running.evolve(agent=agent)), agent_lm_scope(agent):
+                await run.call(program, question="?")
+        totals = run.ledger.totals("agent")
+    assert [totals[agent].cost_usd for agent in ("writer", "other", "third")] == [0.0002, 100.0, None]
+
+
 async def test_usage_that_dspy_tracks_is_tracked_in_runs() -> None:
     async with lm_run(scripted()) as run:
         with dspy.context(track_usage=True):
