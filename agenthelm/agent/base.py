@@ -19,7 +19,7 @@ from agenthelm.agent.bridge import async_context, await_from_sync, sync_context
 from agenthelm.agent.home import at_home, at_work, executor_here, threaded
 from agenthelm.agent.lm import agent_lm_scope, unwrap
 from agenthelm.agent.models import as_model
-from agenthelm.agent.programs import as_program, check_program_inputs, predictor
+from agenthelm.agent.programs import as_program, ask_awaitable, check_program_inputs, is_awaitable, predictor
 from agenthelm.agent.signature import AgentSignature, check_inputs, check_parameters, signature_of_function
 from agenthelm.agent.toolset import Toolset
 from agenthelm.core.executor import ToolExecutor, current_executor, detached, detached_context, using
@@ -156,12 +156,15 @@ class Agent(dspy.Module):
     async def ask(self, module: Any, /, **inputs: Any) -> dspy.Prediction:
         """Run any DSPy module, on asyncio and on trio: its LM calls wait in a worker thread.
 
+        One that has an ``aforward`` only is awaited, which DSPy can do on asyncio alone.
+
         Args:
             module: A module, or a Signature (class or string), which is then predicted.
             **inputs: Its inputs. Unlike in DSPy itself, one that nothing declares is an error, and so is a missing one.
 
         Raises:
             AgentInputError: An input is missing or not declared; nothing was asked.
+            TypeError: It is no module; or it can only be awaited, and this is trio.
         """
         raise_if_stopped()
         program = as_program(module)
@@ -170,7 +173,11 @@ class Agent(dspy.Module):
         check_program_inputs(program, inputs, agent=self.name)
         executor = current_executor() or detached()
         with _own_errors():
-            result: dspy.Prediction = await executor.workers.run(threaded(program, **inputs))
+            result: dspy.Prediction
+            if is_awaitable(program):
+                result = await ask_awaitable(program, inputs)
+            else:
+                result = await executor.workers.run(threaded(program, **inputs))
             raise_if_stopped()
         return result
 

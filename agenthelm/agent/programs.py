@@ -8,11 +8,12 @@ from typing import Any
 
 import dspy
 
+from agenthelm._runtime.workers import on_trio
 from agenthelm.agent.tool_loop import ToolLoop
 from agenthelm.agent.toolset import Toolset
 from agenthelm.exceptions import AgentInputError, nearest
 
-__all__ = ["as_program", "check_program_inputs", "predictor"]
+__all__ = ["as_program", "ask_awaitable", "check_program_inputs", "is_awaitable", "predictor"]
 
 _CALL_OPTIONS = frozenset({"config", "demos", "lm", "new_signature", "signature", "max_iters"})
 """What DSPy's predictors take beside inputs."""
@@ -35,6 +36,25 @@ def as_program(module: Any) -> dspy.Module:
         return dspy.Predict(module)
     hint = "an instance of it" if inspect.isclass(module) else "a DSPy module or a Signature"
     raise TypeError(f"ask needs {hint}, not {module!r}")
+
+
+async def ask_awaitable(program: dspy.Module, inputs: Mapping[str, Any]) -> Any:
+    """Run a module that has an ``aforward`` only.
+
+    Raises:
+        TypeError: On trio, where DSPy's own async calls don't work.
+    """
+    if on_trio():
+        name = type(program).__name__
+        raise TypeError(
+            f"{name} has an aforward only, and DSPy's modules can be awaited on asyncio only; give it a forward"
+        )
+    return await program.acall(**inputs)
+
+
+def is_awaitable(program: dspy.Module) -> bool:
+    """Whether a module has an ``aforward`` only, so that it can be awaited and not be called."""
+    return not hasattr(type(program), "forward") and hasattr(type(program), "aforward")
 
 
 def check_program_inputs(program: dspy.Module, inputs: Mapping[str, Any], *, agent: str) -> None:
@@ -61,26 +81,25 @@ def check_program_inputs(program: dspy.Module, inputs: Mapping[str, Any], *, age
         )
 
 
-def _declared_inputs(program: dspy.Module) -> dict[str, bool] | None:
+def _declared_inputs(program: Any) -> dict[str, bool] | None:
     """Input names and whether each is required; None where nothing declares them."""
-    signature = getattr(program, "signature", None)
-    if signature is None or not hasattr(signature, "input_fields"):
-        explicit = _parameters(program)
-        if explicit is not None:
-            return explicit
-        predictors = program.predictors()
-        if not predictors:
-            return None
-        fields = {name: info for each in predictors for name, info in each.signature.input_fields.items()}
-        # With several predictors one may get what another makes, so nothing can be called missing.
-        single = len(predictors) == 1
-        return {name: single and bool(info.is_required()) for name, info in fields.items()}
-    return {name: bool(info.is_required()) for name, info in signature.input_fields.items()}
+    if isinstance(program, (dspy.BestOfN, dspy.Refine)):  # they hand on what they get
+        return _declared_inputs(program.module)
+    if hasattr(program, "get_signature"):  # an agent
+        described = program.get_signature()
+        return None if described.open_inputs else {name: spec.required for name, spec in described.inputs.items()}
+    explicit = _parameters(program)
+    if explicit is not None:
+        return explicit
+    if getattr(type(program), "forward", None) is dspy.ChainOfThought.forward:
+        program = program.predict
+    fields = getattr(getattr(program, "signature", None), "input_fields", None)
+    return None if fields is None else {name: bool(info.is_required()) for name, info in fields.items()}
 
 
 def _parameters(program: dspy.Module) -> dict[str, bool] | None:
     """The parameters of a module's own ``forward``; None where it takes anything by ``**kwargs``."""
-    function = getattr(type(program), "forward", None)
+    function = getattr(type(program), "forward", None) or getattr(type(program), "aforward", None)
     if function is None:
         return None
     declared: dict[str, bool] = {}

@@ -399,6 +399,89 @@ async def test_ask_reads_the_inputs_of_a_module_of_ones_own_from_its_forward() -
         await agent.run(hidden="q")
 
 
+class Passage(dspy.Module):
+    """Gives its predictor more than it is given itself, under another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signature = dspy.Signature("passage, question -> answer")
+        self.step = dspy.Predict(self.signature)
+
+    def forward(self, topic):  # type: ignore[no-untyped-def]
+        return self.step(passage="of a book", question=topic)
+
+
+class Passages(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = dspy.Predict("passage, question -> answer")
+
+    def forward(self, topics, **inputs):  # type: ignore[no-untyped-def]
+        return self.step(passage="of a book", question=f"{topics[0]} {inputs['style']}")
+
+
+class Taught(Agent):
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = dspy.Predict("passage, question -> answer")
+
+    async def aforward(self, context, topic):  # type: ignore[no-untyped-def]
+        return await self.ask(self.step, passage="of a book", question=topic)
+
+
+def best(module: dspy.Module) -> dspy.Module:
+    return dspy.BestOfN(module=module, N=1, reward_fn=lambda inputs, answer: 1.0, threshold=1.0)
+
+
+def refined(module: dspy.Module) -> dspy.Module:
+    return dspy.Refine(module=module, N=1, reward_fn=lambda inputs, answer: 1.0, threshold=1.0)
+
+
+@pytest.mark.parametrize("module", [Passage(), best(Passage()), refined(Passage()), best(Taught())])
+async def test_ask_takes_what_a_module_takes_and_not_what_is_inside_it(module: dspy.Module) -> None:
+    class Asking(Agent):
+        async def aforward(self, context, **inputs):  # type: ignore[no-untyped-def]
+            return await self.ask(module, **inputs)
+
+    agent = Asking(lm=ScriptedLM([{"answer": "a"}]))
+    assert await agent.run(topic="tides") == {"answer": "a"}
+    with pytest.raises(AgentInputError, match=r"'topik'.* 'topic'"):
+        await agent.run(topik="tides")
+
+
+async def test_ask_runs_a_module_that_takes_anything() -> None:
+    class Asking(Agent):
+        async def aforward(self, context):  # type: ignore[no-untyped-def]
+            return await self.ask(Passages(), topics=["tides"], style="short")
+
+    lm = ScriptedLM([{"answer": "a"}])
+    assert await Asking(lm=lm).run() == {"answer": "a"}
+    assert "tides short" in lm.prompts[0]
+
+
+async def test_ask_awaits_a_module_that_can_only_be_awaited(anyio_backend_name: str) -> None:
+    class Awaited(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.step = dspy.Predict("question -> answer")
+
+        async def aforward(self, topic):  # type: ignore[no-untyped-def]
+            return await self.step.acall(question=topic)
+
+    class Asking(Agent):
+        async def aforward(self, context, **inputs):  # type: ignore[no-untyped-def]
+            return await self.ask(Awaited(), **inputs)
+
+    agent = Asking(lm=ScriptedLM([{"answer": "a"}]))
+    with pytest.raises(AgentInputError, match="'topik'"):
+        await agent.run(topik="tides")
+    if anyio_backend_name == "asyncio":
+        assert await agent.run(topic="tides") == {"answer": "a"}
+    else:
+        with pytest.raises(TypeError, match="Awaited has an aforward only"):
+            await agent.run(topic="tides")
+
+
 async def test_ask_runs_another_agent_as_that_agent() -> None:
     class Inner(Agent):
         async def aforward(self, context):  # type: ignore[no-untyped-def]
