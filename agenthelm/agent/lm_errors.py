@@ -9,6 +9,7 @@ from typing import Literal
 from dspy import lm15
 from dspy.utils.exceptions import AdapterParseError, LMError
 
+from agenthelm.core.redaction import scrub
 from agenthelm.exceptions import AgentHelmError, ModelCallError
 from agenthelm.telling import chain
 
@@ -79,8 +80,10 @@ def unwrap(error: Exception) -> Exception:
 def _call_error(error: Exception, attempts: int) -> ModelCallError:
     model = str(getattr(error, "model", None) or "the model")
     status = getattr(error, "status", None)
-    text = getattr(error, "message", None) or str(error)
-    said, _, _ = text.partition("To fix:")  # the peer's words, and then DSPy's advice
+    text = getattr(error, "message", None)
+    said, _, _ = scrub(str(error) if text is None else text).partition(
+        "To fix:"
+    )  # the peer's words, then DSPy's advice
     reason = next((line.strip() for line in said.splitlines() if line.strip()), _in_words(error))
     if len(reason) > 200:
         reason = f"{reason[:199]}…"
@@ -102,7 +105,7 @@ def _in_words(error: Exception) -> str:
 
 def _unreadable(error: AdapterParseError) -> ModelCallError:
     fields = ", ".join(error.signature.output_fields) if error.signature is not None else "the fields asked for"
-    answer = " ".join(str(error.lm_response).split())
+    answer = " ".join(scrub(str(error.lm_response)).split())
     answer = f"{answer[:119]}…" if len(answer) > 120 else answer
     made = ModelCallError(
         f"the model's answer can't be read as {fields}: {answer!r}; a larger model may follow the format",

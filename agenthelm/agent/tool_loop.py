@@ -29,6 +29,8 @@ DEFAULT_STEPS = 20
 """Tool calls after which the LM must answer with what it knows."""
 
 FINISH = "finish"
+_TRAJECTORY = "trajectory"
+_OWN_FIELDS = frozenset({_TRAJECTORY, "next_thought", "next_tool_name", "next_tool_args"})
 _MISREADINGS = 3
 _LONGEST: Final = 100_000
 """Characters of one result that the LM is shown; a larger one would fill its context window by itself."""
@@ -64,6 +66,9 @@ class ToolLoop(dspy.Module):
         super().__init__()
         if FINISH in tools:
             raise AgentError(f"an agent can't be given a tool named {FINISH!r}: that is how its LM ends the work")
+        taken = sorted(_OWN_FIELDS & signature.input_fields.keys() | {_TRAJECTORY} & signature.output_fields.keys())
+        if taken:
+            raise AgentError(f"an agent with tools can't have a field named {taken[0]!r}: the loop of its LM has one")
         if max_steps < 1:
             raise AgentError(f"an agent with tools needs at least one step, not {max_steps}")
         self.signature = signature

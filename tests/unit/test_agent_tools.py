@@ -438,6 +438,9 @@ def test_two_different_tools_of_one_name_are_refused() -> None:
         ({"tools": [], "signature": "a -> b"}, "was given no tools"),
         ({"tools": [weather]}, "nothing to do"),
         ({"tools": [weather], "signature": "a -> b", "max_steps": 0}, "at least one step"),
+        ({"tools": [weather], "signature": "a, trajectory -> b"}, "'trajectory'"),
+        ({"tools": [weather], "signature": "a -> b, trajectory"}, "'trajectory'"),
+        ({"tools": [weather], "signature": "a, next_thought -> b"}, "'next_thought'"),
     ],
 )
 def test_a_tool_agent_that_could_not_work_is_refused(options: dict[str, Any], message: str) -> None:

@@ -59,6 +59,7 @@ def test_a_failed_call_says_model_attempts_and_status() -> None:
         (lm15.RateLimitError("", status=429), "failed: rate limit error (HTTP 429)"),
         (dspy.LMRateLimitError(str(lm15.RateLimitError("")), status=429), "failed: rate limit error (HTTP 429)"),
         (dspy.LMServerError("", status=503), "failed: server error (HTTP 503)"),
+        (dspy.LMInvalidRequestError("", model="openai/m", status=422), "failed: invalid request error (HTTP 422)"),
     ],
 )
 def test_an_empty_message_still_says_what_happened(error: Exception, said: str) -> None:
@@ -74,6 +75,20 @@ def test_an_unreadable_answer_is_shown_in_part() -> None:
     assert isinstance(made, ModelCallError)
     assert "answer, count" in str(made)
     assert len(str(made)) < 300
+
+
+def test_a_key_that_the_peer_says_back_is_not_in_the_message() -> None:
+    key = "sk-proj-abcdefghij0123456789abcdefghij"
+    refused = unwrap(dspy.LMAuthError(f"Incorrect API key provided: {key}", model="m", status=401))
+    unreadable = unwrap(
+        dspy.utils.exceptions.AdapterParseError(
+            adapter_name="ChatAdapter",
+            signature=dspy.Signature("question -> answer"),
+            lm_response=f"no access with {key}",
+        )
+    )
+    assert str(refused) == "model 'm' failed: Incorrect API key provided: *** (HTTP 401)"
+    assert "no access with ***" in str(unreadable)
 
 
 FATES = [
