@@ -11,8 +11,8 @@ import importlib
 import os
 import sys
 import weakref
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
@@ -175,17 +175,45 @@ def _muted() -> Any:
     return dspy.context(callbacks=[], disable_history=True, usage_tracker=None, track_usage=False, send_stream=None)
 
 
+_IDLE = 16
+"""Models nobody asks just now whose connections an event loop keeps; those that were asked longest ago are let go.
+
+Services make models as they go, one for each customer's key, say; and an open connection keeps alive all that was in
+force when it was made.
+"""
+
+
+@dataclass(slots=True)
+class _Pool:
+    """The async engine of one model, which owns its connections, and how many calls it is busy with."""
+
+    engine: Any
+    calls: int = 0
+
+    def __enter__(self) -> Any:
+        self.calls += 1
+        return self.engine
+
+    def __exit__(self, *_: object) -> None:
+        self.calls -= 1
+
+
 @dataclass(slots=True)
 class _Connections:
-    """The async engines of one event loop, for as long as anybody there uses models."""
+    """The pools of one event loop, the one asked last at the end, for as long as anybody there uses models."""
 
     users: int = 0
-    engines: dict[NativeBackend, Any] = field(default_factory=dict)
+    pools: dict[NativeBackend, _Pool] = field(default_factory=dict)
+
+    def taken(self) -> list[_Pool]:
+        """Those that nobody needs any more; they are let go of."""
+        idle = [backend for backend, pool in self.pools.items() if not pool.calls or not self.users]
+        return [self.pools.pop(backend) for backend in (idle[:-_IDLE] if self.users else idle)]
 
 
-async def _close(engines: Mapping[NativeBackend, Any]) -> None:
-    for engine in engines.values():
-        await engine.aclose()
+async def _close(pools: Sequence[_Pool]) -> None:
+    for pool in pools:
+        await pool.engine.aclose()
 
 
 _connections: RunVar[_Connections | None] = RunVar("agenthelm_lm_connections", None)
@@ -210,9 +238,8 @@ class connections:  # noqa: N801 - used like a function: `async with connections
     async def __aexit__(self, *_: object) -> None:
         shared = self._shared
         shared.users -= 1
-        if not shared.users and shared.engines:
-            engines, shared.engines = shared.engines, {}  # whoever comes meanwhile opens others
-            await shielded(_close, engines)
+        if pools := shared.taken():  # whoever comes meanwhile opens others
+            await shielded(_close, pools)
 
 
 class NativeBackend(ObjectBackend):
@@ -229,14 +256,13 @@ class NativeBackend(ObjectBackend):
         super().__init__(self._sync(config, model_type=lm.model_type), None, verbatim=provider)
         self.server: Server | None = _server_of(lm)
 
-    def _twin(self) -> Any | None:
+    def _pool(self) -> _Pool | None:
         shared = None if on_trio() else _connections.get()
         if shared is None or not shared.users:
             return None
-        twin = shared.engines.get(self)
-        if twin is None:
-            twin = shared.engines[self] = self._async(self._config, model_type=self._model_type)
-        return twin
+        pool = shared.pools.pop(self, None) or _Pool(self._async(self._config, model_type=self._model_type))
+        shared.pools[self] = pool
+        return pool
 
     def _representable(self, request: Request) -> bool:
         try:
@@ -253,10 +279,12 @@ class NativeBackend(ObjectBackend):
         """Ask, natively where the request can be represented."""
         if not self._representable(request):
             return await self._fallback.ask_async(request, workers)
-        twin = self._twin()
-        if twin is None:
+        pool = self._pool()
+        if pool is None:
             return await workers.run_abandonable(self.engine.complete, request)
-        return await twin.complete(request)
+        with pool as twin:
+            response: Response = await twin.complete(request)
+        return response
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The native engine's events."""
@@ -264,13 +292,14 @@ class NativeBackend(ObjectBackend):
 
     async def stream_async(self, request: Request) -> AsyncGenerator[Any, None]:
         """The native engine's events."""
-        twin = self._twin() if self._representable(request) else None
-        events = self._fallback.stream_async(request) if twin is None else twin.stream(request)
-        try:
-            async for event in events:
-                yield event
-        finally:
-            await events.aclose()
+        pool = self._pool() if self._representable(request) else None
+        with nullcontext() if pool is None else pool as twin:
+            events = self._fallback.stream_async(request) if twin is None else twin.stream(request)
+            try:
+                async for event in events:
+                    yield event
+            finally:
+                await events.aclose()
 
 
 _natives: weakref.WeakKeyDictionary[dspy.LM, tuple[object, Backend]] = weakref.WeakKeyDictionary()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -231,6 +232,38 @@ async def test_connections_are_used_again_by_later_runs(server: OpenAIServer) ->
                 await run.call(program, question="?")
     assert server.asked == 3
     assert server.connections == 1
+
+
+async def test_models_that_a_service_makes_as_it_goes_leave_no_connections_open(server: OpenAIServer) -> None:
+    """One for each customer's key, say; on trio threads ask, whose connections end with their model."""
+    async with Orchestrator() as orchestrator:
+        for number in range(20):
+            own = model(server, api_key=f"key-{number}")
+            await orchestrator.run(Agent("asker", signature="question -> answer", lm=own), "?")
+            del own
+        gc.collect()
+        with anyio.fail_after(10):
+            while server.open_connections > 16:
+                await anyio.sleep(0.001)
+        assert server.connections == 20
+
+
+async def test_a_model_that_is_being_asked_keeps_its_connections(server: OpenAIServer) -> None:
+    slow = Behaviour(delay=30.0)
+    server.script = lambda number, body: slow if number == 1 else Behaviour()
+
+    async def others(orchestrator: Orchestrator) -> None:
+        await anyio.to_thread.run_sync(slow.started.wait)
+        for number in range(20):
+            asker = Agent("asker", signature="question -> answer", lm=model(server, api_key=f"key-{number}"))
+            await orchestrator.run(asker, "?")
+        server.closing.set()  # the slow one answers now
+
+    async with Orchestrator() as orchestrator, anyio.create_task_group() as group:
+        group.start_soon(others, orchestrator)
+        result = await orchestrator.run(Agent("first", signature="question -> answer", lm=model(server)), "?")
+    assert result["answer"]
+    assert result.usage.failed_calls == 0
 
 
 @pytest.mark.parametrize("callers", [1, 8, 64])

@@ -179,6 +179,11 @@ class OpenAIServer:
         """How many connections were made."""
         return self._server.accepted
 
+    @property
+    def open_connections(self) -> int:
+        """How many of them are still open."""
+        return self._server.open_clients
+
     def close(self) -> None:
         """Let open requests go, and stop listening."""
         self.closing.set()
@@ -246,6 +251,11 @@ class _Server(socketserver.ThreadingTCPServer):
         with self._clients_lock:
             self._clients.discard(request)
         super().shutdown_request(request)
+
+    @property
+    def open_clients(self) -> int:
+        with self._clients_lock:
+            return len(self._clients)
 
     def close_clients(self) -> None:
         with self._clients_lock:
