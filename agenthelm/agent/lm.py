@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,9 +20,11 @@ from agenthelm.agent.pricing import without_price_downloads
 from agenthelm.agent.stray import StrayWatch
 from agenthelm.core.cost import PriceSource
 from agenthelm.core.executor import ToolExecutor, using
-from agenthelm.exceptions import ModelNotConfiguredError
+from agenthelm.exceptions import ModelNotConfiguredError, StorageError
 
 __all__ = ["LMPolicy", "Unpriced", "agent_lm_scope", "connections", "lm_scope", "unwrap"]
+
+_log = logging.getLogger(__name__)
 
 without_price_downloads()
 
@@ -138,10 +141,20 @@ class lm_scope:  # noqa: N801 - used like a function: `async with lm_scope(lm):`
         finally:
             await self._leave()
 
+    async def flush(self) -> None:
+        """Put on record what calls could not write where they were made; what can't be written is better known early.
+
+        Raises:
+            StorageError: It can't be written.
+        """
+        await self._meter.flush()
+
     async def _leave(self) -> None:
         self._meter.close()  # no more calls are metered, then what they left behind is written
         try:
             await self._meter.flush()
+        except StorageError as broken:  # how the run ended is decided, and its journal closed
+            _log.error("events of model calls could not be written: %s", broken)
         finally:
             try:
                 self._stack.close()

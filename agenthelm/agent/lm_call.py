@@ -21,7 +21,7 @@ from agenthelm.core.event import utc
 from agenthelm.core.executor import ToolExecutor
 from agenthelm.core.redaction import scrub
 from agenthelm.core.storage.base import EVENTS, Record
-from agenthelm.exceptions import BudgetExceededError
+from agenthelm.exceptions import BudgetExceededError, StorageError
 from agenthelm.telling import describe
 from agenthelm.tracing import names, spans
 
@@ -293,13 +293,22 @@ class LMCall:
         raise self.timed_out()
 
     async def write(self) -> None:
-        """Put the call on record, through a cancellation if need be."""
-        if self.record is not None:
-            write = self.meter.record
+        """Put the call on record, through a cancellation if need be; one that can't be ends the run, unless it undoes."""
+        if self.record is None:
+            return
+        write = self.meter.record
+        try:
             if self.outcome == "success":
                 await write(self.executor, self.record)
             else:
                 await shielded(write, self.executor, self.record)
+        except StorageError as error:
+            if self.executor.passes_doors:
+                _log.error("the event of %s could not be written: %s", self.model, error)
+                return
+            if self.run is not None and self.run.stops:
+                self.run.stops[0].set(error)
+            raise
 
     def _failed(self, error: BaseException) -> None:
         self.error_type = type(error).__name__

@@ -365,7 +365,8 @@ class Orchestrator:
         ) as span:
             state: Mapping[str, Any] = {}
             # Around the scope, because compensations may ask models as well.
-            async with self._models(executor, context) as identity:
+            models = self._models(executor, context)
+            async with models as identity:
                 scope = SagaScope(
                     executor,
                     identity or context,
@@ -383,6 +384,7 @@ class Orchestrator:
                         if deadline.cancel_called:  # also when somebody inside has swallowed the cancellation
                             assert timeout is not None
                             raise RunTimeoutError(timeout)
+                        await models.flush()  # while the run can still be undone
                 except Exception as error:
                     with suppress(AttributeError):  # one with slots carries no more than it was made for
                         error.usage = scope.executor.ledger.total()  # type: ignore[attr-defined]

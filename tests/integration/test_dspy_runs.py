@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -16,12 +17,21 @@ from agenthelm._runtime import workers
 from agenthelm.agent import Agent, ToolAgent
 from agenthelm.agent.bridge import await_from_sync
 from agenthelm.core.cost import Budget
+from agenthelm.core.storage.base import Record
+from agenthelm.core.storage.memory_storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
-from agenthelm.exceptions import ApprovalDeniedError, BudgetExceededError, ModelCallError, ModelNotConfiguredError
+from agenthelm.exceptions import (
+    ApprovalDeniedError,
+    BudgetExceededError,
+    ModelCallError,
+    ModelNotConfiguredError,
+    StorageError,
+)
 from agenthelm.memory.hub import MemoryHub
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.parallel import Parallel
 from agenthelm.testing.lm import ScriptedLM
+from agenthelm.testing.storage import FaultyStorage
 from tests.support.telemetry import recorded
 
 TOOLS = ToolRegistry()
@@ -152,6 +162,61 @@ async def test_a_failing_model_is_one_clear_error_and_undoes_what_was_done() -> 
         with pytest.raises(ModelCallError, match="wrong key"):
             await orchestrator.run(booker(), "go")
     assert BOOKED == []
+
+
+class Deaf(Agent):
+    """Books, and asks a model three times, whatever that says."""
+
+    async def aforward(self, context, task):  # type: ignore[no-untyped-def]
+        await self.ause("book", city="Lisbon")
+        for _ in range(3):
+            with suppress(Exception):
+                await self.ask("task -> answer", task=task)
+        return {}
+
+
+class Blocking(Agent):
+    """Books, and asks a model while it blocks the event loop, so that the event is written later."""
+
+    async def aforward(self, context, task):  # type: ignore[no-untyped-def]
+        await self.ause("book", city="Lisbon")
+        dspy.Predict("task -> answer")(task=task)
+        return {}
+
+
+def is_of_a_model(record: Record) -> bool:
+    return record.data.get("kind") == "lm"
+
+
+@pytest.mark.parametrize("agent", [Deaf(), Blocking()], ids=lambda agent: agent.name)
+async def test_a_call_of_a_model_that_can_t_be_put_on_record_ends_the_run(agent: Agent) -> None:
+    lm = ScriptedLM([{"answer": "yes"}], repeat=True)
+    storage = FaultyStorage(InMemoryStorage(), matching=is_of_a_model)
+    async with Orchestrator(lm=lm, tools=TOOLS, storage=storage) as orchestrator:
+        with pytest.raises(StorageError) as caught:
+            await orchestrator.run(agent, "a trip")
+    assert caught.value.saga.status == "rolled_back"  # type: ignore[attr-defined]
+    assert (BOOKED, len(lm.requests)) == ([], 1)
+
+
+class Broke(Blocking):
+    """Fails in the end."""
+
+    async def aforward(self, context, task):  # type: ignore[no-untyped-def]
+        await super().aforward(context, task)
+        raise ValueError("broke")
+
+
+async def test_such_a_call_does_not_take_the_place_of_the_error_that_ended_the_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    storage = FaultyStorage(InMemoryStorage(), matching=is_of_a_model)
+    lm = ScriptedLM([{"answer": "yes"}])
+    async with Orchestrator(lm=lm, tools=TOOLS, storage=storage) as orchestrator:
+        with pytest.raises(ValueError, match="broke"):
+            await orchestrator.run(Broke(), "a trip")
+    assert BOOKED == []
+    assert "events of model calls could not be written" in caplog.text
 
 
 async def test_memory_of_a_run_reaches_sync_and_async_agents_alike() -> None:

@@ -27,6 +27,7 @@ from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry
 from agenthelm.exceptions import BudgetExceededError, ConfigError, ModelCallError
 from agenthelm.testing.lm import Reply, ScriptedLM
+from agenthelm.testing.storage import FaultyStorage
 from tests.support.lm_run import QUICK, lm_run
 
 PRICE = Price(input=1e-6, output=2e-6, source="test")
@@ -504,6 +505,22 @@ async def test_a_compensation_is_never_refused_and_always_booked() -> None:
         with using(undoing):
             assert (await run.call(program, question="?")).answer == "yes"
     assert run.ledger.total().calls == 1
+
+
+async def test_a_compensation_goes_on_where_what_it_asks_cant_be_put_on_record(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from dataclasses import replace
+
+    from agenthelm.core.executor import using
+
+    async with lm_run(scripted()) as run:
+        undoing = replace(run.executor, storage=FaultyStorage(InMemoryStorage(), times=None), passes_doors=True)
+        with using(undoing):
+            assert (await run.call(program, question="?")).answer == "yes"
+    assert run.ledger.total().calls == 1
+    assert run.stop.error is None
+    assert "the event of scripted could not be written" in caplog.text
 
 
 async def test_what_a_tool_asks_draws_on_its_max_cost() -> None:
