@@ -69,22 +69,24 @@ class Agent(dspy.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        own = cls.__dict__
-        if _is_coroutine_function(own.get("forward")):
-            if "aforward" in own:
+        own = _overrides(cls)
+        forward: Any = own.get("forward")
+        aforward: Any = own.get("aforward")
+        if _is_coroutine_function(forward):
+            if aforward is not None:
                 raise AgentError(f"{cls.__name__} has an async forward and an aforward; keep the one called aforward")
-            cls.aforward = own["forward"]
-            del cls.forward
-        if "aforward" in own:
+            cls.aforward = aforward = forward
+            forward = None
+        if aforward is not None:
             cls._is_async = cls._overridden = True
-            check_parameters(cls.__name__, own["aforward"])
-            if "forward" not in own:
+            check_parameters(cls.__name__, aforward)
+            if forward is None:
                 cls.forward = Agent.forward
-        elif "forward" in own:
+        elif forward is not None:
             cls._is_async, cls._overridden = False, True
             cls.aforward = Agent.aforward
-        if "forward" in own and cls.forward is not Agent.forward:
-            check_parameters(cls.__name__, own["forward"])
+        if forward is not None and forward is not Agent.forward:
+            check_parameters(cls.__name__, forward)
 
     def __init__(
         self,
@@ -206,12 +208,24 @@ class Agent(dspy.Module):
             """What a sync call runs: overridden by sync agents, the way to ``aforward`` in async ones."""
             if type(self)._is_async:
                 return await_from_sync(functools.partial(type(self).aforward, self, async_context(context), **inputs))
-            return self.predict(**inputs)
+            return self._prediction()(**inputs)
 
         async def aforward(self, context: Any = None, /, **inputs: Any) -> Any:
             """What ``acall`` awaits: overridden by async agents, the way to ``forward`` in sync ones."""
+            if type(self)._is_async:  # its own one called this by `super()`
+                return await self.ask(self._prediction(), **inputs)
             call = threaded(type(self).forward, self, sync_context(context), **inputs)
             return await (current_executor() or detached()).workers.run(call)
+
+    def _prediction(self) -> Any:
+        """What is done where nothing is overridden, and what `super()` does."""
+        try:
+            return self.predict
+        except AttributeError:
+            raise AgentError(
+                f"agent {self.name!r} calls super(), where it has nothing to do: give it a prediction in __init__, such as "
+                "self.predict = dspy.Predict(self.signature)"
+            ) from None
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """Run in this thread, as DSPy's optimizers and ``Evaluate`` do, which know of no context.
@@ -335,6 +349,16 @@ def _outputs(signature: AgentSignature, value: Any) -> dict[str, Any]:
                 agent=name,
             )
     return result
+
+
+def _overrides(cls: type[Agent]) -> dict[str, Any]:
+    """The ``forward`` and ``aforward`` that a class brings beside its agent base: its own, or a mixin's."""
+    found: dict[str, Any] = {}
+    for kind in cls.__mro__:
+        if kind is not cls and issubclass(kind, Agent):
+            break
+        found = {name: vars(kind)[name] for name in ("forward", "aforward") if name in vars(kind)} | found
+    return found
 
 
 def _is_coroutine_function(function: object) -> bool:

@@ -151,6 +151,57 @@ async def test_of_two_in_one_class_run_takes_aforward() -> None:
     assert await Both().run() == {"by": "aforward"}
 
 
+class Mistaken(Agent):
+    async def forward(self, context, word):  # type: ignore[no-untyped-def]
+        return {"word": word}
+
+
+class Answers:
+    async def aforward(self, context, question):  # type: ignore[no-untyped-def]
+        return {"answer": "from a mixin"}
+
+
+class MistakenAnswers:
+    async def forward(self, context, question):  # type: ignore[no-untyped-def]
+        return {"answer": "from a mixin"}
+
+
+class SyncAnswers:
+    def forward(self, context, question):  # type: ignore[no-untyped-def]
+        return {"answer": "from a mixin"}
+
+
+@pytest.mark.parametrize("mixin", [Answers, MistakenAnswers, SyncAnswers])
+async def test_a_mixin_may_bring_the_method(mixin: type) -> None:
+    made: Any = type("Answerer", (mixin, Agent), {})
+    for agent in (made(), made(signature="question, unused: str -> answer")):
+        assert list(agent.get_signature().inputs) == ["question"]
+        assert await agent.run(question="?") == {"answer": "from a mixin"}
+    derived: Any = type("Derived", (mixin, Mistaken), {})
+    assert await derived().run(question="?") == {"answer": "from a mixin"}
+    kept: Any = type("Kept", (Mistaken, mixin), {})
+    assert list(kept().get_signature().inputs) == ["word"]
+
+
+class Wrapping(Agent):
+    async def aforward(self, context, question):  # type: ignore[no-untyped-def]
+        return {**await super().aforward(context, question=question), "by": "super"}
+
+
+class SyncWrapping(Agent):
+    def forward(self, context, question):  # type: ignore[no-untyped-def]
+        return {**super().forward(context, question=question), "by": "super"}
+
+
+@pytest.mark.parametrize("kind", [Wrapping, SyncWrapping])
+async def test_super_is_the_prediction_where_there_is_one(kind: type[Agent]) -> None:
+    agent = kind("wrapping", signature="question -> answer", lm=ScriptedLM([{"answer": "yes"}]))
+    with pytest.raises(AgentError, match=r"self\.predict = dspy\.Predict"):
+        await agent.run(question="?")
+    agent.predict = dspy.Predict("question -> answer")
+    assert await agent.run(question="?") == {"answer": "yes", "by": "super"}
+
+
 def test_an_async_forward_beside_an_aforward_is_refused() -> None:
     with pytest.raises(AgentError, match="keep the one called aforward"):
 
