@@ -123,6 +123,13 @@ class Reading:
         """How many events were left out so far."""
         return self._storage.skipped + self._left_out
 
+    async def found_run(self) -> bool:
+        """Whether the run that is looked for has a journal: one that called nothing has no events, and is there all the same."""
+        from agenthelm.orchestration.journal import stream_of
+
+        run = self._where.get("run_id")
+        return run is not None and bool(await self._storage.read(stream_of(run), limit=1))
+
     async def latest(self, limit: int | None, *, after: int | None = None) -> list[StoredRecord]:
         """The latest, newest first; those older than ``after``, where it is given."""
         from agenthelm.core.storage.base import EVENTS

@@ -37,7 +37,7 @@ async def report(
     where = _events.conditions(run=run, since=None if run else since)
     groups: dict[str, Spent] = {}
     bill = _Bill()
-    called_nothing: object = False
+    called_nothing = False
     if _session.stored(settings):
         async with _session.open_storage(settings) as storage:
             if run:
@@ -50,7 +50,7 @@ async def report(
                         groups.setdefault(name, Spent()).add(record.data, tools=by == "tool")
             if events.skipped:
                 _console.say(f"left out: {count(events.skipped, 'unreadable record')}", style="yellow")
-            called_nothing = run is not None and await storage.streams(prefix=f"run:{run}", limit=1)
+            called_nothing = not bill.run and await events.found_run()
     if run and not bill.run and not called_nothing:
         raise RunNotFoundError(run)
     names = sorted(groups) if by == "day" else sorted(groups, key=lambda name: -groups[name].pico)

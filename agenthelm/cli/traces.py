@@ -76,7 +76,8 @@ async def filter_events(
 async def _list(wanted: dict[str, Any], *, limit: int, after: int | None, json: bool) -> None:
     from agenthelm.cli import _console
 
-    found = await _read(wanted, limit=limit, after=after)
+    async with _opened(wanted) as events:
+        found = await events.latest(limit, after=after)
     if json:
         _console.print_json([{"number": record.position, **record.data} for record in found])
         return
@@ -102,11 +103,6 @@ def _older(wanted: Mapping[str, Any], limit: int, position: int) -> str:
         for text in (f"--{name.replace('_', '-')}", str(value))
     )
     return shlex.join(["agenthelm", "traces", "filter", *given])
-
-
-async def _read(wanted: dict[str, Any], *, limit: int | None, after: int | None = None) -> list[StoredRecord]:
-    async with _opened(wanted) as events:
-        return await events.latest(limit, after=after)
 
 
 @asynccontextmanager
@@ -175,11 +171,14 @@ async def show(
     from agenthelm.cli import _console
     from agenthelm.exceptions import RunNotFoundError
 
-    found = [record.data for record in reversed(await _read({"run": run}, limit=None))]
-    if not found:
-        raise RunNotFoundError(run)
+    async with _opened({"run": run}) as events:
+        found = [record.data for record in reversed(await events.latest(None))]
+        if not found and not await events.found_run():
+            raise RunNotFoundError(run)
     if json:
         _console.print_json(found)
+    elif not found:
+        _console.note(f"{'the latest run' if run == 'last' else f'run {run}'} called nothing")
     else:
         _console.out().print(_tree(found))
 

@@ -175,6 +175,7 @@ def test_a_run_that_is_not_there_is_named_and_one_that_called_nothing_cost_nothi
     )
     run = json.loads(cli("run", "x", "--app", "idle.py", "--json").stdout)["run_id"]
     assert f"nothing was spent in run {run}" in cli("cost", "report", "--run", run).stderr
+    assert f"no run {run[:-1]!r}" in cli("cost", "report", "--run", run[:-1], code=2).stderr
 
 
 def undone(done: Outcome, cli: Cli) -> bool:

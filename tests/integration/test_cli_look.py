@@ -276,6 +276,18 @@ def test_a_run_is_shown_as_a_tree(ran: Cli) -> None:
     assert "no run 'nowhere'" in ran("traces", "show", "nowhere", code=2).stderr
 
 
+def test_a_run_that_called_nothing_is_there_all_the_same(cli: Cli) -> None:
+    cli.write(
+        "idle.py",
+        "from agenthelm import Agent\n\n\nclass Idle(Agent):\n    async def aforward(self, context, task: str):\n        return {}\n",
+    )
+    run = json.loads(cli("run", "x", "--app", "idle.py", "--json").stdout)["run_id"]
+    assert f"run {run} called nothing" in cli("traces", "show", run).stderr
+    assert "the latest run called nothing" in cli("traces", "show", "last").stderr
+    assert json.loads(cli("traces", "show", run, "--json").stdout) == []
+    assert f"no run {run[:-1]!r}" in cli("traces", "show", run[:-1], code=2).stderr
+
+
 def test_a_tree_begins_with_what_began_first_and_shows_results_that_are_false(cli: Cli) -> None:
     cli.write(
         "app2.py",
