@@ -49,7 +49,6 @@ class View:
         self._live: Live | None = None
         self._console = err()
         self._paused = 0
-        self._said = ""
 
     @contextmanager
     def shown(self) -> Iterator[View]:
@@ -95,12 +94,9 @@ class View:
         if progress.cost_usd is not None:
             self.cost = progress.cost_usd
         self._update(progress)
-        if self._live is None and not self.quiet:
-            line = _line(progress)
-            if line and line != self._said:
-                self._said = line
-                cost = f"  {dollars(self.cost)}" if self.cost else ""
-                to_stderr(f"{time.monotonic() - self._started:7.1f}s  {escape_controls(line)}{cost}\n")
+        if self._live is None and not self.quiet and (line := _line(progress)):
+            cost = f"  {dollars(self.cost)}" if self.cost else ""
+            to_stderr(f"{time.monotonic() - self._started:7.1f}s  {escape_controls(line)}{cost}\n")
 
     def _update(self, progress: Progress) -> None:
         what, _, how = progress.kind.partition("_")

@@ -90,6 +90,7 @@ def facts(run: RunState, *, effects: bool = False) -> dict[str, Any]:
                 "error": scrubbed(effect.error),
                 "reason": scrubbed(effect.reason),
                 "compensating_tool": effect.effect.compensating_tool,
+                "said_by": effect.said_by,
             }
             for effect in run.effects.values()
         ]
@@ -138,6 +139,8 @@ def _line(effect: EffectState) -> Any:
     line.append(f"  {effect.status}", style)
     if effect.covered:
         line.append("  with the call above", "dim")
+    elif effect.settled and effect.said_by:
+        line.append(f"  as {effect.said_by} said", "dim")
     elif effect.effect.compensating_tool:
         line.append(f"  {'by' if effect.undone else 'undone by'} {effect.effect.compensating_tool}", "dim")
     for problem in (effect.error, effect.reason):

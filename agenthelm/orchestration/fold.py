@@ -101,6 +101,7 @@ def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping
         effect.reason = None
     elif kind == "undone":
         effect.undoing, effect.undone, effect.compensated, effect.reason = False, True, True, None
+        effect.said_by = None
         state.undone.append(effect.effect.id)
         for covered in data.get("covers", ()):
             state.effects[covered].covered = True
@@ -108,7 +109,7 @@ def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping
         effect.undoing = bool(data.get("doubt"))
         effect.reason = data["error"]
     elif kind == "resolved":
-        effect.undone = data["as"] == "undone"
+        effect.undone, effect.said_by = data["as"] == "undone", data["by"]
         effect.compensated = effect.undone and data["by"] != "verify"
         if data["as"] == "done" and effect.reason is None:
             state.complete(effect, "ok")  # nobody has tried to undo it yet, and it can be

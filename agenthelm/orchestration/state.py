@@ -44,6 +44,7 @@ class EffectState:
         undoing: Undos begun without a known end.
         undone: Whether it does not stand any more: undone, or found never to have happened.
         compensated: Whether its compensator ran, or a human did its work, which covers what the tool did inside as well.
+        said_by: Whose word it is that it stands or does not: that of ``verify``, or of a human; None where it is no word.
         covered: Whether it was taken back by undoing a call inside which it was made.
         reason: Why the last undo failed.
         accepted: Whether it is let stand: a human said so of what was stuck, or it is one with a later call that succeeded.
@@ -69,6 +70,7 @@ class EffectState:
     undoing: bool = False
     undone: bool = False
     compensated: bool = False
+    said_by: str | None = None
     covered: bool = False
     reason: str | None = None
     accepted: bool = False

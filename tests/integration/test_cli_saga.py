@@ -225,7 +225,22 @@ def test_what_is_stuck_can_be_resolved_by_a_humans_word(cli: Cli, word: str, sta
     assert "no effect or step 'dsk'" in cli("saga", "resolve", "last", "dsk", "--as", word, code=2).stderr
     cli("saga", "resolve", "last", "desk", "--as", word)
     document = json.loads(cli("saga", "show", "last", "--json").stdout)
-    assert [effect["status"] for effect in document["effects"]] == [status]
+    assert [(effect["status"], effect["said_by"]) for effect in document["effects"]] == [(status, "a human")]
+    assert f"{status}  as a human said  [e1]" in cli("saga", "show", "last").stdout
+
+
+def test_what_never_happened_is_not_drawn_as_undone_by_a_tool_that_never_ran(cli: Cli) -> None:
+    cli.write(
+        "doubt.py",
+        "import os\n\nfrom agenthelm import tool\n\n"
+        "@tool(compensating_tool='pay_back', verify=lambda amount: None, side_effects=['money:move'])\n"
+        "def pay(amount: int) -> None:\n    os._exit(9)\n\n"
+        "@tool\ndef pay_back(amount: int) -> None: ...\n",
+    )
+    cli.write("pay.yaml", "- {tool: pay, arguments: {amount: 5}}\n")
+    cli.process("saga", "run", "pay.yaml", "--app", "doubt.py", code=9)
+    cli("saga", "recover", "--app", "doubt.py")
+    assert "pay(amount=5)  undone  as verify said" in cli("saga", "show", "last").stdout
 
 
 def test_finished_journals_are_pruned_and_open_or_stuck_ones_stay(cli: Cli) -> None:
@@ -260,6 +275,20 @@ def test_what_could_not_be_undone_in_a_run_that_was_left_as_it_is_is_not_forgott
     assert "dropped 0 journals" in cli("saga", "prune", "--older-than", "0s").stdout
     cli("saga", "resolve", "last", "book_badly", "--as", "undone")
     assert "dropped 1 journal" in cli("saga", "prune", "--older-than", "0s").stdout
+
+
+def test_every_call_and_everything_stuck_has_its_line(cli: Cli) -> None:
+    cli.write(
+        "twice.yaml",
+        STUCK.replace("- {tool: explode}", STUCK.splitlines()[1].replace("desk", "lamp") + "\n- {tool: explode}"),
+    )
+    lines = [
+        line.split("s  ", 1)[1]
+        for line in cli("saga", "run", "twice.yaml", code=3).stderr.splitlines()
+        if "s  " in line
+    ]
+    assert lines.count("book_badly") == 2
+    assert sum(line.startswith("could not be undone: book_badly") for line in lines) == 2
 
 
 def test_there_may_be_nothing_to_recover(cli: Cli) -> None:
