@@ -24,6 +24,7 @@ async def perform(
     *,
     wanted: frozenset[str],
     json: bool,
+    several: bool = False,
     budget: Budget | None = None,
 ) -> None:
     """Do something to sagas with an orchestrator, show it, and end with the right exit code.
@@ -33,9 +34,11 @@ async def perform(
         work: Gets the orchestrator.
         wanted: The statuses that count as done.
         json: Whether stdout is for a JSON document.
+        several: Whether that is a list, of however many sagas; else it is the one.
         budget: What one run may spend; the settings' by default.
     """
     from agenthelm.cli import _perform
+    from agenthelm.cli._console import print_json
     from agenthelm.cli._live import View
 
     async def named(orchestrator: Any) -> tuple[list[SagaResult], dict[str, dict[str, str]]]:
@@ -43,7 +46,11 @@ async def perform(
         return results, {r.run_id: await _tools(orchestrator.storage, r.run_id) for r in results}
 
     results, names = await _perform.perform(settings, View(), named, json=json, memory=False, budget=budget)
-    _show(results, names, json=json)
+    if json:
+        documents = [_document(result) for result in results]
+        print_json(documents if several else documents[0])
+    else:
+        _show(results, names)
     codes = [_code(result, wanted) for result in results]
     if any(codes):
         raise Failure(max(codes))
@@ -71,14 +78,10 @@ def _untouched(result: SagaResult) -> bool:
     return refused and result.status == "failed" and not result.stuck and not result.undone
 
 
-def _show(results: list[SagaResult], names: Mapping[str, Mapping[str, str]], *, json: bool) -> None:
+def _show(results: list[SagaResult], names: Mapping[str, Mapping[str, str]]) -> None:
     from agenthelm.cli import _saga
-    from agenthelm.cli._console import clean, out, print_json, say
+    from agenthelm.cli._console import clean, out, say
 
-    if json:
-        documents = [_document(result) for result in results]
-        print_json(documents[0] if len(documents) == 1 else documents)
-        return
     for result in results:
         for record in result.steps:
             out().print(f"{record.step.name}: {clean(record.result, width=160) or 'done'}")

@@ -199,11 +199,16 @@ async def recover(
 ) -> None:
     """Undo (or resume) the runs whose process died."""
     from agenthelm.cli import _console, _journals, _outcome, _session
+    from agenthelm.exceptions import RunNotFoundError
 
     settings = _session.settings_from(app=app, trace=trace)
     _session.load_app(settings)
     if not _session.stored(settings):
+        if run is not None:
+            raise RunNotFoundError(run)
         _console.note("nothing to recover")
+        if json:
+            _console.print_json([])
         return
 
     async def work(orchestrator: Any) -> list[SagaResult]:
@@ -213,7 +218,7 @@ async def recover(
             _console.note("nothing to recover")
         return results
 
-    await _outcome.perform(settings, work, wanted=_AFTERWARDS, json=json)
+    await _outcome.perform(settings, work, wanted=_AFTERWARDS, json=json, several=True)
 
 
 @command(app, "retry")

@@ -239,7 +239,8 @@ def test_what_never_happened_is_not_drawn_as_undone_by_a_tool_that_never_ran(cli
     )
     cli.write("pay.yaml", "- {tool: pay, arguments: {amount: 5}}\n")
     cli.process("saga", "run", "pay.yaml", "--app", "doubt.py", code=9)
-    cli("saga", "recover", "--app", "doubt.py")
+    (recovered,) = json.loads(cli("saga", "recover", "--app", "doubt.py", "--json").stdout)  # a list, also of one
+    assert recovered["status"] == "rolled_back"
     assert "pay(amount=5)  undone  as verify said" in cli("saga", "show", "last").stdout
 
 
@@ -293,8 +294,12 @@ def test_every_call_and_everything_stuck_has_its_line(cli: Cli) -> None:
 
 def test_there_may_be_nothing_to_recover(cli: Cli) -> None:
     assert "nothing to recover" in cli("saga", "recover").stderr
+    assert json.loads(cli("saga", "recover", "--json").stdout) == []
+    assert "no run 'nowhere'" in cli("saga", "recover", "nowhere", code=2).stderr
     cli("saga", "run", "trip.yaml")
     assert "nothing to recover" in cli("saga", "recover").stderr
+    assert json.loads(cli("saga", "recover", "--json").stdout) == []
+    assert "no run 'nowhere'" in cli("saga", "recover", "nowhere", code=2).stderr
 
 
 def test_runs_of_agents_are_in_the_same_list_and_taken_back_the_same_way(cli: Cli) -> None:
