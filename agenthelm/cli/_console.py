@@ -79,9 +79,13 @@ def arguments_line(arguments: Mapping[str, object], *, width: int) -> str:
 
 
 def say(what: RenderableType, *, style: str | None = None) -> None:
-    """Print a line, without secrets, or something drawn to stderr. Where nobody reads it any more, it is left unsaid."""
+    """Print a line, without secrets, or something drawn to stderr. Where nobody reads it any more, it is left unsaid.
+
+    A line stays one, however long: half of the command that it names would be another one.
+    """
+    told = escape_controls(scrub(what)) if isinstance(what, str) else what
     with suppress(OSError):
-        err().print(escape_controls(scrub(what)) if isinstance(what, str) else what, style=style)
+        err().print(told, style=style, soft_wrap=isinstance(told, str))
 
 
 def note(text: str) -> None:

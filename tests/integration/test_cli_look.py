@@ -641,6 +641,10 @@ def test_the_hint_to_older_calls_keeps_the_conditions(ran: Cli) -> None:
     assert re.fullmatch(r"traces filter --tool book --longer-than 0\.0 --limit 1 --before \d+", hint)
     (older,) = json.loads(ran(*hint.split(), "--json").stdout)
     assert older["tool_name"] == "book"
+    narrow = ran("traces", "list", "--run", "last", "-n", "1", COLUMNS="40")
+    assert (
+        "agenthelm traces filter --run last --limit 1 --before" in narrow.stderr
+    )  # half of it would be another command
     assert "--run last --limit 1 --before" in ran("traces", "list", "--run", "last", "-n", "1").stderr
 
 
