@@ -81,6 +81,8 @@ def storage_path(settings: Settings) -> Path | None:
     if location.startswith("memory:"):
         return None
     path = location.removeprefix("sqlite:///").removeprefix("json:///")
+    if not path:
+        raise ConfigError(f"storage {location!r} names no file", setting="storage")
     if "://" in path:
         raise ConfigError(
             f"storage {location!r} is neither a path nor sqlite:///, json:/// or memory://", setting="storage"
@@ -97,7 +99,8 @@ def make_storage(settings: Settings) -> BaseStorage:
         return InMemoryStorage()
     if _inside_home(settings, str(path)):
         ensure_home(settings)
-    if settings.storage.startswith("json:///") or path.suffix in (".json", ".jsonl"):
+    scheme = settings.storage.partition(":///")[0]
+    if scheme == "json" or (scheme != "sqlite" and path.suffix in (".json", ".jsonl")):
         from agenthelm.core.storage import JsonStorage
 
         return JsonStorage(path)

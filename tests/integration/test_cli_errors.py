@@ -204,6 +204,20 @@ def test_a_storage_that_is_something_else_is_one_line(cli: Cli) -> None:
     assert (cli.folder / "notes.db").read_text().startswith("these are my notes")
 
 
+def test_a_folder_and_nothing_are_no_storage(cli: Cli) -> None:
+    (cli.folder / "logs").mkdir()
+    assert "logs: it is a folder; name a file" in error_of(cli("saga", "list", code=1, AGENTHELM_STORAGE="logs"))
+    assert "'sqlite:///' names no file" in error_of(cli("saga", "list", code=2, AGENTHELM_STORAGE="sqlite:///"))
+
+
+def test_an_address_says_what_a_storage_is_whatever_the_file_s_suffix(cli: Cli) -> None:
+    run = ("run", "x", "--app", "app.py", "-a", "planner", "--model", "offline")
+    cli(*run, AGENTHELM_STORAGE="sqlite:///log.jsonl")
+    cli(*run, AGENTHELM_STORAGE="json:///log.db")
+    assert (cli.folder / "log.jsonl").read_bytes().startswith(b"SQLite format 3")
+    assert (cli.folder / "log.db").read_bytes().startswith(b"{")
+
+
 def test_unknown_storage_and_memory_addresses_are_refused(cli: Cli) -> None:
     run = ("run", "x", "-a", "writer", "--model", "offline")
     assert "postgres://x" in error_of(cli(*run, code=2, AGENTHELM_STORAGE="postgres://x"))

@@ -212,5 +212,6 @@ class translated:  # noqa: N801 - used like a function: `with translated(path, v
     ) -> None:
         if isinstance(error, sqlite3.Error):
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            message = f"can't {self._verb} {self._path}: {_MEANINGS.get(code, error)}"
+            meaning = "it is a folder; name a file" if self._path.is_dir() else _MEANINGS.get(code, error)
+            message = f"can't {self._verb} {self._path}: {meaning}"
             raise (UnavailableError if code in _FOR_ALL else StorageError)(message) from error
