@@ -71,11 +71,16 @@ async def set_value(
     """Keep a value."""
     from agenthelm.cli import _console
 
-    parsed = _parsed(sys.stdin.read() if value == "-" else value)
+    parsed = _parsed(_given(value))
     async with _open() as hub:
         memory = _context(hub, session, namespace)
         await (memory.write(key, parsed, ttl=ttl) if session else memory.set_shared(key, parsed, ttl=ttl))
     _console.note(f"kept {_where(session, namespace)}{_how_long(hub.short_term)}")
+
+
+def _given(argument: str) -> str:
+    """An argument, or what stdin says without the line end that `echo`, an editor and `get` put behind it."""
+    return sys.stdin.read().removesuffix("\n") if argument == "-" else argument
 
 
 def _parsed(text: str) -> object:
@@ -168,7 +173,7 @@ async def remember(
     """Remember a text for the namespace, and print its id."""
     from agenthelm.cli import _console
 
-    content = sys.stdin.read() if text == "-" else text
+    content = _given(text)
     async with _open() as hub:
         made = await _context(hub, session, namespace).remember(content, id=id)
     sys.stdout.write(made + "\n")

@@ -441,6 +441,15 @@ def test_values_are_kept_read_listed_and_forgotten(cli: Cli) -> None:
     assert "no value" in cli("memory", "forget", "plan", "--session", "trip", code=1).stderr
 
 
+def test_what_is_piped_from_one_command_to_another_is_the_same_text(cli: Cli) -> None:
+    cli("memory", "set", "first", "two\nlines\n")
+    cli("memory", "set", "second", "-", stdin=cli("memory", "get", "first").stdout)
+    cli("memory", "remember", "-", "--id", "said", stdin="from a file\n")
+    assert json.loads(cli("memory", "list", "--json").stdout) == {"first": "two\nlines\n", "second": "two\nlines\n"}
+    (match,) = json.loads(cli("memory", "search", "from a file", "--json").stdout)
+    assert match["text"] == "from a file"
+
+
 @pytest.mark.parametrize(
     "command", ["get plan", "set plan private", "list", "forget plan", "search plan", "remember plan"]
 )
