@@ -155,11 +155,14 @@ class ToolContractError(ToolError, TypeError):
 class UnknownToolError(ToolError, LookupError):
     """No tool of that name exists, or the caller was not given it."""
 
-    def __init__(self, tool_name: str, known: Iterable[str], *, where: str = "the registry") -> None:
+    def __init__(self, tool_name: str, known: Iterable[str], *, where: str | None = None) -> None:
         names = sorted(known)
         listing = f" It has: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}." if names else " It is empty."
+        if not names and where is None:
+            listing = " It is empty: import the file that defines your tools; on the command line, name it with --app."
         super().__init__(
-            f"no tool named {_quoted(tool_name)} in {where}.{nearest(tool_name, names) or listing}", tool_name=tool_name
+            f"no tool named {_quoted(tool_name)} in {where or 'the registry'}.{nearest(tool_name, names) or listing}",
+            tool_name=tool_name,
         )
         self.known: Sequence[str] = names
 

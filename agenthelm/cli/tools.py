@@ -37,13 +37,17 @@ def list_tools(
     from agenthelm.cli import _console, _session
     from agenthelm.core.tool import TOOL_REGISTRY
 
-    _session.load_app(_session.settings_from(app=app))
+    settings = _session.settings_from(app=app)
+    _session.load_app(settings)
     tools = TOOL_REGISTRY.filter(tags=tag or (), side_effects=effect or ())
     if json:
         _console.print_json([facts(tool) for tool in tools])
         return
     if not tools:
-        _console.note("no tools" + ("" if app else "; --app names the module or file that defines them"))
+        which = " that fulfil this" if TOOL_REGISTRY else ""
+        _console.note(
+            f"no tools{which}" + ("" if settings.app else "; --app names the module or file that defines them")
+        )
         return
     rows = [(tool.name, tool.description, ", ".join(tool.contract.side_effects), undo_line(tool)) for tool in tools]
     _console.out().print(_console.table(["tool", "description", "changes", "undone by"], rows))

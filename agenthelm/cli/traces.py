@@ -82,13 +82,17 @@ async def _list(wanted: dict[str, Any], *, limit: int, after: int | None, json: 
         _console.print_json([{"number": record.position, **record.data} for record in found])
         return
     if not found:
-        _console.note("no calls" + (" that fulfil this" if any(v is not None for v in wanted.values()) else " yet"))
+        _console.note(_nothing(wanted))
         return
     _console.out().print(
         _console.table(["number", "when (UTC)", "agent", "call", "ended", "#took", "#cost", "run"], map(_row, found))
     )
     if len(found) == limit:
         _console.note(f"older ones: {_older(wanted, limit, found[-1].position)}")
+
+
+def _nothing(wanted: Mapping[str, Any]) -> str:
+    return "no calls" + (" that fulfil this" if any(value is not None for value in wanted.values()) else " yet")
 
 
 def _older(wanted: Mapping[str, Any], limit: int, position: int) -> str:
@@ -319,7 +323,8 @@ async def stats(
     from agenthelm.cli._units import dollars, seconds
 
     groups: dict[tuple[str, str], _Stats] = {}
-    async with _opened({"run": run, "agent": agent, "since": since, "until": until}) as events:
+    wanted = {"run": run, "agent": agent, "since": since, "until": until}
+    async with _opened(wanted) as events:
         async for page in events.pages():
             for record in page:
                 event = record.data
@@ -329,7 +334,7 @@ async def stats(
     if json:
         _console.print_json(summaries)
     elif not summaries:
-        _console.note("no calls yet")
+        _console.note(_nothing(wanted))
     else:
         rows = [
             (

@@ -130,6 +130,10 @@ def test_tools_are_listed_and_filtered(cli: Cli) -> None:
     by_effect = json.loads(cli("tools", "list", "--app", "app.py", "--side-effect", "mail:send", "--json").stdout)
     assert [tool["name"] for tool in by_effect] == ["send_mail"]
     assert cli("tools", "list").stdout == ""
+    assert "no tools; --app names" in cli("tools", "list").stderr
+    assert "on the command line, name it with --app" in cli("tools", "show", "book", code=2).stderr
+    named = {"AGENTHELM_APP": "app.py"}
+    assert cli("tools", "list", "--tag", "none", **named).stderr == "no tools that fulfil this\n"
 
 
 def test_a_contract_is_shown_as_a_person_reads_it(cli: Cli) -> None:
@@ -372,6 +376,10 @@ def test_exported_data_can_neither_break_a_table_nor_be_markup(cli: Cli) -> None
     assert "\\[/bold\\]" in row
     (event,) = csv.DictReader(io.StringIO(cli("traces", "export", "-f", "csv").stdout))
     assert json.loads(event["inputs"])["what"] == hostile
+
+
+def test_statistics_of_nobody_are_not_those_of_a_storage_without_calls(ran: Cli) -> None:
+    assert ran("traces", "stats", "--agent", "nobody").stderr == "no calls that fulfil this\n"
 
 
 def test_statistics_count_calls_failures_and_times(ran: Cli) -> None:
