@@ -96,7 +96,11 @@ class Spent:
     """What a row adds up to; money in whole picodollars, as in the books of a run."""
 
     def __init__(self) -> None:
-        self.calls = self.tokens_in = self.tokens_out = self.unpriced = self.pico = 0
+        self.calls: int = 0
+        self.tokens_in: int = 0
+        self.tokens_out: int = 0
+        self.unpriced: int = 0
+        self.pico: int = 0
 
     def add(self, event: Mapping[str, Any], *, tools: bool = False) -> None:
         """Add an event; ``tools`` counts calls of tools instead of models."""
