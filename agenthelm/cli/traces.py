@@ -11,7 +11,7 @@ import typer
 
 from agenthelm.cli._command import command
 from agenthelm.cli._options import MOST, Json, Limit, Since
-from agenthelm.cli.cost import Spent, made
+from agenthelm.cli._spent import Spent, made
 
 if TYPE_CHECKING:
     from rich.tree import Tree
