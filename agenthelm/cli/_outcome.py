@@ -106,7 +106,8 @@ def _show(results: list[SagaResult], names: Mapping[str, Mapping[str, str]]) -> 
         ):
             if left := [clean(called.get(effect, effect)) for effect in effects if effect not in named]:
                 say(f"{words}: {', '.join(left)}")
-        say(f"run {result.run_id}: {result.status}", style="bold")
+        end = f"; 'agenthelm saga recover {result.run_id} --app APP' ends it" if result.status == "open" else ""
+        say(f"run {result.run_id}: {result.status}{end}", style="bold")
 
 
 def _document(result: SagaResult) -> dict[str, Any]:

@@ -246,7 +246,7 @@ async def resolve(
     ],
     json: Json = False,
 ) -> None:
-    """Record a human's word on an effect that is in doubt or stuck."""
+    """Record a human's word on an effect that is in doubt or stuck, or was taken back by hand."""
     from agenthelm.cli import _journals, _outcome, _session
     from agenthelm.exceptions import ConfigError
 
@@ -258,7 +258,7 @@ async def resolve(
         run_id = await _journals.run_id(orchestrator.storage, run)
         return [await orchestrator.resolve(run_id, step, outcome=as_)]
 
-    await _outcome.perform(settings, work, wanted=_AFTERWARDS, json=json)
+    await _outcome.perform(settings, work, wanted=_AFTERWARDS | {"open"}, json=json)
 
 
 @command(app, "prune")

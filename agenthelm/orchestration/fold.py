@@ -37,7 +37,9 @@ def fold(run_id: str, records: Iterable[StoredRecord]) -> RunState:
 
 def _apply(state: RunState, data: Mapping[str, Any]) -> None:
     kind = data["type"]
-    state.last_at = float(data["at"])
+    at = float(data["at"])
+    if kind != "resolved" or data["by"] == "verify":  # what a human says is no sign of life of whoever holds the run
+        state.last_at = at
     state.epoch = int(data["epoch"])
     if kind in ("opened", "claimed"):
         state.owner = Owner.from_data(data["owner"])
@@ -110,7 +112,9 @@ def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping
         effect.reason = data["error"]
     elif kind == "resolved":
         effect.undone, effect.said_by = data["as"] == "undone", data["by"]
-        effect.compensated = effect.undone and data["by"] != "verify"
+        # Of a call that never returned and that nobody has tried to undo, it is said of that call alone.
+        alone = effect.doubtful and not effect.undoing and (state.status is None or effect.reason is None)
+        effect.compensated = effect.undone and data["by"] != "verify" and not alone
         if data["as"] == "done" and effect.reason is None:
             state.complete(effect, "ok")  # nobody has tried to undo it yet, and it can be
         else:

@@ -246,8 +246,11 @@ class Journal:
     async def claimed(self, kept: str | None = None) -> None:
         """Take a run over; ``kept``: how it ends again, when only a part of it is undone."""
         self.epoch += 1
-        claim = Record(claims_of(self.run_id), {"epoch": self.epoch}, "claimed")
-        await self.append("claimed", beside=claim, owner=Owner.here().data(), kept=kept, state="open")
+        await self.append("claimed", beside=self._claim(), owner=Owner.here().data(), kept=kept, state="open")
+
+    def _claim(self) -> Record:
+        """What counts a claim, by which nothing that its former owner has under way gets into the journal behind it."""
+        return Record(claims_of(self.run_id), {"epoch": self.epoch}, "claimed")
 
     async def closed(self, status: str, error: str | None = None) -> None:
         """End a run's journal."""
@@ -261,6 +264,7 @@ class Journal:
         by: str,
         status: str | None = None,
         error: str | None = None,
+        expel: bool = False,
     ) -> None:
         """Report that somebody knows better than the journal what became of effects.
 
@@ -270,11 +274,16 @@ class Journal:
             by: Who says so.
             status: How the run, which had ended, ends anew with that.
             error: Why, with ``status``.
+            expel: Whether whoever held the run, and may only have been silent, loses it by that; nobody holds it then.
         """
+        claim = None
+        if expel:
+            self.epoch += 1
+            claim = self._claim()
         records = [self._record("resolved", {"effect": effect_id, "by": by, "as": outcome}) for effect_id in effect_ids]
         if status is not None:
             records.append(self._record("closed", {"status": status, "error": error}, status))
-        await self._write(records)
+        await self._write(records, claim)
 
     def finish(
         self,

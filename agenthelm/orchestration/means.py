@@ -37,9 +37,10 @@ class Means:
         tool, compensator = self.tools.get(name), self.compensator(state)
         if (unknown := self.missing(state)) is not None:
             return f"{unknown} is not registered here; load the app that defines it"
-        if wanted is None and (tool is None or state.outcome == "failed"):
-            return "" if state.outcome == "failed" else "no tool undoes it"
-        assert tool is not None
+        if state.outcome == "failed" and (tool is None or compensator is None or self.is_anothers(state, tool)):
+            return ""
+        if tool is None:
+            return "no tool undoes it"
         wants_result = compensator is not None and needs_result(tool, compensator)
         harmless = compensator is not None and compensator.contract.idempotent and not wants_result
         if state.outcome == "failed" and not harmless:
@@ -59,6 +60,8 @@ class Means:
         wanted = state.effect.compensating_tool
         if state.settled or (wanted is None and not state.doubtful):
             return None
+        if state.outcome == "failed" and not state.undoing and state.reason is None:
+            return None  # there is nothing to undo, and what would be harmless need not be possible
         tool, compensator = self.tools.get(state.effect.tool), self.compensator(state)
         if tool is None:
             return f"tool {state.effect.tool!r}"

@@ -319,7 +319,7 @@ class Orchestrator:
             return await recovery.retry(run_id)
 
     async def resolve(self, run_id: str, step: str, *, outcome: Literal["done", "undone"]) -> SagaResult:
-        """Record a human's word on an effect that got stuck or is in doubt; see `Recovery.resolve`."""
+        """Record a human's word on an effect that got stuck, is in doubt or was undone by hand; see `Recovery.resolve`."""
         async with self._recovery() as recovery:
             return await recovery.resolve(run_id, step, outcome=outcome)
 

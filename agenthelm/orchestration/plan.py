@@ -207,7 +207,7 @@ class Plan:
                         f"step {name!r} uses the result of {ref.step!r}, which is not in the plan."
                         f"{nearest(ref.step, self.steps)}"
                     )
-                if not self._runs_before(ref.step, name):
+                if not self.runs_before(ref.step, name):
                     raise PlanError(
                         f"step {name!r} uses the result of {ref.step!r}, which need not have run before it; "
                         f"add it to depends_on"
@@ -216,7 +216,7 @@ class Plan:
     def _sorter(self) -> TopologicalSorter[str]:
         return TopologicalSorter({name: step.depends_on for name, step in self.steps.items()})
 
-    def _runs_before(self, earlier: str, later: str) -> bool:
+    def runs_before(self, earlier: str, later: str) -> bool:
         """Whether one step depends on another, directly or not; looks at the nearest first."""
         reached = dict.fromkeys(self.steps[later].depends_on)
         ahead = list(reached)

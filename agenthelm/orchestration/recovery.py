@@ -148,43 +148,55 @@ class Recovery:
         return await shielded(self._take, state, "tried again on purpose", kept, True)
 
     async def resolve(self, run_id: str, step: str, *, outcome: Literal["done", "undone"]) -> SagaResult:
-        """Record a human's word on an effect that could not be undone, or of which nobody knew whether it happened.
+        """Record a human's word on what became of an effect.
 
         Args:
             run_id: The run.
             step: The effect's id, its step's name, or its tool's if that has no other effect left.
-            outcome: ``"done"``: it stands. What was stuck may stand for good then; what was in doubt in a run that is
-                not to be undone has happened, and `undo` takes it back with the rest. ``"undone"``: it does not stand:
-                it never happened, or somebody undid it by hand.
+            outcome: ``"done"``, of what could not be undone or is in doubt: it stands. What was stuck may stand for good
+                then; what was in doubt in a run that is not to be undone has happened, and `undo` takes it back with the
+                rest. ``"undone"``, of any effect: it does not stand: it never happened, or somebody undid it by hand.
+                That may also be said in a run whose process is gone, which stays open for `recover`.
 
         Raises:
             PlanError: The run has no such effect.
-            RunBusyError: The run has not ended, or another process is at it.
+            RunBusyError: The run is going on, another process is at it, or it is to be recovered before that can be said.
         """
         state = await self.load(run_id)
-        if state.status is None and state.claimable(self.executor.clock.wall()):
+        dead = state.status is None and state.claimable(self.executor.clock.wall())
+        if dead and outcome != "undone":
             raise RunBusyError(
                 run_id,
                 owner=str(state.owner),
-                advice=f"that is gone or silent: end the run first, with `agenthelm saga recover {run_id}` or recover()",
+                advice=f"that is gone or silent: end the run first, with `agenthelm saga recover {run_id}` or recover(); "
+                "before that it can only be said what was undone by hand",
             )
-        if state.status is None:
+        if state.status is None and not dead:
             raise RunBusyError(run_id, owner=str(state.owner))
-        open_ones = [s for s in state.effects.values() if not s.settled and (s.reason is not None or s.doubtful)]
-        chosen = [s for s in open_ones if step == s.effect.id] or [s for s in open_ones if step == s.effect.step]
-        if not chosen and len(of_tool := [s for s in open_ones if step == s.effect.tool]) == 1:
-            chosen = of_tool
+        left = [s for s in state.effects.values() if not s.settled]
+        open_ones = [s for s in left if s.reason is not None or s.doubtful]
+        chosen = [] if dead else _named(step, open_ones)
+        if outcome == "undone":
+            left = [s for s in left if s.reason is not None or s.undoing or s.outcome != "failed"]
+            chosen = [s for s in left if step == s.effect.id] or chosen or _named(step, left)
         if not chosen:
-            left = ", ".join(s.effect.id for s in open_ones) or "none"
-            raise PlanError(f"run {run_id!r} has no effect or step {step!r} left to resolve; stuck or in doubt: {left}")
+            ids = ", ".join(s.effect.id for s in (left if outcome == "undone" else open_ones)) or "none"
+            which = "not undone" if outcome == "undone" else "stuck or in doubt"
+            raise PlanError(f"run {run_id!r} has no effect or step {step!r} left to resolve; {which}: {ids}")
         status: SagaStatus | None = None
         if state.status == "failed":  # what got stuck ends anew
             stuck = [s for s in open_ones if s.reason is not None and all(s is not entry for entry in chosen)]
             status = "failed" if stuck else _apart_from_stuck(state) or "rolled_back"
         try:
-            # All of it at once and unclaimed, so that nobody ever takes the run for a dead one and undoes it.
+            # All of it at once, and nobody holds the run after that: one that has ended is never taken for a dead one and
+            # undone, and a dead one can be recovered at once. Whoever only seemed dead writes nothing more into it.
             await self._journal(state).resolved(
-                [entry.effect.id for entry in chosen], outcome, by="a human", status=status, error=state.reason
+                [entry.effect.id for entry in chosen],
+                outcome,
+                by="a human",
+                status=status,
+                error=state.reason,
+                expel=dead,
             )
         except LeaseLostError as taken:
             raise RunBusyError(run_id, owner="another process, which claimed it just now") from taken
@@ -203,11 +215,14 @@ class Recovery:
             PlanError: Naming what is missing.
         """
         means = Means(self.executor.tools, recorded=True)
-        found = dict.fromkeys(missing for effect in effects if (missing := means.missing(effect)))
-        if found:
+        lacking = {effect.effect.id: missing for effect in effects if (missing := means.missing(effect))}
+        if lacking:
+            found = dict.fromkeys(lacking.values())
             raise PlanError(
                 f"run {state.run_id!r} can't be undone here and was left as it is: {', '.join(found)} "
-                f"{'is' if len(found) == 1 else 'are'} not registered; load the app that defines them"
+                f"{'is' if len(found) == 1 else 'are'} not registered; load the app that defines them, "
+                f"or undo {', '.join(lacking)} by hand and say so with "
+                f"`agenthelm saga resolve {state.run_id} {next(iter(lacking))} --as undone`"
             )
 
     async def _claim(self, state: RunState, *, kept: SagaStatus | None = None) -> Journal:
@@ -314,6 +329,16 @@ class Recovery:
         return self.identity.evolve(run_id=state.run_id, session_id=state.session_id, namespace=state.namespace)
 
 
+def _named(step: str, effects: list[EffectState]) -> list[EffectState]:
+    """Those of the effects that somebody means: by id, else by step, else by tool if it is the only one."""
+    of_tool = [s for s in effects if step == s.effect.tool]
+    return (
+        [s for s in effects if step == s.effect.id]
+        or [s for s in effects if step == s.effect.step]
+        or (of_tool if len(of_tool) == 1 else [])
+    )
+
+
 def _to_be_undone(state: RunState) -> list[EffectState]:
     """What recovering a run that died would undo, unless it goes on with it."""
     if state.closed_at is not None:
@@ -332,7 +357,7 @@ def _as_found(state: RunState) -> SagaResult:
     """A run's result as its journal tells it."""
     return result_of(
         state.effects.values(),
-        state.status or "failed",  # type: ignore[arg-type]
+        state.status or "open",  # type: ignore[arg-type]
         error=state.reason,
         undone=tuple(state.undone),
         run_id=state.run_id,

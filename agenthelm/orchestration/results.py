@@ -11,9 +11,10 @@ from agenthelm.orchestration.plan import Step
 
 __all__ = ["RunResult", "SagaResult", "SagaStatus", "StepRecord", "StuckEffect"]
 
-SagaStatus = Literal["success", "stopped", "rolled_back", "failed"]
+SagaStatus = Literal["success", "stopped", "rolled_back", "failed", "open"]
 """``success``: the effects stand. ``stopped``: it failed and they were left standing, as asked. ``rolled_back``: all
-undone. ``failed``: something was irreversible or could not be undone; ``stuck`` names it."""
+undone. ``failed``: something was irreversible or could not be undone; ``stuck`` names it. ``open``: its process is gone
+and nobody has ended it yet; only `Orchestrator.resolve` returns that."""
 
 
 @dataclass(frozen=True, slots=True)

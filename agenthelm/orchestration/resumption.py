@@ -48,8 +48,11 @@ class Resumption:
     async def results(self, plan: Plan) -> dict[str, object] | None:
         """The results of the steps that are done, by step; None when the run can only be undone."""
         results: dict[str, object] = {}
+        taken_back: set[str] = set()
         for entry in [s for s in self.state.effects.values() if s.effect.parent is None]:
             if entry.settled:
+                if entry.undone and entry.outcome == "ok" and entry.effect.step is not None:
+                    taken_back.add(entry.effect.step)
                 # Who learnt that it did not happen may have died before what it did inside was taken back.
                 if entry.undone and not entry.compensated and not await self._undo_inner(entry):
                     return None
@@ -65,6 +68,9 @@ class Resumption:
                 if not entry.has_result or entry.left_out:
                     return None
                 results[step] = entry.value(tool)
+        # What a human took back is done again, with another result than the one that later steps have gone by.
+        if any(plan.runs_before(gone, step) for gone in taken_back - results.keys() for step in results):
+            return None
         return results
 
     async def go_on(self, plan: Plan, results: dict[str, object]) -> SagaResult:

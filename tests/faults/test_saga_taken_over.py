@@ -161,13 +161,19 @@ async def test_a_run_about_which_a_human_said_something_is_never_taken_for_a_dea
     assert (result.status, world.undone) == ("rolled_back", [] if moment == "after" else ["a"])
 
 
-async def test_a_run_whose_owner_is_gone_is_to_be_recovered_before_a_human_settles_anything(world: World) -> None:
+@pytest.mark.parametrize("word", ["done", "undone"])
+async def test_a_run_whose_owner_may_be_alive_is_waited_for_whatever_a_human_says(world: World, word: Any) -> None:
     storage = InMemoryStorage()
     run_id = await world.dead_run(storage, "a")
     with pytest.raises(RunBusyError, match="wait for it to end"):
-        await resolve(world.orchestrator(storage), run_id)
+        await world.orchestrator(storage).resolve(run_id, "make", outcome=word)
+
+
+async def test_a_run_whose_owner_is_gone_is_to_be_recovered_before_a_human_lets_anything_stand(world: World) -> None:
+    storage = InMemoryStorage()
+    run_id = await world.dead_run(storage, "a")
     with pytest.raises(RunBusyError, match=f"end the run first, with `agenthelm saga recover {run_id}`") as refused:
-        await resolve(world.orchestrator(storage, Later()), run_id)
+        await world.orchestrator(storage, Later()).resolve(run_id, "make", outcome="done")
     assert "wait" not in str(refused.value)
 
 

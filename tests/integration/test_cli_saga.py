@@ -207,6 +207,30 @@ def test_undo_without_the_app_says_which_tool_is_missing(cli: Cli) -> None:
     assert world(cli) == ["cancelled"] * 3
 
 
+def test_a_dead_run_whose_tool_is_gone_is_ended_by_a_human_and_recover(cli: Cli) -> None:
+    died = WORLD + "\n\n@tool\ndef die():\n    import os\n\n    os.kill(os.getpid(), 9)\n"
+    old = died.replace("def book(", "def book_once(", 1)  # as it was called once
+    cli.write("old.yaml", "- {tool: book_once, id: flight, arguments: {what: flight}}\n- {tool: die}\n")
+    cli.write("world.py", died + old[old.index("@tool(") : old.index("@tool(idempotent")])
+    cli.process("saga", "run", "old.yaml", code=-9)
+    run = latest(cli)
+    cli.write("world.py", died)
+    done = cli("saga", "recover", code=3)
+    way_out = f"undo e1 by hand and say so with `agenthelm saga resolve {run} e1 --as undone`"
+    assert (way_out in done.lines[0], done.lines[1:]) == (True, [f"run {run}: left as it is"])
+    assert way_out in cli("saga", "recover", "last", code=2).stderr
+    assert "recover" in cli("saga", "resolve", "last", "e1", "--as", "done", code=1).stderr
+    done = cli("saga", "resolve", "last", "flight", "--as", "undone")
+    assert done.lines == [
+        "undone: book_once (flight)", f"run {run}: open; 'agenthelm saga recover {run} --app APP' ends it",
+    ]  # fmt: skip
+    shown = cli("saga", "show", "last").stdout
+    assert "undone  by hand  [e1]" in shown
+    assert "interrupted: its process is gone" in shown
+    assert cli("saga", "recover").lines[-1] == f"run {run}: rolled_back"
+    assert world(cli) == ["flight"]  # which nobody but the human has touched
+
+
 def test_what_is_stuck_can_be_tried_again(cli: Cli) -> None:
     done = cli("saga", "run", "stuck.yaml", code=3)
     assert "could not be undone: book_badly" in done.stderr
