@@ -32,7 +32,7 @@ class _Row:
 
 
 class View:
-    """Follows one run by its progress. Its `observe` is the run's observer.
+    """Follows a run, or one after the other, by their progress. Its `observe` is the runs' observer.
 
     Args:
         quiet: Show nothing; for ``--quiet``.
@@ -40,6 +40,7 @@ class View:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.run_id: str | None = None
+        self.runs: dict[str, None] = {}  # of all that one command works on; the one above is the latest
         self.undone: list[str] = []
         self.not_undone: list[str] = []
         self.quiet = quiet
@@ -90,7 +91,9 @@ class View:
 
     def observe(self, progress: Progress) -> None:
         """Take note of progress; called on the event loop, never blocks for long."""
-        self.run_id = progress.run_id or self.run_id
+        if progress.run_id:
+            self.run_id = progress.run_id
+            self.runs[progress.run_id] = None
         if progress.cost_usd is not None:
             self.cost = progress.cost_usd
         self._update(progress)

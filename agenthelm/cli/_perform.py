@@ -40,6 +40,7 @@ async def perform(
     watch().first = "interrupted: undoing what was done (Ctrl-C again stops at once)"
     watch().last = "stopped: what is left to undo is in the journal; `agenthelm saga recover` finishes it"
     saga: Any = None
+    stuck: list[Any] = []
     try:
         with _session.telemetry(settings), view.shown():
             async with _session.open_orchestrator(
@@ -49,9 +50,11 @@ async def perform(
                     return await work(orchestrator)
                 except (Exception, KeyboardInterrupt):
                     raise
-                except BaseException:  # which does not say what became of its run
+                except BaseException:  # which does not say what became of its runs
                     with anyio.CancelScope(shield=True):
-                        saga = view.run_id and await _journals.ended(orchestrator.storage, view.run_id)
+                        sagas = {run: await _journals.ended(orchestrator.storage, run) for run in view.runs}
+                    stuck = [ended for ended in sagas.values() if ended and (ended.stuck or ended.status == "failed")]
+                    saga = stuck[0] if stuck else sagas.get(view.run_id or "")
                     raise
     except KeyboardInterrupt:
         raise
@@ -65,7 +68,11 @@ async def perform(
             error.saga = saga  # type: ignore[attr-defined]
         code = report(error)
         if view.run_id is not None or getattr(error, "saga", None) is not None:
-            _result.tell_undone(view, getattr(error, "saga", None), run_id=getattr(error, "run_id", None))
+            ended = getattr(error, "saga", None)
+            run_id = getattr(error, "run_id", None) or (ended.run_id if stuck else None)
+            _result.tell_undone(view, ended, run_id=run_id)
+            for other in stuck[1:]:
+                _result.tell_stuck(view, other, run_id=other.run_id)
         if json:
             _result.print_failure(error, view, code=code, message=summary(error))
         raise Failure(code) from exc

@@ -12,7 +12,7 @@ from agenthelm.cli._units import count, dollars
 if TYPE_CHECKING:
     from agenthelm.cli._live import View
 
-__all__ = ["print_failure", "render", "show", "stuck_effects", "tell_undone"]
+__all__ = ["print_failure", "render", "show", "stuck_effects", "tell_stuck", "tell_undone"]
 
 _MAIN_KEYS = ("text", "answer")
 
@@ -93,16 +93,21 @@ def _panel(console: Any, key: str, value: object) -> None:
 def tell_undone(view: View, saga: Any, *, run_id: str | None = None) -> None:
     """Say what became of the effects of a run that did not succeed."""
     run_id = run_id or view.run_id or getattr(saga, "run_id", None)
-    stuck = [f"{effect['tool']} ({effect['reason']})" for effect in stuck_effects(saga)] or view.not_undone
     if view.undone:
         say(f"undone: {', '.join(clean(name) for name in view.undone)}")
-    if stuck:
-        say(f"could not be undone: {', '.join(clean(name) for name in stuck)}", style="bold red")
-        say(f"`agenthelm saga show {run_id or 'RUN'}` says more; `saga retry` and `saga resolve` end it")
-    elif getattr(saga, "status", None) == "stopped":
+    if not tell_stuck(view, saga, run_id=run_id) and getattr(saga, "status", None) == "stopped":
         say(f"nothing was undone, as asked; `agenthelm saga undo {run_id or 'RUN'}` does it", style="yellow")
     if run_id:
         say(f"run {run_id}" + (f"  cost {dollars(view.cost)}" if view.cost else ""), style="dim")
+
+
+def tell_stuck(view: View, saga: Any, *, run_id: str | None) -> bool:
+    """Say what could not be undone of a run's effects, and what to do about it; False if there is nothing."""
+    stuck = [f"{effect['tool']} ({effect['reason']})" for effect in stuck_effects(saga)] or view.not_undone
+    if stuck:
+        say(f"could not be undone: {', '.join(clean(name) for name in stuck)}", style="bold red")
+        say(f"`agenthelm saga show {run_id or 'RUN'}` says more; `saga retry` and `saga resolve` end it")
+    return bool(stuck)
 
 
 def print_failure(error: BaseException, view: View, *, code: int, message: str) -> None:

@@ -205,3 +205,58 @@ def test_an_interrupt_ends_a_command_whose_app_hangs_as_it_is_loaded(cli: Cli, c
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=30) == ("", "")
     assert process.returncode == 130
+
+
+RECOVERED = """
+
+@tool(side_effects=["slow:write"], compensating_tool="unbook_slowly")
+def book_slowly(what: str) -> dict:
+    \"\"\"Book what takes its time to be cancelled.\"\"\"
+    return {"what": what}
+
+
+@tool
+async def unbook_slowly(what: str) -> None:
+    \"\"\"Takes until somebody lets it go.\"\"\"
+    import anyio
+
+    Path("waiting").touch()
+    while not Path("go").exists():
+        await anyio.sleep(0.01)
+
+
+@tool
+def die() -> None:
+    \"\"\"Die at once.\"\"\"
+    import os
+
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("as_document", [False, True])
+def test_interrupted_between_several_runs_it_ends_with_what_tells_the_worst_of_them(
+    cli: Cli, as_document: bool
+) -> None:
+    cli.write("world.py", WORLD + RECOVERED)
+    runs = []
+    for name in ("book_slowly", "book_badly"):  # the latest one is recovered first
+        cli.write(f"{name}.yaml", f"- {{tool: {name}, arguments: {{what: desk}}}}\n- {{tool: die}}\n")
+        cli.process("saga", "run", f"{name}.yaml", "--app", "world.py", code=-9)
+        runs.append(json.loads(cli("saga", "list", "--json").stdout)[0]["run_id"])
+    more = ("--json",) if as_document else ()
+    with waiting(cli, "--app", "world.py", *more, command=("saga", "recover")) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        said = ""
+        while "interrupted" not in said:
+            said += process.stderr.readline()
+        cli.write("go", "")
+        stdout, stderr = process.communicate(timeout=30)
+    listed = {run["run_id"]: run["status"] for run in json.loads(cli("saga", "list", "--json").stdout)}
+    assert (process.returncode, listed) == (3, {runs[0]: "rolled_back", runs[1]: "failed"})
+    assert "could not be undone: book_badly (unbook failed: RuntimeError: the desk is closed)" in stderr
+    assert f"`agenthelm saga show {runs[1]}` says more" in stderr
+    if as_document:
+        document = json.loads(stdout)
+        assert (document["run_id"], document["exit_code"], len(document["stuck"])) == (runs[1], 3, 1)
