@@ -69,7 +69,7 @@ async def perform(
         code = report(error)
         if view.run_id is not None or getattr(error, "saga", None) is not None:
             ended = getattr(error, "saga", None)
-            run_id = getattr(error, "run_id", None) or (ended.run_id if stuck else None)
+            run_id = getattr(error, "run_id", None) or (stuck[0].run_id if stuck else None)
             _result.tell_undone(view, ended, run_id=run_id)
             for other in stuck[1:]:
                 _result.tell_stuck(view, other, run_id=other.run_id)

@@ -97,7 +97,7 @@ def make_storage(settings: Settings) -> BaseStorage:
         from agenthelm.core.storage import InMemoryStorage
 
         return InMemoryStorage()
-    if _inside_home(settings, str(path)):
+    if _inside_home(settings, str(path)) and not path.exists():  # looking at one that is there takes no leave to write
         ensure_home(settings)
     scheme = settings.storage.partition(":///")[0]
     if scheme == "json" or (scheme != "sqlite" and path.suffix in (".json", ".jsonl")):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.apps import AGENTS, WORLD
-from tests.support.cli import Cli
+from tests.support.cli import Cli, environment
 
 TRIP = """
 - {tool: book, id: flight, arguments: {what: flight to Lisbon}}
@@ -420,3 +424,42 @@ def undo_trip(id: int) -> None:
     drawn = cli("saga", "show", "last").stdout
     assert "undone  with the call above" in drawn
     assert "finished" not in drawn
+
+
+def _obeys_permissions() -> None:
+    """Let a process of root, before it begins, write only where its owner may (``PR_CAPBSET_DROP``, ``CAP_DAC_OVERRIDE``)."""
+    if os.geteuid() == 0:
+        assert ctypes.CDLL(None).prctl(24, 1, 0, 0, 0) == 0
+
+
+@pytest.mark.parametrize("storage", [".agenthelm/agenthelm.db", ".agenthelm/log.jsonl"])
+def test_looking_takes_no_leave_to_write(cli: Cli, storage: str) -> None:
+    """Somebody looks who may only read the home, or whose disk is mounted for reading only."""
+    cli.env["AGENTHELM_STORAGE"] = storage
+    cli("saga", "run", "trip.yaml")
+    home, run = cli.folder / ".agenthelm", latest(cli)
+    for file in home.iterdir():
+        file.chmod(0o444)
+    home.chmod(0o555)
+    before = sorted(home.iterdir())
+
+    def looks(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "agenthelm.cli.main", *arguments],
+            cwd=cli.folder, env=environment(cli.folder, cli.env), preexec_fn=_obeys_permissions,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    try:
+        listed, shown, undone = (
+            looks("saga", "list"),
+            looks("saga", "show", "last"),
+            looks("saga", "undo", run, "--yes"),
+        )
+    finally:
+        home.chmod(0o755)
+    assert (listed.returncode, shown.returncode, listed.stderr, shown.stderr) == (0, 0, "", "")
+    assert run in listed.stdout
+    assert shown.stdout.count("undone by cancel") == 3
+    assert (undone.returncode, "can't write" in undone.stderr) == (1, True)
+    assert sorted(home.iterdir()) == before

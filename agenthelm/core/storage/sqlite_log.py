@@ -12,7 +12,14 @@ from agenthelm._runtime.forks import Forked, between_forks
 from agenthelm.core.storage.base import EVENTS
 from agenthelm.core.storage.files import FileId, file_id
 from agenthelm.core.storage.sqlite_batch import Batch, open_inbox
-from agenthelm.core.storage.sqlite_schema import connect, migrate, private_file, translated
+from agenthelm.core.storage.sqlite_schema import (
+    connect,
+    is_current,
+    may_only_read,
+    migrate,
+    private_file,
+    translated,
+)
 from agenthelm.core.storage.writer import Append, Outcome
 
 __all__ = ["SqliteLog"]
@@ -37,11 +44,20 @@ class SqliteLog(Forked):
         super().__init__()
 
     def prepare(self) -> FileId | None:
-        """Bring an existing file to the current schema; None when there is no file."""
+        """Bring an existing file to the current schema; None when there is no file.
+
+        One that may only be read is read as it is, if it has that schema already.
+        """
         with between_forks, translated(self._path, verb="open"):
-            if file_id(self._path) is None:
+            file = file_id(self._path)
+            if file is None:
                 return None
-            self._open()
+            try:
+                self._open()
+            except sqlite3.OperationalError as exc:
+                if not may_only_read(exc) or not is_current(self._path, busy_timeout=self._busy_timeout):
+                    raise
+                return file
             return self._file
 
     def commit(self, appends: Sequence[Append]) -> list[Outcome]:

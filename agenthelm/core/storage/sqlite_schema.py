@@ -23,6 +23,9 @@ __all__ = [
     "SCHEMA_VERSION",
     "ZONE_BITS",
     "connect",
+    "connect_reading",
+    "is_current",
+    "may_only_read",
     "migrate",
     "private_file",
     "translated",
@@ -117,15 +120,16 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     return version
 
 
-def connect(path: Path, *, busy_timeout: float, writing: bool) -> sqlite3.Connection:
+def connect(path: Path, *, busy_timeout: float, writing: bool, mode: str = "rw") -> sqlite3.Connection:
     """Open a connection that any thread may use, one at a time.
 
     Args:
         path: The file.
         busy_timeout: Seconds to wait for another process.
         writing: For commits that outlive a power failure; otherwise for reading only, and only a file that is there.
+        mode: How to open it for reading.
     """
-    uri = path.as_uri() + ("" if writing else "?mode=rw")
+    uri = path.as_uri() + ("" if writing else f"?mode={mode}")
     connection = sqlite3.connect(uri, timeout=busy_timeout, isolation_level=None, check_same_thread=False, uri=True)
     try:
         if writing:
@@ -139,6 +143,44 @@ def connect(path: Path, *, busy_timeout: float, writing: bool) -> sqlite3.Connec
         connection.close()
         raise
     return connection
+
+
+def connect_reading(path: Path, *, busy_timeout: float) -> tuple[sqlite3.Connection, bool]:
+    """Open a connection for reading, also where nothing may be written; returns it, and whether it sees later commits.
+
+    Readers of a WAL file write beside it. Where they may not, and nobody has left anything there, the file is taken as it is; it
+    is not to be kept open, because who may write does not wait for such readers.
+    """
+    connection = connect(path, busy_timeout=busy_timeout, writing=False)
+    try:
+        connection.execute("SELECT 1 FROM sqlite_master LIMIT 1")
+        return connection, True
+    except sqlite3.OperationalError as exc:
+        connection.close()
+        if not may_only_read(exc) or path.with_name(f"{path.name}-wal").exists():
+            raise
+        return connect(path, busy_timeout=busy_timeout, writing=False, mode="ro&immutable=1"), False
+    except BaseException:
+        connection.close()
+        raise
+
+
+def may_only_read(error: sqlite3.OperationalError) -> bool:
+    """Whether SQLite could not do something because it may write neither the file nor beside it."""
+    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+
+
+def is_current(path: Path, *, busy_timeout: float) -> bool:
+    """Whether a file, which may be one to read only, has the current schema.
+
+    Raises:
+        StorageError: The file is newer than this version of AgentHelm, or holds something else.
+    """
+    connection, _ = connect_reading(path, busy_timeout=busy_timeout)
+    try:
+        return _version(connection, path) == SCHEMA_VERSION
+    finally:
+        connection.close()
 
 
 def _json_field(text: str, name: str) -> str | float | None:

@@ -19,7 +19,7 @@ from agenthelm.core.storage.codec import entries, state_of
 from agenthelm.core.storage.files import FileId, file_id
 from agenthelm.core.storage.sqlite_log import SqliteLog
 from agenthelm.core.storage.sqlite_query import Page, find_records, find_streams
-from agenthelm.core.storage.sqlite_schema import connect, translated
+from agenthelm.core.storage.sqlite_schema import connect_reading, translated
 from agenthelm.core.storage.writer import Append, Writer
 from agenthelm.exceptions import ConfigError, StorageClosedError
 
@@ -164,16 +164,16 @@ class _Readers(Forked):
 
     @contextmanager
     def borrowed(self, file: FileId) -> Iterator[sqlite3.Connection]:
-        connection = self._kept(file)
+        connection, lasting = self._kept(file), True
         if connection is None:
-            connection = connect(self._path, busy_timeout=self._busy_timeout, writing=False)
+            connection, lasting = connect_reading(self._path, busy_timeout=self._busy_timeout)
         try:
             yield connection
         except BaseException:
             connection.close()
             raise
         with self._guard:
-            if not self._closed:
+            if lasting and not self._closed:
                 self._idle.append((file, connection))
                 return
         connection.close()
