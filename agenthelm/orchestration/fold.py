@@ -54,6 +54,8 @@ def _apply(state: RunState, data: Mapping[str, Any]) -> None:
         state.unwinding.append(data["scope"])
         if state.decided:
             state.reason = data.get("reason")
+        # Now, as whoever undoes it does: later on it can't be seen that what is undone by then was one with another call.
+        settle_repeated(state.effects.values(), None if state.decided else state.in_scope(data["scope"]))
     elif kind == "closed":
         state.status = data["status"]
         state.closed_at = state.last_at

@@ -12,7 +12,9 @@ from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.orchestrator import Orchestrator
-from agenthelm.orchestration.saga import saga
+from agenthelm.orchestration.saga import Step, saga
+from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
+from tests.support.saga_leases import Later
 
 
 class Insisting(Agent):
@@ -101,3 +103,31 @@ async def test_what_a_failed_nested_run_did_again_stands_with_the_run_that_had_d
         assert (till.paid, till.refunds) == ({"k"}, ["own"])
     await Orchestrator(tools=till.tools, storage=till.storage).undo(outer.run_id)
     assert (till.paid, till.refunds) == (set(), ["own", "k"])
+
+
+async def dies(storage: InMemoryStorage, kind: str, work: Any) -> None:
+    """Let a process die before it writes a record."""
+    dying = FaultyStorage(storage, matching=lambda record: record.data.get("type") == kind, do="crash")
+    with pytest.RaisesGroup(SimulatedCrash, allow_unwrapped=True, flatten_subgroups=True):
+        await work(dying)
+
+
+async def test_who_goes_on_undoing_two_successes_under_one_key_does_not_undo_the_other_one() -> None:
+    till = Till()
+    async with till.saga() as scope:
+        for key in ("k", "k", "other"):
+            await scope.use("pay", idempotency_key=key)
+    await dies(till.storage, "closed", lambda s: Orchestrator(tools=till.tools, storage=s).undo(scope.run_id))
+    assert till.refunds == ["other", "k"]
+    (result,) = await Orchestrator(tools=till.tools, storage=till.storage, clock=Later()).recover()
+    assert (result.status, result.stuck, till.refunds) == ("rolled_back", (), ["other", "k"])
+
+
+async def test_nor_does_it_ask_about_the_call_that_was_made_again() -> None:
+    till = Till()
+    await dies(till.storage, "finish", lambda s: Orchestrator(tools=till.tools, storage=s).run_saga([Step("pay")]))
+    (run,) = await Orchestrator(tools=till.tools, storage=till.storage, clock=Later()).recover(resume=True)
+    assert (run.status, run.in_doubt) == ("success", ())
+    await dies(till.storage, "closed", lambda s: Orchestrator(tools=till.tools, storage=s).undo(run.run_id))
+    (result,) = await Orchestrator(tools=till.tools, storage=till.storage, clock=Later(3)).recover()
+    assert (result.status, result.stuck, len(till.refunds)) == ("rolled_back", (), 1)
