@@ -43,5 +43,9 @@ def test_the_others_are_listed_recovered_and_told_of(cli: Cli) -> None:
     listed = {run["run_id"]: run["status"] for run in json.loads(cli("saga", "list", "--json").stdout)}
     assert listed == {good: "interrupted: its process is gone", bad: "unreadable"}
     assert "unreadable" in cli("saga", "list").stdout
+    assert "restore the storage from a copy" in cli("saga", "show", bad, code=1).stderr
     documents = json.loads(cli("saga", "recover", "--json", code=3).stdout)
     assert {document["run_id"]: document["status"] for document in documents} == {good: "rolled_back", bad: "failed"}
+    told = cli("saga", "recover", code=3).lines
+    assert ("restore the storage from a copy" in told[0], told[1:]) == (True, [f"run {bad}: left as it is"])
+    assert cli("traces", "show", bad).stdout.count("book") == 1  # the one that had ended
