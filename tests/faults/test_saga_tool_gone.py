@@ -255,7 +255,7 @@ async def test_of_a_human_and_another_who_come_at_once_one_is_heard(shop: Shop, 
         group.start_soon(come, other)
     assert ["claimed it just now" in str(busy) for busy in refused] == [True]
     assert await shop.statuses(run_id) == ["undone"]
-    by_hand = (await shop.state(run_id)).effects["e1"].by == "a human"
+    by_hand = (await shop.state(run_id)).effects["e1"].said_by == "a human"
     assert shop.calls == ([] if by_hand else ["unmake first"])
 
 

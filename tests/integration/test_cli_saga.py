@@ -229,7 +229,7 @@ def test_a_dead_run_whose_tool_is_gone_is_ended_by_a_human_and_recover(cli: Cli)
         "undone: book_once (flight)", f"run {run}: open; 'agenthelm saga recover {run} --app APP' ends it",
     ]  # fmt: skip
     shown = cli("saga", "show", "last").stdout
-    assert "undone  by hand  [e1]" in shown
+    assert "undone  as a human said  [e1]" in shown
     assert "interrupted: its process is gone" in shown
     assert cli("saga", "recover").lines[-1] == f"run {run}: rolled_back"
     assert world(cli) == ["flight"]  # which nobody but the human has touched
