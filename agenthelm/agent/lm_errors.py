@@ -81,9 +81,8 @@ def _call_error(error: Exception, attempts: int) -> ModelCallError:
     model = str(getattr(error, "model", None) or "the model")
     status = getattr(error, "status", None)
     text = getattr(error, "message", None)
-    said, _, _ = scrub(str(error) if text is None else text).partition(
-        "To fix:"
-    )  # the peer's words, then DSPy's advice
+    text = scrub(str(error) if text is None else text)
+    said, _, _ = text.partition("To fix:")  # the peer's words, and then DSPy's advice
     reason = next((line.strip() for line in said.splitlines() if line.strip()), _in_words(error))
     if len(reason) > 200:
         reason = f"{reason[:199]}…"

@@ -14,10 +14,11 @@ import typing
 from contextlib import suppress
 from typing import Any, Final
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError, SchemaValidator, core_schema, to_jsonable_python
 
-__all__ = ["amend", "reads_once"]
+__all__ = ["adapter", "reads_once"]
 
 _ONCE: Final = (collections.abc.Iterator, collections.abc.Generator)
 _OPAQUE: Final = (collections.abc.Callable, type, typing.Literal)
@@ -32,22 +33,32 @@ def reads_once(annotation: Any) -> bool:
     return origin not in _OPAQUE and any(map(reads_once, typing.get_args(annotation)))
 
 
-def amend(adapter: TypeAdapter[Any], *, models: bool) -> None:
-    """Have every ``Iterable`` validated into a list, and the form of an enum's member into that member.
+def adapter(kind: Any, *, models: bool) -> TypeAdapter[Any]:
+    """What validates a type: an ``Iterable`` into a list, and the form of an enum's member into that member.
 
-    The fields of models and dataclasses belong to their classes and stay as they are.
+    The fields of models and dataclasses belong to their classes and stay as they are; so does a type whose parts are not
+    all defined yet.
 
     Args:
-        adapter: What validates. One whose types are not all defined yet stays as it is.
+        kind: The type.
         models: Whether values of models are made here, so that an ``Iterable`` in one is refused.
 
     Raises:
         TypeError: A model or a dataclass has such a field, and ``models`` is true.
+        PydanticUserError: The type can't be validated.
     """
-    if adapter.pydantic_complete:
-        schema = _amended(adapter.core_schema, None, models)
-        if schema is not adapter.core_schema:
-            adapter.validator = SchemaValidator(schema)
+    made: TypeAdapter[Any]
+    try:
+        made = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError as exc:
+        if exc.code != "type-adapter-config-unused":  # models and TypedDicts bring a config of their own
+            raise
+        made = TypeAdapter(kind)
+    if made.pydantic_complete:
+        schema = _amended(made.core_schema, None, models)
+        if schema is not made.core_schema:
+            made.validator = SchemaValidator(schema)
+    return made
 
 
 def _amended(node: Any, owner: type | None, models: bool) -> Any:

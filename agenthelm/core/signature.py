@@ -15,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic.fields import FieldInfo
 
-from agenthelm.core.schemas import amend, reads_once
+from agenthelm.core.schemas import adapter, reads_once
 from agenthelm.core.sensitive import is_sensitive
 from agenthelm.exceptions import ToolContractError, nearest
 
@@ -218,14 +218,7 @@ class Signature:
 
     def _adapter(self, kind: Any, what: str) -> TypeAdapter[Any]:
         try:
-            try:
-                adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
-            except PydanticUserError as exc:
-                if exc.code != "type-adapter-config-unused":  # models and TypedDicts bring a config of their own
-                    raise
-                adapter = TypeAdapter(kind)
-            amend(adapter, models=what == "a parameter")
-            return adapter
+            return adapter(kind, models=what == "a parameter")
         except (PydanticSchemaGenerationError, PydanticUserError, TypeError) as exc:
             raise ToolContractError(
                 f"tool {self.name!r}: {what} has a type that can't be validated: {str(exc).splitlines()[0]}",

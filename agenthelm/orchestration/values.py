@@ -15,11 +15,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, RootModel, TypeAdapter
-from pydantic.errors import PydanticUserError
+from pydantic import BaseModel, RootModel
 from pydantic_core import to_jsonable_python
 
-from agenthelm.core.schemas import amend
+from agenthelm.core.schemas import adapter
 
 __all__ = ["decode", "encode"]
 
@@ -60,9 +59,9 @@ def decode(kind: Any, form: Any) -> Any:
         return form
     try:
         if plain is form:
-            value = _adapter(kind).validate_json(json.dumps(form), by_alias=False, by_name=True)
+            value = adapter(kind, models=False).validate_json(json.dumps(form), by_alias=False, by_name=True)
         else:
-            value = _adapter(kind).validate_python(plain, by_alias=False, by_name=True)
+            value = adapter(kind, models=False).validate_python(plain, by_alias=False, by_name=True)
     except Exception:  # noqa: BLE001 - validators are somebody else's code, and the form is as good as before
         return plain
     return value if encode(value) == (form, True) else plain
@@ -79,15 +78,6 @@ def _unmarked(form: Any) -> Any:
         items = [_unmarked(item) for item in form]
         return items if any(new is not old for new, old in zip(items, form, strict=True)) else form
     return form
-
-
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    try:
-        adapter: TypeAdapter[Any] = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticUserError:  # models and TypedDicts bring a config of their own
-        adapter = TypeAdapter(kind)
-    amend(adapter, models=False)
-    return adapter
 
 
 def _form(value: Any, depth: int) -> Any:

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from typing import Any
-
 import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.support.saga_random import Case, cases, play
 
-BACKENDS = [
-    pytest.param(("asyncio", {}), id="asyncio"),
-    pytest.param(("trio", {}), id="trio"),
-]
+pytestmark = pytest.mark.usefixtures("unlogged")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quiet() -> Iterator[None]:
-    """What can't be undone is logged, thousands of times here."""
-    logging.disable()
-    yield
-    logging.disable(logging.NOTSET)
-
-
-def check(case: Case, backend: tuple[str, dict[str, Any]]) -> None:
-    wrong = anyio.run(play, case, backend=backend[0], backend_options=backend[1])
+def check(case: Case, backend: str) -> None:
+    wrong = anyio.run(play, case, backend=backend)
     assert not wrong, wrong
 
 
@@ -42,19 +27,17 @@ def limits(examples: int) -> settings:
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @limits(1_000)
 @given(case=cases())
-def test_a_random_saga_ends_as_promised(backend: tuple[str, dict[str, Any]], case: Case) -> None:
+def test_a_random_saga_ends_as_promised(backend: str, case: Case) -> None:
     check(case, backend)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(10))  # other examples each time, in parts that end before pytest's own limit
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @limits(5_000)
 @given(case=cases())
-def test_a_hundred_thousand_random_sagas_end_as_promised(
-    backend: tuple[str, dict[str, Any]], part: int, case: Case
-) -> None:
+def test_a_hundred_thousand_random_sagas_end_as_promised(backend: str, part: int, case: Case) -> None:
     check(case, backend)
