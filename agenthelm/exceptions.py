@@ -85,7 +85,7 @@ __all__ = [
 _LONGEST_NAME: Final = 200
 
 
-def nearest(name: str, known: Iterable[str], *, prefix: str = "") -> str:
+def nearest(name: object, known: Iterable[object], *, prefix: str = "") -> str:
     """Say which known names come closest to a mistyped one.
 
     Args:
@@ -96,8 +96,8 @@ def nearest(name: str, known: Iterable[str], *, prefix: str = "") -> str:
     Returns:
         ``" Did you mean 'a' or 'b'?"`` with its leading space, or an empty string when nothing is close.
     """
-    bare = [one.removeprefix(prefix) for one in known]
-    matches = difflib.get_close_matches(name.removeprefix(prefix), bare, n=3, cutoff=0.6)
+    bare = [str(one).removeprefix(prefix) for one in known]  # a number in the place of a name is mistyped as well
+    matches = difflib.get_close_matches(str(name).removeprefix(prefix), bare, n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(prefix + match) for match in matches)}?" if matches else ""
 
 

@@ -38,7 +38,7 @@ def read(path: Path) -> tuple[str, list[Step | list[Step]]]:
     name = path.stem
     if isinstance(document, Mapping):
         if unknown := [key for key in document if key not in ("steps", "name")]:
-            raise PlanError(f"{path}: unknown key {unknown[0]!r}.{nearest(str(unknown[0]), ('steps', 'name'))}")
+            raise PlanError(f"{path}: unknown key {unknown[0]!r}.{nearest(unknown[0], ('steps', 'name'))}")
         name = document.get("name", name)
         document = document.get("steps")
     if not isinstance(name, str) or not name.strip():
@@ -96,7 +96,7 @@ def _step(path: Path, number: str, entry: Any) -> Step:
         return PlanError(f"{path}, step {number}: {what}")
 
     if isinstance(entry, Mapping) and (unknown := [key for key in entry if key not in _FIELDS]):
-        raise refuse(f"unknown key {unknown[0]!r}.{nearest(str(unknown[0]), _FIELDS)}")
+        raise refuse(f"unknown key {unknown[0]!r}.{nearest(unknown[0], _FIELDS)}")
     if not isinstance(entry, Mapping) or not isinstance(entry.get("tool"), str):
         raise refuse("a step needs a tool, as in {tool: book_hotel, arguments: {city: Lisbon}}")
     arguments, after = ({} if entry.get(key) is None else entry[key] for key in ("arguments", "depends_on"))

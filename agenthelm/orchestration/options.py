@@ -27,7 +27,7 @@ def choice(option: str, value: Any, choices: Any) -> Any:
     if value in known:
         return value
     raise ConfigError(
-        f"{option} must be one of {', '.join(known)}, not {value!r}.{nearest(str(value), known)}", setting=option
+        f"{option} must be one of {', '.join(known)}, not {value!r}.{nearest(value, known)}", setting=option
     )
 
 

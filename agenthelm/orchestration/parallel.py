@@ -204,7 +204,7 @@ class Parallel:
 def _one_of(option: str, value: Any, known: tuple[str, ...]) -> Any:
     if value in known:
         return value
-    raise WiringError(f"{option} must be one of {', '.join(known)}, not {value!r}.{nearest(str(value), known)}")
+    raise WiringError(f"{option} must be one of {', '.join(known)}, not {value!r}.{nearest(value, known)}")
 
 
 class branch_scope:  # noqa: N801 - used like a function: `async with branch_scope("left"):`

@@ -195,7 +195,7 @@ async def run_plan(
     """
     if on_error not in _ON_ERROR:
         raise PlanError(
-            f"on_error must be {', '.join(map(repr, _ON_ERROR))}, not {on_error!r}.{nearest(str(on_error), _ON_ERROR)}"
+            f"on_error must be {', '.join(map(repr, _ON_ERROR))}, not {on_error!r}.{nearest(on_error, _ON_ERROR)}"
         )
     context = context.evolve(loop=anyio.lowlevel.current_token())
     # A claimed run is another process's: its own trace goes on there, and this one links to it.

@@ -65,6 +65,8 @@ GOOD = Step("book", {"what": "a"}, id="good")
         ([GOOD, Step("book", None)], "step 'book': arguments are names and values, not None"),  # type: ignore[arg-type]
         ([GOOD, Step(print, {})], "a Step takes the name of a tool, not <built-in function print>"),  # type: ignore[arg-type]
         ([GOOD, Step("book", {"what": Ref("good", 0)})], "step 'book': a Ref takes the name of a step and a path as"),  # type: ignore[arg-type]
+        ([GOOD, Step("book", {"what": Ref(2)})], "step 'book' uses the result of 2, which is not in the plan"),  # type: ignore[arg-type]
+        ([GOOD, Step("book", depends_on=(2,))], "step 'book' depends on 2, which is not in the plan"),  # type: ignore[arg-type]
         ([print], "a plan is a list of Steps and lists of Steps, not <built-in function print>"),
         (GOOD, "a plan is a list of Steps and lists of Steps, not Step("),
         (["book"], "a plan is a list of Steps and lists of Steps, not 'book'"),
