@@ -9,7 +9,7 @@ from typing import Any, Self
 from agenthelm._runtime.retry import Clock
 from agenthelm.exceptions import ConfigError, MemoryValueError
 from agenthelm.memory.base import KeyValueBackend
-from agenthelm.memory.values import check_key, check_ttl, decode, encode, same
+from agenthelm.memory.values import check_key, check_ttl, decode, encode, not_an_integer, same
 
 __all__ = ["DEFAULT_TTL", "ShortTermMemory", "backend_from_url"]
 
@@ -115,7 +115,11 @@ class ShortTermMemory:
         """
         if isinstance(amount, bool) or not isinstance(amount, int) or not -(2**63) <= amount < 2**63:
             raise MemoryValueError(f"incr needs a whole number of at most 64 bits, not {amount!r}")
-        return await self.backend.incr(self._physical(key), amount, ttl=check_ttl(ttl))
+        physical, ttl = self._physical(key), check_ttl(ttl)
+        try:
+            return await self.backend.incr(physical, amount, ttl=ttl)
+        except MemoryValueError as refused:  # which names the key as the store has it
+            raise not_an_integer(key) from refused
 
     async def compare_and_set(self, key: str, expected: Any, new: Any, *, ttl: float | None = None) -> bool:
         """Write a value if the key still holds the expected one, in one atomic step.

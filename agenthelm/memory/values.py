@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from agenthelm.exceptions import MemoryStoreError, MemoryValueError
 
-__all__ = ["check_key", "check_ttl", "decode", "encode", "same"]
+__all__ = ["check_key", "check_ttl", "decode", "encode", "not_an_integer", "same"]
 
 _LONGEST_TTL = 10**10
 """Seconds, about 317 years: more than this is a mistake, and some stores can't hold it."""
@@ -145,6 +145,13 @@ def check_ttl(ttl: float | None) -> float | None:
             f"ttl must be a positive number of seconds up to {_LONGEST_TTL:g}, or None to keep the value; not {ttl!r}"
         )
     return ttl
+
+
+def not_an_integer(key: str) -> MemoryValueError:
+    """The error for a counter that can't be counted on."""
+    return MemoryValueError(
+        f"the value under {_short(key)} is no 64-bit integer, or would not be one any more; nothing was changed"
+    )
 
 
 def _short(text: str) -> str:

@@ -162,6 +162,8 @@ class _KeyValueContract:
                 await store.write({self.root: text}, None)
                 await _raises(MemoryValueError, store.incr, self.root, 1, ttl=None)
                 assert await store.read([self.root]) == [text]
+            await store.write({self.root: str(2**63)}, None)
+            await _raises(MemoryValueError, store.incr, self.root, -1, ttl=None)
 
     async def test_incr_gives_only_a_new_counter_a_time_to_live(self, tmp_path: Path) -> None:
         old, new = self.root + "old", self.root + "new"

@@ -155,6 +155,13 @@ async def test_incr_takes_whole_numbers_only(amount: object) -> None:
             await memory.incr("k", amount)  # type: ignore[arg-type]
 
 
+async def test_a_counter_that_is_none_is_named_as_the_caller_named_it() -> None:
+    async with ShortTermMemory("memory://") as memory:
+        await memory.write("visits", "many")
+        with pytest.raises(MemoryValueError, match=r"^the value under 'visits' is no 64-bit integer"):
+            await memory.incr("visits")
+
+
 async def test_clear_forgets_a_prefix(opened: Open) -> None:
     async with opened(SetClock()) as memory:
         await memory.write_many({"a:1": 1, "a:2": 2, "b": 3, "*": 4})

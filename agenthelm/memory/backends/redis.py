@@ -15,9 +15,9 @@ from anyio.lowlevel import RunVar, checkpoint_if_cancelled
 from agenthelm._runtime.retry import Backoff, Clock, SystemClock
 from agenthelm._runtime.workers import Workers, on_trio
 from agenthelm.exceptions import ConfigError, MemoryStoreError
-from agenthelm.memory.backends._integers import not_an_integer
 from agenthelm.memory.backends._urls import split_url, unreadable
 from agenthelm.memory.base import KeyValueBackend
+from agenthelm.memory.values import not_an_integer
 from agenthelm.telling import describe
 
 if TYPE_CHECKING:
