@@ -54,7 +54,10 @@ class Owner:
             return "unknown"
         if (self.boot_id, self.pid_namespace) != (here.boot_id, here.pid_namespace):
             return "unknown"
-        return "alive" if _start_time(self.pid) == self.start_time else "dead"
+        started = _start_time(self.pid)
+        if started == self.start_time:
+            return "alive"
+        return "dead" if started or _is_gone(self.pid) else "unknown"
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host or 'an unknown host'}"
@@ -87,4 +90,19 @@ def _start_time(pid: int) -> str:
         return ""
     fields = stat[stat.rfind(")") + 2 :].split()
     # A zombie has ended: it only waits for its parent to ask how.
-    return "" if len(fields) < 20 or fields[0] in ("Z", "X") else fields[19]
+    return "" if len(fields) < 20 else "ended" if fields[0] in ("Z", "X") else fields[19]
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether a process of this host that can't be looked at is not there at all.
+
+    It may be hidden (``/proc`` mounted with ``hidepid``), or there may be no descriptor left to look with. Who is
+    alive must not be taken for dead: its run would be undone while it goes on.
+    """
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:
+        pass
+    return False

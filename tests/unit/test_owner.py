@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -56,3 +59,35 @@ def test_where_there_is_no_proc_nobody_is_taken_for_dead(monkeypatch: pytest.Mon
     assert (here.pid, here.boot_id, here.pid_namespace, here.start_time) == (os.getpid(), "", "", "")
     assert here.fate() == "unknown"
     assert Owner.from_data(here.data()) == here
+
+
+def test_who_can_not_be_looked_at_is_not_taken_for_dead() -> None:
+    """With no descriptor left, say in a service that recovers runs at its start."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
+        held = replace(Owner.here(), pid=living.pid, start_time=owner._start_time(living.pid))
+        assert held.fate() == "alive"
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            fate = held.fate()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert fate == "unknown"
+        assert living.stdin is not None
+        living.stdin.close()
+        os.waitid(os.P_PID, living.pid, os.WEXITED | os.WNOWAIT)
+        assert held.fate() == "dead"  # though nobody has asked yet how it ended
+    assert held.fate() == "dead"
+
+
+def test_who_is_only_hidden_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where /proc is mounted with hidepid, and another user's processes are not in it."""
+    here = Owner.here()
+
+    def hidden(*_: Any, **__: Any) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    assert here.fate() == "unknown"
+    for no_such in (2**22 + 1, 10**30):
+        assert replace(here, pid=no_such).fate() == "dead"
