@@ -245,6 +245,21 @@ async def test_no_thread_is_started_before_the_first_append_and_none_is_left_aft
         await storage.append([Record("a", {})])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_without_a_thread_to_write_with_an_append_fails_and_does_not_wait_for_ever(
+    kind: str, tmp_path: Path
+) -> None:
+    async with opened(kind, tmp_path / "log") as storage:
+        usual = threading.stack_size(1 << 46)  # more than there is, so that the system refuses to start any
+        try:
+            for _ in range(2):
+                with pytest.raises(StorageError, match="log: can't start new thread"):
+                    await storage.append([Record("a", {"n": 1})])
+        finally:
+            threading.stack_size(usual)
+        assert await storage.append([Record("a", {"n": 2})]) == {"a": 1}
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("waiting_for", ["an append", "an event"])
 async def test_a_native_cancellation_leaves_no_cycle_behind(waiting_for: str, tmp_path: Path) -> None:

@@ -157,13 +157,13 @@ class Writer(Forked):
 
         Raises:
             StorageClosedError: After `stop`.
+            StorageError: The thread can't be started.
         """
         with self._guard:
             if self._closed:
                 raise StorageClosedError(f"{self._name} was closed")
             if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name=f"agenthelm {self._name}", daemon=True)
-                self._thread.start()
+                self._thread = self._started()
             batch = self._gathering
             if batch is None:
                 batch = self._gathering = _Batch()
@@ -186,6 +186,14 @@ class Writer(Forked):
     def closed(self) -> bool:
         """Whether `stop` was called."""
         return self._closed
+
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(target=self._serve, name=f"agenthelm {self._name}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as exc:  # the system allows no more threads, or the interpreter is ending
+            raise StorageError(f"can't write {self._name}: {exc}") from None
+        return thread
 
     def _serve(self) -> None:
         try:
