@@ -9,6 +9,7 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,6 +133,48 @@ async def test_after_several_damaged_lines_a_journal_that_goes_on_unharmed_can_b
     assert await read(path, "run:a") == [0, 1]
     for stream in ("run:b", "run:c"):
         with pytest.raises(CorruptRecordError):
+            await read(path, stream)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda first, second: b"\x00" * len(first) + second,  # as a block that never reached the disk
+        lambda first, second: first[:-9] + b"\x00" * 20 + second[11:],
+        lambda first, second: first[:-1] + b"\x0b" + second,
+    ],
+    ids=["one and its line break", "over the line break", "the line break"],
+)
+async def test_damage_that_takes_a_line_break_hides_the_end_of_no_journal(path: Path, damage: Any) -> None:
+    await fill(path)
+    async with JsonStorage(path) as storage:
+        for stream in ("run:c", "run:d", "run:e"):
+            await storage.append([Record(stream, {"n": 9})])
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[4:6] = [damage(lines[4], lines[5])]  # the last records of run:1 and of run:c
+    path.write_bytes(b"".join(lines))
+    async with JsonStorage(path) as storage:
+        for stream in ("run:1", "run:c"):
+            with pytest.raises(CorruptRecordError, match=stream):
+                await storage.read(stream)
+        assert len(await storage.read("run:e")) == 1
+        assert storage.skipped == 1
+
+
+async def test_a_line_that_is_gone_is_missed_in_the_journal_it_ended(path: Path) -> None:
+    lines = await fill(path)
+    path.write_bytes(b"".join([*lines[:3], *lines[4:]]))  # without the last record of run:0
+    assert await read(path, "run:1") == [1, 3]
+    with pytest.raises(CorruptRecordError, match="record 1 of stream 'run:0'"):
+        await read(path, "run:0")
+
+
+async def test_a_record_that_says_another_stream_now_is_missed_in_its_own(path: Path) -> None:
+    lines = await fill(path)
+    lines[3] = lines[3].replace(b'"run:0"', b'"run:8"')
+    path.write_bytes(b"".join(lines))
+    for stream in ("run:0", "run:8"):
+        with pytest.raises(CorruptRecordError, match=stream):
             await read(path, stream)
 
 

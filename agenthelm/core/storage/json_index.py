@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agenthelm.core.storage.base import StreamInfo
-from agenthelm.core.storage.json_lines import HEADER, check_header, parsed
+from agenthelm.core.storage.json_lines import HEADER, check_header, may_be_several, parsed
 from agenthelm.exceptions import CorruptRecordError
 
 __all__ = ["MISSING", "Index", "Stream"]
@@ -60,7 +60,7 @@ class Index:
         size: The end of the last readable line; beyond it there is nothing, or a torn tail.
         streams: By name, in the order of their creation.
         last: What the last line touched, and the positions since.
-        damaged: Whether unreadable lines lie before readable ones.
+        damaged: Whether records are missing: unreadable lines lie before readable ones, or lines are gone.
         skipped: How many lines were left out.
         alive: How many records there are.
         dead: How many records of dropped streams the file still holds.
@@ -69,6 +69,7 @@ class Index:
     def __init__(self, path: Path, *, skipped: int = 0) -> None:
         self._path = path
         self._torn = (0, 0)
+        self._merged = False  # whether what waits for a good line may be more lines than it seems
         self.size: int = 0
         self.streams: dict[str, Stream] = {}
         self.last: dict[str, int] = {}
@@ -84,6 +85,7 @@ class Index:
             StorageError: It is no log of ours.
         """
         held = 0
+        self._merged = False
         rest = b""
         offset = self.size
         for block in source:
@@ -114,24 +116,29 @@ class Index:
         else:
             line = parsed(raw, offset)
             if line is None:
+                self._merged = self._merged or may_be_several(raw)
                 return unreadable + 1
             if unreadable:
-                self._pass_over(line, unreadable)
+                self._pass_over(unreadable)
             self._note(line, offset)
         self.size = offset + len(raw) + 1
         return 0
 
-    def _pass_over(self, line: Mapping[str, Any], unreadable: int) -> None:
-        """Conclude from the line that follows whose records the unreadable ones held."""
+    def _pass_over(self, unreadable: int) -> None:
+        """Conclude from the line that follows whose records the unreadable ones held; see `_note`."""
         self.skipped += unreadable
         self.damaged = True
-        for name, position in line["before"].items():
-            self._stream(name, line["at"]).reach(position)
-        if unreadable > 1:  # of the last one it is known; the others may have been anybody's
+        if unreadable > 1 or self._merged:  # of the last one it is known; the others may have been anybody's
             for stream in self.streams.values():
                 stream.doubtful = True
+        self._merged = False
 
     def _note(self, line: Mapping[str, Any], offset: int) -> None:
+        for name, position in line["before"].items():
+            stream = self._stream(name, line["at"])
+            if position > len(stream.offsets):  # it was in the line before, which is gone, or says something else now
+                self.damaged = True
+                stream.reach(position)
         self.last = {}
         if "drop" in line:
             gone = self.streams.pop(line["drop"], None)

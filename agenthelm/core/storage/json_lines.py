@@ -26,6 +26,7 @@ __all__ = [
     "line_at",
     "line_of",
     "lines",
+    "may_be_several",
     "open_file",
     "parsed",
     "same_file",
@@ -86,6 +87,11 @@ def parsed(raw: bytes, offset: int) -> dict[str, Any] | None:
         return None
     else:
         return line  # type: ignore[no-any-return]
+
+
+def may_be_several(raw: bytes) -> bool:
+    """Whether a line that can't be read may have been several, because the damage took line breaks as well."""
+    return b"\0" in raw or b'{"at":' in raw[1:]
 
 
 def open_file(path: Path, *, create: bool) -> tuple[int, bool]:
