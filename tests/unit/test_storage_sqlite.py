@@ -139,6 +139,42 @@ async def test_an_unreadable_record_refuses_its_journal_and_is_skipped_among_eve
         assert storage.skipped == 1
 
 
+@pytest.mark.parametrize(
+    ("damage", "missing"),
+    [
+        ("DELETE FROM records WHERE stream = 'run:1' AND position = 1", 1),
+        ("DELETE FROM records WHERE stream = 'run:1' AND position >= 1", 1),
+        ("DELETE FROM records WHERE stream = 'run:1'", 0),
+        ("DELETE FROM streams WHERE name = 'run:1'", 0),
+    ],
+    ids=["in the middle", "at the end", "all", "the stream"],
+)
+async def test_a_journal_that_lacks_a_record_is_refused(path: Path, damage: str, missing: int) -> None:
+    """As after `sqlite3 .recover`, or with a damaged page that shows fewer rows than it had."""
+    async with SqliteStorage(path) as storage:
+        await storage.append([Record(stream, {"n": n}) for stream in ("run:1", "run:2") for n in range(3)])
+        direct = sqlite3.connect(path)
+        direct.execute(damage)
+        direct.commit()
+        direct.close()
+        for asked in ({}, {"limit": 1}, {"newest_first": True}):
+            with pytest.raises(CorruptRecordError, match=f"record {missing} of stream 'run:1'"):
+                await storage.read("run:1", **asked)
+        assert len(await storage.read("run:2")) == 3
+        await storage.drop("run:1")
+        assert await storage.read("run:1") == []
+
+
+async def test_a_string_is_not_found_in_a_list_or_an_object(path: Path) -> None:
+    async with SqliteStorage(path) as storage:
+        for stream in ("run:1", EVENTS):
+            await storage.append([Record(stream, {"note": note}) for note in (["b"], {"b": 1}, "b", 7)])
+            for where in ({"note": '["b"]'}, {"note": Between("Z", "a")}, {"note": Between(high="a")}):
+                assert await storage.read(stream, where=where) == []
+            assert [record.position for record in await storage.read(stream, where={"note": Between(low="B")})] == [2]
+            assert [record.position for record in await storage.read(stream, where={"note": Between()})] == [0, 1, 2, 3]
+
+
 async def test_text_that_utf8_cannot_hold_fails_its_own_append_only(path: Path) -> None:
     async with SqliteStorage(path) as storage:
         outcomes: list[object] = []

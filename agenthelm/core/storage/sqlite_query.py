@@ -74,8 +74,12 @@ class _Condition:
         )
 
 
+def _textual(wanted: Between) -> bool:
+    return isinstance(wanted.low, str) or isinstance(wanted.high, str)
+
+
 def _bounds(wanted: Between) -> tuple[Any, Any]:
-    textual = isinstance(wanted.low, str) or isinstance(wanted.high, str)
+    textual = _textual(wanted)
     if not textual and wanted.low is None is wanted.high:
         return -math.inf, _PAST_EVERY_STRING
     low = ("" if textual else -math.inf) if wanted.low is None else wanted.low
@@ -88,9 +92,13 @@ def _condition(field: str, wanted: str | float | Between | None, *, events: bool
     if events and field in INDEXED_FIELDS:
         column = "{}" + field
     else:
+        path = _json_path(field)
+        extracted, values = "json_extract(data, ?)", (path, field)
+        if isinstance(wanted, str) or (isinstance(wanted, Between) and _textual(wanted)):
+            # SQLite makes text of a list or an object, too.
+            extracted, values = f"CASE json_type(data, ?) WHEN 'text' THEN {extracted} END", (path, *values)
         # NaN is JSON to Python and an error to SQLite; `connect` brings the function.
-        column = "CASE WHEN json_valid(data) THEN json_extract(data, ?) ELSE json_field(data, ?) END"
-        values = (_json_path(field), field)
+        column = f"CASE WHEN json_valid(data) THEN {extracted} ELSE json_field(data, ?) END"
     if wanted is None:
         return _Condition(field, f"{column} IS NULL", values, is_range=False)
     if not isinstance(wanted, Between):
@@ -146,9 +154,25 @@ class _Terms:
 
 
 def _find_in_journal(connection: sqlite3.Connection, page: Page, conditions: list[_Condition]) -> list[tuple[int, str]]:
+    _check_whole(connection, page.stream)
     terms = _Terms()
     terms.add("stream = ?", page.stream)
     return _walk(connection, "records", page, conditions, terms)
+
+
+def _check_whole(connection: sqlite3.Connection, stream: str) -> None:
+    """Refuse a journal that has lost a record: a page that is damaged may show fewer, without an error.
+
+    Raises:
+        CorruptRecordError: One is missing.
+    """
+    asked = """SELECT coalesce((SELECT position FROM streams WHERE name = :stream), 0),
+        (SELECT count(*) FROM records WHERE stream = :stream)"""  # in one statement, or somebody could write in between
+    appended, there = connection.execute(asked, {"stream": stream}).fetchone()
+    if appended != there:
+        rows = connection.execute("SELECT position FROM records WHERE stream = ? ORDER BY position", (stream,))
+        lost = next((n for n, (position,) in enumerate(rows) if position != n), min(appended, there))
+        raise CorruptRecordError(stream, position=lost, detail="it is missing in the file")
 
 
 def _walk(
