@@ -243,6 +243,60 @@ async def test_the_file_shrinks_once_most_of_it_was_dropped_and_other_openers_no
     assert list(path.parent.iterdir()) == [path]
 
 
+async def drop_most_of_it(path: Path) -> None:
+    async with JsonStorage(path) as storage:
+        await storage.append([Record("run:1", {"n": "x" * 2_000_000}), Record("run:1", {"n": 1})])
+        await storage.append([Record("run:2", {"n": 2})])
+        await storage.drop("run:1")
+        assert await storage.read("run:1") == []
+        assert await storage.append([Record("run:2", {"n": 3})], {"run:2": 1}) == {"run:2": 2}
+        await storage.append([Record("run:3", {}), Record("run:3", {})])
+        await storage.drop("run:3")
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+async def test_a_file_of_two_names_stays_one_when_it_is_to_shrink(path: Path, link: Any) -> None:
+    path.parent.mkdir()
+    path.touch()
+    other = path.parent.parent / "other"
+    link(path, other)
+    async with JsonStorage(path) as storage:
+        assert await storage.read("run:2") == []
+        await drop_most_of_it(other)
+        assert [record.data["n"] for record in await storage.read("run:2")] == [2, 3]
+    assert await read(other, "run:2") == [2, 3]
+    assert other.is_symlink() == (link is os.symlink)
+    assert (path.stat().st_size < 1_000) == (link is os.symlink)
+    assert list(path.parent.iterdir()) == [path]
+
+
+async def test_what_is_dropped_is_gone_also_where_the_file_can_not_shrink(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> None:  # as for a file that is mounted into a container
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "replace", busy)
+    await drop_most_of_it(path)
+    assert await read(path, "run:1") == []
+    assert await read(path, "run:2") == [2, 3]
+    assert list(path.parent.iterdir()) == [path]
+
+
+async def test_a_file_that_shrinks_stays_its_owners_and_nothing_is_left_beside_it(path: Path) -> None:
+    path.parent.mkdir()
+    path.touch()
+    owner = 65534 if os.getuid() == 0 else os.getuid()  # only root may give it away
+    os.chown(path, owner, -1)
+    path.chmod(0o640)
+    path.with_name(f"{path.name}.compacting").write_text("what a process that was killed has left")
+    await drop_most_of_it(path)
+    status = path.stat()
+    assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (owner, 0o640)
+    assert status.st_size < 1_000
+    assert list(path.parent.iterdir()) == [path]
+
+
 async def test_a_line_damaged_after_it_was_indexed_is_not_taken_for_an_empty_one(path: Path) -> None:
     async with JsonStorage(path) as storage:
         await storage.append([Record("run:1", {"n": 1}), Record(EVENTS, {"n": 1})])

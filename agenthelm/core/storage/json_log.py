@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,7 @@ class JsonLog(Forked):
         self._guard = threading.Lock()
         self._descriptor = -1
         self._writable = False
+        self._shrinks = True
         self._index = Index(path)
         super().__init__()
 
@@ -113,8 +115,7 @@ class JsonLog(Forked):
                 index = self._index
                 if stream in index.streams:
                     self._write([dumps({"at": time.time(), "before": index.last, "drop": stream})])
-                if index.dead > index.alive and index.size > _WORTH_COMPACTING and not index.damaged:
-                    self._compact()
+                self._give_back()
 
     @contextmanager
     def view(self, stream: str, *, whole: bool) -> Iterator[View | None]:
@@ -220,13 +221,27 @@ class JsonLog(Forked):
             raise
         self._index.feed([block])
 
-    def _compact(self) -> None:
-        """Write the living records to a new file and put it in this one's place; the next use opens that."""
-        new = self._path.with_name(f"{self._path.name}.{os.getpid()}.new")
-        new.unlink(missing_ok=True)
+    def _give_back(self) -> None:
+        """Shrink the file if that is worth it, and possible: what was dropped is forgotten in any case."""
+        index = self._index
+        if not self._shrinks or index.damaged or index.dead <= index.alive or index.size <= _WORTH_COMPACTING:
+            return
+        try:
+            if os.fstat(self._descriptor).st_nlink == 1:  # else whoever uses another name of it would keep the old file
+                self._compact(Path(os.path.realpath(self._path)))
+        except OSError:  # no room for a copy, or a file that is mounted in its place
+            self._shrinks = False
+
+    def _compact(self, path: Path) -> None:
+        """Write the living records to a new file and put it in the place of the old one; the next use opens that."""
+        new = path.with_name(f"{path.name}.compacting")
+        new.unlink(missing_ok=True)  # whoever wrote it has died: nobody else does while the log is locked
         try:
             descriptor, _ = open_file(new, create=True)
             with os.fdopen(descriptor, "wb") as out:
+                old = os.fstat(self._descriptor)
+                os.fchown(descriptor, old.st_uid, old.st_gid)  # root may prune what a service writes
+                os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
                 out.write(HEADER)
                 before: dict[str, int] = {}
                 for raw, offset in lines(self._descriptor, len(HEADER), self._index.size):
@@ -237,7 +252,8 @@ class JsonLog(Forked):
                         before = {record["stream"]: record["position"] + 1 for record in alive}
                 out.flush()
                 os.fsync(out.fileno())
-            new.replace(self._path)
-            sync_folder(self._path.parent)
-        finally:
+            new.replace(path)
+        except BaseException:
             new.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
