@@ -181,6 +181,23 @@ anyio.run(main)
 """
 
 
+BEHIND_A_LINK = """
+async def main():
+    async with SqliteStorage(path.parent.parent / "warm") as warm:  # everything is imported by then
+        await warm.append([Record("events", {})])
+        await warm.read("events")
+    path.parent.chmod(0o555)
+    if os.getuid() == 0:  # root may write anywhere
+        os.setgid(65534), os.setuid(65534)
+    async with SqliteStorage(path.parent.parent / "link") as log:
+        try:
+            print(len(await log.read("run:1")))
+        except StorageError as exc:
+            print(exc)
+anyio.run(main)
+"""
+
+
 def killed_after(lines: int, process: subprocess.Popen[str]) -> list[str]:
     """The whole lines of a process that was ended with ``kill -9`` once it had printed so many."""
     assert process.stdout is not None
@@ -196,6 +213,13 @@ def killed_after(lines: int, process: subprocess.Popen[str]) -> list[str]:
     process.stdout.close()
     process.stdin.close()
     return printed
+
+
+def open_to_all(folder: Path) -> None:
+    """pytest makes its folders for one user alone."""
+    for each in [folder, *folder.parents]:
+        if each.is_relative_to(Path(tempfile.gettempdir())) and each != Path(tempfile.gettempdir()):
+            each.chmod(0o755)
 
 
 @pytest.fixture
@@ -288,9 +312,7 @@ async def test_a_full_sqlite_file_says_so(tmp_path: Path) -> None:
 def test_a_folder_one_may_not_write_is_a_clear_error(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "locked" / "log"
     path.parent.mkdir()
-    for folder in [tmp_path, *tmp_path.parents]:  # pytest makes its folders for one user alone
-        if folder.is_relative_to(Path(tempfile.gettempdir())) and folder != Path(tempfile.gettempdir()):
-            folder.chmod(0o755)
+    open_to_all(tmp_path)
     first, reading, writing = finished(start(IN_A_LOCKED_FOLDER, kind, path)).splitlines()
     old = path.with_name("old")
     assert first == f"can't {'create' if kind == 'sqlite' else 'write'} {path}: Permission denied"
@@ -298,6 +320,24 @@ def test_a_folder_one_may_not_write_is_a_clear_error(kind: str, tmp_path: Path) 
     why = "it or its folder is read-only" if kind == "sqlite" else "Permission denied"
     assert writing == f"can't write {old}: {why}"
     assert [file.name for file in path.parent.iterdir()] == ["old"]
+
+
+async def test_what_is_not_yet_in_the_database_itself_is_not_overlooked_behind_a_link(tmp_path: Path) -> None:
+    path = tmp_path / "copied" / "log"
+    path.parent.mkdir()
+    open_to_all(tmp_path)
+    async with SqliteStorage(tmp_path / "log") as storage:
+        await storage.append([Record("run:1", {"n": 1})])
+    async with SqliteStorage(tmp_path / "log") as storage:
+        await storage.append([Record("run:1", {"n": 2})])  # and then a copy of the files in use
+        for suffix in ("", "-wal"):
+            copied = path.with_name(f"log{suffix}")
+            copied.write_bytes((tmp_path / f"log{suffix}").read_bytes())
+            copied.chmod(0o444)
+    (tmp_path / "link").symlink_to(path)
+    assert (
+        finished(start(BEHIND_A_LINK, "sqlite", path)).strip() == f"can't open {tmp_path / 'link'}: it can't be opened"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -157,7 +157,7 @@ def connect_reading(path: Path, *, busy_timeout: float) -> tuple[sqlite3.Connect
         return connection, True
     except sqlite3.OperationalError as exc:
         connection.close()
-        if not may_only_read(exc) or path.with_name(f"{path.name}-wal").exists():
+        if not may_only_read(exc) or Path(f"{os.path.realpath(path)}-wal").exists():  # beside what a link leads to
             raise
         return connect(path, busy_timeout=busy_timeout, writing=False, mode="ro&immutable=1"), False
     except BaseException:
