@@ -426,7 +426,8 @@ class CorruptRecordError(StorageError):
     def __init__(self, stream: str, *, position: int, detail: str) -> None:
         super().__init__(
             f"record {position} of stream {stream!r} can't be read ({detail}), so its run can't be undone or ended: "
-            "restore the storage from a copy, or undo by hand what `agenthelm traces show RUN` tells"
+            "restore the storage from a copy, or undo by hand what `agenthelm traces show RUN` tells, and give it up with "
+            "`agenthelm saga prune --unreadable RUN`"
         )
         self.stream = stream
         self.position = position

@@ -18,9 +18,6 @@ __all__ = ["OPEN", "ended", "prune", "read", "run_id", "runs"]
 OPEN = "open"
 """What a journal is in until its run has ended."""
 
-PRUNED = "pruned"
-"""What a journal is in that is about to be dropped, and still is when its pruning was interrupted: the run is gone."""
-
 
 async def run_id(storage: BaseStorage, run: str) -> str:
     """The id of the run that was named; ``last`` is the latest with a journal.
@@ -41,6 +38,7 @@ async def run_id(storage: BaseStorage, run: str) -> str:
 async def _latest(storage: BaseStorage, *, state: str | None, limit: int) -> list[StreamInfo]:
     """The journals in a state, newest first, but for those whose pruning was interrupted."""
     from agenthelm.orchestration.journal import stream_of
+    from agenthelm.orchestration.pruning import PRUNED
 
     journals = functools.partial(storage.streams, prefix=stream_of(""))
     if state is not None:
@@ -59,6 +57,7 @@ async def read(storage: BaseStorage, run: str) -> RunState:
     """
     from agenthelm.orchestration.fold import fold
     from agenthelm.orchestration.journal import stream_of
+    from agenthelm.orchestration.pruning import PRUNED
 
     name = await run_id(storage, run)
     records = await storage.read(stream_of(name))
@@ -100,8 +99,8 @@ async def runs(storage: BaseStorage, *, state: str | None, limit: int) -> AsyncI
 async def prune(storage: BaseStorage, *, before: float, dry_run: bool) -> list[str]:
     """Drop the journals of runs that were closed before then; open runs and stuck ones stay."""
     from agenthelm._runtime.retry import SystemClock
-    from agenthelm.exceptions import LeaseLostError
-    from agenthelm.orchestration.journal import Journal, claims_of, run_of, stream_of
+    from agenthelm.orchestration.journal import run_of, stream_of
+    from agenthelm.orchestration.pruning import drop_journal
 
     dropped: list[str] = []
     for stream in await storage.streams(prefix=stream_of("")):
@@ -110,17 +109,7 @@ async def prune(storage: BaseStorage, *, before: float, dry_run: bool) -> list[s
         run_id = run_of(stream.name)
         if stream.state == "stopped" and (run := await ended(storage, run_id)) is not None and run.stuck:
             continue  # it stands as asked, but for a nested run that could not be undone
-        if not dry_run:
-            try:
-                # Whoever claims it from here on fails; and if somebody has done so since it was listed, this does.
-                await Journal(storage, run_id, SystemClock(), position=stream.position).append(PRUNED, state=PRUNED)
-            except LeaseLostError:
-                continue
-            except StorageError:
-                if await storage.read(stream_of(run_id), limit=1):
-                    raise
-                continue  # somebody else has pruned it meanwhile
-            await storage.drop(claims_of(run_id))
-            await storage.drop(stream_of(run_id))  # the last one, so that an interrupted pruning is seen and finished
+        if not dry_run and not await drop_journal(storage, run_id, SystemClock(), position=stream.position):
+            continue
         dropped.append(run_id)
     return dropped

@@ -262,21 +262,69 @@ async def resolve(
 
 
 @command(app, "prune")
-async def prune(
-    older_than: Annotated[str, typer.Option("--older-than", metavar="SPAN", help="30d, 12w, or a date.")],
+def prune(
+    older_than: Annotated[
+        str | None,
+        typer.Option("--older-than", metavar="SPAN", help="Those that ended before that: 30d, 12w, or a date."),
+    ] = None,
+    unreadable: Annotated[
+        str | None,
+        typer.Option("--unreadable", metavar="RUN", help="This run's, which can't be read: give it up, after a yes."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
+    yes: Yes = False,
     json: Json = False,
 ) -> None:
-    """Drop the journals of finished runs; they can't be undone any more then."""
-    from agenthelm.cli import _console, _events, _journals, _session, _units
+    """Drop the journals of finished runs, or of one that can't be read; they can't be undone any more then."""
+    from agenthelm.cli import _console, _session, _units
+    from agenthelm.exceptions import ConfigError
 
+    if (older_than is None) == (unreadable is None):
+        raise ConfigError("say which journals: either --older-than SPAN or --unreadable RUN", setting="older_than")
     settings = _session.settings_from()
-    before = _events.parse_when(older_than, option="older-than").timestamp()
-    dropped: list[str] = []
-    if _session.stored(settings):
-        async with _session.open_storage(settings) as storage:
-            dropped = await _journals.prune(storage, before=before, dry_run=dry_run)
+    if unreadable is not None:
+        dropped = _prune_unreadable(_existing(settings, unreadable), unreadable, dry_run=dry_run, yes=yes)
+    else:
+        dropped = _prune_older(settings, older_than or "", dry_run=dry_run)
     if json:
         _console.print_json({"dropped": dropped, "dry_run": dry_run})
     else:
         _console.out().print(f"{'would drop' if dry_run else 'dropped'} {_units.count(len(dropped), 'journal')}")
+
+
+def _prune_older(settings: Any, older_than: str, *, dry_run: bool) -> list[str]:
+    from agenthelm.cli import _events, _journals, _loop, _session
+
+    before = _events.parse_when(older_than, option="older-than").timestamp()
+
+    async def work() -> list[str]:
+        if not _session.stored(settings):
+            return []
+        async with _session.open_storage(settings) as storage:
+            return await _journals.prune(storage, before=before, dry_run=dry_run)
+
+    return _loop.run(work)
+
+
+def _prune_unreadable(settings: Any, run: str, *, dry_run: bool, yes: bool) -> list[str]:
+    from agenthelm._runtime.retry import SystemClock
+    from agenthelm.cli import _console, _journals, _loop, _session
+    from agenthelm.orchestration.pruning import prune_unreadable, why_unreadable
+
+    async def look() -> tuple[str, str]:
+        async with _session.open_storage(settings) as storage:
+            run_id = await _journals.run_id(storage, run)
+            return run_id, str(await why_unreadable(storage, run_id))
+
+    async def drop() -> None:
+        async with _session.open_storage(settings) as storage:
+            await prune_unreadable(storage, run_id, SystemClock())
+
+    run_id, why = _loop.run(look)
+    _console.say(why)
+    _console.say(f"Without its journal nothing of run {run_id} can ever be undone here; what it did stays as it is.")
+    if not dry_run:
+        if not yes:
+            _confirm(f"Drop the journal of run {run_id}?")
+        _loop.run(drop)
+    return [run_id]

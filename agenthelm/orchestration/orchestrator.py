@@ -32,6 +32,7 @@ from agenthelm.orchestration.inputs import given
 from agenthelm.orchestration.parallel import ErrorPolicy, Merge, MergeStrategy, Parallel
 from agenthelm.orchestration.pipeline import Pipeline
 from agenthelm.orchestration.plan import Plan, Steps
+from agenthelm.orchestration.pruning import prune_unreadable
 from agenthelm.orchestration.recovery import Recovery
 from agenthelm.orchestration.results import RunResult, SagaResult
 from agenthelm.orchestration.saga import OnError, run_plan
@@ -322,6 +323,19 @@ class Orchestrator:
         """Record a human's word on an effect that got stuck, is in doubt or was undone by hand; see `Recovery.resolve`."""
         async with self._recovery() as recovery:
             return await recovery.resolve(run_id, step, outcome=outcome)
+
+    async def prune_unreadable(self, run_id: str) -> None:
+        """Drop the journal of a run that can't be read: it is given up, and nothing of it can be undone here any more.
+
+        Until then `recover` names the run each time. What it did stays as it is, so undo that by hand before; its events
+        tell of it, and stay.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            PlanError: Its journal can be read.
+            RunBusyError: Somebody wrote to it within the length of a lease, and so may hold the run.
+        """
+        await prune_unreadable(self.storage, run_id, self._base.clock)
 
     async def aclose(self) -> None:
         """Close what this orchestrator opened itself; a hub or storage that was passed in stays open."""

@@ -25,6 +25,7 @@ from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.journal import Journal, run_of, stream_of
 from agenthelm.orchestration.means import Means
 from agenthelm.orchestration.plan import Plan
+from agenthelm.orchestration.pruning import PRUNED
 from agenthelm.orchestration.results import SagaResult, SagaStatus
 from agenthelm.orchestration.resumption import Resumption
 from agenthelm.orchestration.state import EffectState, RunState, result_of
@@ -62,7 +63,7 @@ class Recovery:
         """
         records = await self.executor.storage.read(stream_of(run_id))
         state = fold(run_id, records)
-        if not records or state.status == "pruned":
+        if not records or state.status == PRUNED:
             raise RunNotFoundError(run_id)
         return state
 

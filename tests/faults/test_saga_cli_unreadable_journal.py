@@ -49,3 +49,22 @@ def test_the_others_are_listed_recovered_and_told_of(cli: Cli) -> None:
     told = cli("saga", "recover", code=3).lines
     assert ("restore the storage from a copy" in told[0], told[1:]) == (True, [f"run {bad}: left as it is"])
     assert cli("traces", "show", bad).stdout.count("book") == 1  # the one that had ended
+    assert "wrote to its journal just now" in cli("saga", "prune", "--unreadable", bad, "--yes", code=1).stderr
+    with closing(sqlite3.connect(cli.folder / ".agenthelm" / "agenthelm.db", isolation_level=None)) as database:
+        database.execute("UPDATE streams SET updated_at = updated_at - 31")
+    asked = cli("saga", "prune", "--unreadable", bad, code=2)
+    assert "can't be read" in asked.lines[0]
+    assert "what it did stays as it is" in asked.lines[1]
+    assert "say --yes to go ahead" in asked.lines[2]
+    assert "would drop 1 journal" in cli("saga", "prune", "--unreadable", bad, "--dry-run").stdout
+    assert json.loads(cli("saga", "prune", "--unreadable", bad, "--yes", "--json").stdout)["dropped"] == [bad]
+    assert "nothing to recover" in cli("saga", "recover").stderr
+    assert "no run" in cli("saga", "prune", "--unreadable", bad, "--yes", code=2).stderr
+    assert "can be read" in cli("saga", "prune", "--unreadable", good, "--yes", code=2).stderr
+    assert cli("traces", "show", bad).stdout.count("book") == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--older-than", "1d", "--unreadable", "last"]])
+def test_it_is_said_which_journals_are_pruned(options: list[str], cli: Cli) -> None:
+    refused = cli("saga", "prune", *options, code=2)
+    assert refused.lines == ["error: say which journals: either --older-than SPAN or --unreadable RUN"]

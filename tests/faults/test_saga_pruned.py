@@ -1,20 +1,28 @@
-"""Pruning takes the journal of no run that somebody is undoing, and nobody undoes a run whose journal is gone."""
+"""Pruning takes the journal of no run that somebody is undoing, and nobody undoes a run whose journal is gone.
+
+A journal that can't be read is given up on purpose only.
+"""
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agenthelm._runtime.retry import SystemClock
 from agenthelm.cli._journals import prune, read, runs
 from agenthelm.cli._journals import run_id as named
-from agenthelm.core.storage import EVENTS, InMemoryStorage
+from agenthelm.core.storage import EVENTS, BaseStorage, InMemoryStorage, Record, SqliteStorage
 from agenthelm.core.tool import ToolRegistry, tool
-from agenthelm.exceptions import RunBusyError, RunNotFoundError, StorageError
-from agenthelm.orchestration.journal import stream_of
+from agenthelm.exceptions import CorruptRecordError, PlanError, RunBusyError, RunNotFoundError, StorageError
+from agenthelm.orchestration.journal import Journal, stream_of
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step
 from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
+from tests.support.saga_leases import Later
 
 EVER = 9e12
 
@@ -189,3 +197,98 @@ async def test_a_journal_that_can_not_be_written_is_not_dropped() -> None:
     with pytest.raises(StorageError):
         await prune(full, before=EVER, dry_run=False)
     assert [info.name for info in await storage.streams(prefix=stream_of(""))] == [stream_of(run_id)]
+
+
+# -- journals that can't be read ---------------------------------------------------------------------------------------
+
+UNREADABLE = {"type": "of a later version", "at": 1.0, "epoch": 0}
+
+
+async def left_open(storage: BaseStorage, run_id: str, *, damaged: bool = True) -> Journal:
+    journal = Journal(storage, run_id, SystemClock())
+    await journal.opened(name="n", kind="agents", rollback=True, session_id="s", namespace="n")
+    if damaged:
+        await storage.append([Record(stream_of(run_id), UNREADABLE)])
+    return journal
+
+
+async def test_a_run_that_is_given_up_is_named_by_no_recovery_any_more() -> None:
+    storage = InMemoryStorage()
+    orchestrator = Orchestrator(storage=storage, tools=ToolRegistry(), clock=Later())
+    await left_open(storage, "r")
+    await left_open(storage, "r2")
+    await storage.append([Record(EVENTS, {"run_id": "r"})])
+    assert [result.run_id for result in await orchestrator.recover()] == ["r2", "r"]
+    await orchestrator.prune_unreadable("r")
+    assert [result.run_id for result in await orchestrator.recover()] == ["r2"]
+    assert len(await storage.read(EVENTS)) == 1
+    with pytest.raises(RunNotFoundError):
+        await orchestrator.prune_unreadable("r")
+
+
+async def test_what_can_be_read_is_not_given_up() -> None:
+    storage = InMemoryStorage()
+    orchestrator = Orchestrator(storage=storage, tools=ToolRegistry(), clock=Later())
+    await left_open(storage, "r", damaged=False)
+    with pytest.raises(PlanError, match="the journal of run 'r' can be read, so it was left as it is"):
+        await orchestrator.prune_unreadable("r")
+    assert [result.status for result in await orchestrator.recover()] == ["rolled_back"]
+
+
+async def test_a_run_that_somebody_may_hold_is_not_given_up() -> None:
+    storage = Interrupting("streams")
+    journal = await left_open(storage, "r")
+    with pytest.raises(RunBusyError, match="wrote to its journal just now; wait"):
+        await Orchestrator(storage=storage, tools=ToolRegistry()).prune_unreadable("r")
+
+    async def wake_up() -> None:
+        await storage.append([Record(journal.stream, {"type": "renewed"})])
+
+    storage.meanwhile = wake_up
+    with pytest.raises(RunBusyError):
+        await Orchestrator(storage=storage, tools=ToolRegistry(), clock=Later()).prune_unreadable("r")
+    with pytest.raises(CorruptRecordError):
+        await Orchestrator(storage=storage, tools=ToolRegistry()).recover("r")
+
+
+async def test_whoever_was_only_silent_goes_no_further_in_a_run_that_was_given_up() -> None:
+    storage = InMemoryStorage()
+    journal = await left_open(storage, "r", damaged=False)
+    await storage.append([Record(journal.stream, UNREADABLE)])
+    await Orchestrator(storage=storage, tools=ToolRegistry(), clock=Later()).prune_unreadable("r")
+    with pytest.raises(StorageError, match="an earlier record of run 'r' was not written"):
+        await journal.append("renewed")
+    assert await storage.streams() == []
+
+
+@pytest.mark.parametrize("status", ["failed", "success"])
+async def test_a_run_that_has_ended_is_held_by_nobody(status: str) -> None:
+    storage = InMemoryStorage()
+    journal = await left_open(storage, "r", damaged=False)
+    await journal.closed(status)
+    await storage.append([Record(journal.stream, UNREADABLE)])
+    await Orchestrator(storage=storage, tools=ToolRegistry()).prune_unreadable("r")
+    assert await storage.streams() == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM streams WHERE name = 'run:r'",
+        "DELETE FROM records WHERE stream = 'run:r' AND position = 0",
+        "DELETE FROM records WHERE stream = 'run:r' AND position = 1",
+        "UPDATE records SET data = 'x' WHERE stream = 'run:r' AND position = 0",
+    ],
+)
+async def test_whatever_is_left_of_a_damaged_journal_is_dropped(damage: str, tmp_path: Path) -> None:
+    async with SqliteStorage(tmp_path / "log.db") as storage:
+        await left_open(storage, "r")
+        with closing(sqlite3.connect(tmp_path / "log.db", isolation_level=None)) as database:
+            database.execute(damage)
+        orchestrator = Orchestrator(storage=storage, tools=ToolRegistry(), clock=Later())
+        with pytest.raises(CorruptRecordError):
+            await orchestrator.recover("r")
+        await orchestrator.prune_unreadable("r")
+        with pytest.raises(RunNotFoundError):
+            await orchestrator.recover("r")
+        assert await storage.streams() == []

@@ -1,0 +1,89 @@
+"""Dropping journals: of runs that have ended long ago, and of one of which nothing can be concluded any more."""
+
+from __future__ import annotations
+
+from agenthelm._runtime.retry import Clock
+from agenthelm.core.storage.base import BaseStorage, StreamInfo
+from agenthelm.exceptions import (
+    CorruptRecordError,
+    LeaseLostError,
+    PlanError,
+    RunBusyError,
+    RunNotFoundError,
+    StorageError,
+)
+from agenthelm.orchestration.fold import fold
+from agenthelm.orchestration.journal import LEASE_SECONDS, Journal, claims_of, stream_of
+
+__all__ = ["PRUNED", "drop_journal", "prune_unreadable", "why_unreadable"]
+
+PRUNED = "pruned"
+"""What a journal is in that is about to be dropped, and still is when its pruning was interrupted: the run is gone."""
+
+
+async def drop_journal(storage: BaseStorage, run_id: str, clock: Clock, *, position: int) -> bool:
+    """Drop a run's journal, and the claims on it.
+
+    Args:
+        storage: Where it is.
+        run_id: The run.
+        clock: Time of the record of it.
+        position: The number of records it had when it was looked at.
+
+    Returns:
+        Whether it is dropped; not if somebody has written to it since, or dropped it.
+
+    Raises:
+        StorageError: That could not be written.
+    """
+    try:
+        # Whoever claims it from here on fails; and if somebody has done so since it was looked at, this does.
+        await Journal(storage, run_id, clock, position=position).append(PRUNED, state=PRUNED)
+    except LeaseLostError:
+        return False
+    except StorageError:
+        if await _info(storage, run_id) is not None:
+            raise
+        return False
+    await storage.drop(claims_of(run_id))
+    await storage.drop(stream_of(run_id))  # the last one, so that an interrupted pruning is seen and finished
+    return True
+
+
+async def why_unreadable(storage: BaseStorage, run_id: str) -> CorruptRecordError:
+    """Why a run's journal can't be read.
+
+    Raises:
+        RunNotFoundError: There is none.
+        PlanError: It can be read.
+    """
+    try:
+        records = await storage.read(stream_of(run_id))
+        state = fold(run_id, records)
+    except CorruptRecordError as error:
+        return error
+    if not records or state.status == PRUNED:
+        raise RunNotFoundError(run_id)
+    raise PlanError(
+        f"the journal of run {run_id!r} can be read, so it was left as it is; "
+        f"`agenthelm saga show {run_id}` tells what can be done about the run"
+    )
+
+
+async def prune_unreadable(storage: BaseStorage, run_id: str, clock: Clock) -> None:
+    """Drop the journal of a run that can't be read; see `Orchestrator.prune_unreadable`."""
+    await why_unreadable(storage, run_id)
+    info = await _info(storage, run_id)
+    if info is None:  # the list of streams is damaged as well, and nobody can have written to this one
+        await storage.drop(claims_of(run_id))
+        await storage.drop(stream_of(run_id))
+        return
+    # Who holds it is not to be read either. But whoever does renews the lease; only silence tells.
+    silent = info.state != "open" or clock.wall() - info.updated_at > LEASE_SECONDS
+    if not silent or not await drop_journal(storage, run_id, clock, position=info.position):
+        raise RunBusyError(run_id, owner="a process that wrote to its journal just now")
+
+
+async def _info(storage: BaseStorage, run_id: str) -> StreamInfo | None:
+    name = stream_of(run_id)
+    return next((info for info in await storage.streams(prefix=name) if info.name == name), None)
