@@ -68,6 +68,9 @@ class Forked:
     def before_fork(self) -> None:
         """Let go of what must not be inherited; nobody is `between_forks`, or can be until the fork is over."""
 
+    def in_parent(self) -> None:
+        """Go on after a fork, on this side of it."""
+
     def in_child(self) -> None:
         """Make anew what can't be used as it was inherited; no other thread runs here yet."""
 
@@ -78,6 +81,12 @@ def _before() -> None:
         each.before_fork()
 
 
+def _in_parent() -> None:
+    for each in list(_all):
+        each.in_parent()
+    between_forks.open()
+
+
 def _in_child() -> None:
     between_forks.renew()
     for each in list(_all):
@@ -85,4 +94,4 @@ def _in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(before=_before, after_in_parent=between_forks.open, after_in_child=_in_child)
+    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -122,6 +122,30 @@ print(sum(counts.values()), flush=True)
 os._exit(0)
 """
 
+FORK_AMID_AN_APPEND_IN_MEMORY = """
+import signal, threading
+storage = InMemoryStorage()
+inside, go_on = threading.Event(), threading.Event()
+class Slowly(list):
+    def __iter__(self):
+        yield from super().__iter__()
+        inside.set()
+        go_on.wait()
+thread = threading.Thread(target=anyio.run, args=(storage.append, Slowly([Record("run:1", {"n": 0}, "open")])))
+thread.start()
+inside.wait()
+os.register_at_fork(before=go_on.set)
+if (child := os.fork()) == 0:
+    signal.alarm(20)  # for ever, if it waits for a thread that is not here
+async def main():
+    await storage.append([Record("run:1", {"n": 1}, "success")])
+    print(*[record.data["n"] for record in await storage.read("run:1")], flush=True)
+anyio.run(main)
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+os._exit(0)
+"""
+
 FILL_THE_DISK = """
 async def main():
     await storage.append([Record("run:1", {"n": 0}), Record("events", {"n": 0})])
@@ -436,6 +460,11 @@ async def test_a_fork_amid_reads_and_commits_loses_nothing_on_either_side(kind: 
         assert len(infos) == 4 + 5 * 4
         assert sum(info.position for info in infos if ":parent:" in info.name) == written
         assert {info.position for info in infos if ":child" in info.name} == {5}
+
+
+def test_a_fork_amid_an_append_in_memory_waits_for_nobody_in_the_child(tmp_path: Path) -> None:
+    out = finished(start(FORK_AMID_AN_APPEND_IN_MEMORY, "memory", tmp_path / "log"))
+    assert out.splitlines() == ["0 1", "0 1"]
 
 
 @pytest.mark.parametrize("left", [[], ["log-wal", "log-shm"]], ids=["all", "the database alone"])

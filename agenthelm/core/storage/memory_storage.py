@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agenthelm._runtime.forks import Forked
 from agenthelm.core.storage.base import EVENTS, BaseStorage, Record, StoredRecord, StreamInfo, Where
 from agenthelm.core.storage.codec import decode, encode, is_journal, matches, reading_order, state_of
 from agenthelm.exceptions import CorruptRecordError, StalePositionError, StorageClosedError, StorageError
@@ -31,7 +32,7 @@ class _Stream:
         return self.forgotten + len(self.records)
 
 
-class InMemoryStorage(BaseStorage):
+class InMemoryStorage(BaseStorage, Forked):
     """Keeps the newest events and runs until the process ends; its runs can't be recovered.
 
     Bounded, because a service may live for months on it: beyond the limits the oldest events are forgotten, and the
@@ -61,6 +62,7 @@ class InMemoryStorage(BaseStorage):
         self._guard = threading.Lock()
         self._skipped = 0
         self._closed = False
+        super().__init__()
 
     async def append(self, records: Sequence[Record], expected: Mapping[str, int] | None = None) -> dict[str, int]:
         """Append records, all or none; see `BaseStorage.append`."""
@@ -158,6 +160,18 @@ class InMemoryStorage(BaseStorage):
     def skipped(self) -> int:
         """How many events held a value that JSON can't, and were left out of reads."""
         return self._skipped
+
+    def before_fork(self) -> None:
+        """Wait for appends of other threads: in the child they would never end, and never let go of the log."""
+        self._guard.acquire()
+
+    def in_parent(self) -> None:
+        """Let others append again."""
+        self._guard.release()
+
+    def in_child(self) -> None:
+        """Go on with a copy of the log."""
+        self._guard = threading.Lock()
 
     def _check_open(self) -> None:
         if self._closed:
