@@ -79,6 +79,7 @@ def _begin(state: RunState, data: Mapping[str, Any]) -> None:
         trace_id=data["trace_id"],
         span_id=data["span_id"],
     )
+    attempt = data.get("attempt", 1)
     state.effects[effect.id] = EffectState(
         effect,
         scope=data["scope"],
@@ -88,8 +89,11 @@ def _begin(state: RunState, data: Mapping[str, Any]) -> None:
         origin=data.get("origin", ""),
         recorded=True,
         repeatable=data.get("repeatable", True),
-        attempt=data.get("attempt", 1),
+        attempt=attempt,
     )
+    outer = state.effects.get(effect.parent or "")
+    if outer is not None:  # which may never return, and say how many attempts it took
+        outer.attempts = max(attempt, outer.attempts or 1)
 
 
 def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping[str, Any]) -> None:
@@ -99,7 +103,7 @@ def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping
         effect.result = data["result"]
         effect.left_out = frozenset(data.get("withheld", ()))
         effect.error = data["error"]
-        effect.attempts = data.get("attempts")
+        effect.attempts = data.get("attempts") or effect.attempts
     elif kind == "undoing":
         effect.undoing = True
         effect.reason = None

@@ -38,7 +38,7 @@ class EffectState:
         left_out: Fields of the result that it does not hold; ``result`` is without them.
         repeatable: Whether its call, made again under its key, is still one effect.
         attempt: The attempt of the enclosing effect's call in which it was begun.
-        attempts: How many attempts its own call took; None if nobody counted.
+        attempts: How many attempts its own call took, as far as that is known; None if nothing is.
         contract: Fingerprint of the tool's contract when it was called.
         origin: The file that the tool was defined in; ``""`` if that is not known.
         undoing: Undos begun without a known end.

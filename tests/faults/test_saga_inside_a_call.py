@@ -84,6 +84,30 @@ async def test_what_a_failed_attempt_did_inside_is_undone_by_itself(live: bool) 
     assert hotel.undone == ["undo_trip room2", "free room1"]
 
 
+@pytest.mark.parametrize("later", ["recover", "resume, and undo"])
+async def test_what_a_failed_attempt_did_inside_is_undone_by_itself_if_the_next_one_never_returned(later: str) -> None:
+    hotel = Hotel()
+
+    @tool(registry=hotel.tools)
+    async def last_room() -> dict[str, str]:
+        return {"room": f"room{hotel.tries}"}
+
+    trip, again = hotel.tools["trip_undo_trip"].function, Backoff(0.0)
+    tool(
+        registry=hotel.tools, name="trip", compensating_tool="undo_trip", verify="last_room", retries=1, backoff=again
+    )(trip)
+    ends = {"type": "finish", "effect": "e1"}.items()
+    dying = FaultyStorage(hotel.storage, matching=lambda record: ends <= record.data.items(), do="crash")
+    with pytest.raises(SimulatedCrash):
+        await Orchestrator(tools=hotel.tools, storage=dying).run_saga([Step("trip")])
+    orchestrator = Orchestrator(tools=hotel.tools, storage=hotel.storage, clock=Later())
+    (result,) = await orchestrator.recover(resume=later != "recover")
+    if later != "recover":
+        result = await orchestrator.undo(result.run_id)
+    assert (result.status, hotel.rooms) == ("rolled_back", [])
+    assert hotel.undone == ["undo_trip room2", "free room1"]
+
+
 @live_or_later
 async def test_a_compensator_that_needs_no_result_takes_back_what_every_attempt_did(live: bool) -> None:
     hotel = Hotel()
