@@ -12,16 +12,25 @@ _CONCEALED_NOTES: Final = "__agenthelm_concealed_notes__"
 _LOOPS: Final = ("asyncio", "trio")
 _CANCELLATIONS: Final = ("CancelledError", "Cancelled")
 _DEADLINE: Final = ("deadline exceeded", "due to deadline")
+_SHOWN: Final = 3
+"""How much of a group is told."""
 
 
 def describe(error: BaseException) -> str:
-    """One line that names an exception's type even when its message is empty; a cancellation is just called that."""
+    """One line that names an exception's type even when its message is empty, and what is in a group.
+
+    A cancellation is just called that.
+    """
     text = message_of(error)
     if type(error).__module__.partition(".")[0] in _LOOPS and type(error).__name__ in _CANCELLATIONS:
         # Its own words are an event loop's: which scope, and which task with which frames.
         return "cancelled: a deadline passed" if (text or "").endswith(_DEADLINE) else "cancelled"
     text = "(its message can't be read)" if text is None else text.strip().replace("\n", " ")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    told = [type(error).__name__, text] if text else [type(error).__name__]
+    if isinstance(error, BaseExceptionGroup):
+        inside = [describe(inner) for inner in error.exceptions[:_SHOWN]]
+        told.append("; ".join([*inside, "..."] if len(error.exceptions) > _SHOWN else inside))
+    return ": ".join(told)
 
 
 def message_of(error: BaseException) -> str | None:

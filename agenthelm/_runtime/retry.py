@@ -99,12 +99,14 @@ def asked_delay(error: BaseException | None, *, now: float) -> float:
 
     Read from a ``retry_after`` attribute of the exception (seconds), or from the ``Retry-After`` header of its
     ``response``, which is seconds or a date, as the exceptions of httpx, requests, aiohttp and the model clients
-    carry it.
+    carry it. In a group it is the most that any of them asks for.
 
     Args:
         error: What failed.
         now: Seconds since the epoch.
     """
+    if isinstance(error, BaseExceptionGroup):
+        return max(asked_delay(inner, now=now) for inner in error.exceptions)
     try:
         asked: object = getattr(error, "retry_after", None)
         if not isinstance(asked, (int, float)):

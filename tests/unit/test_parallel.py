@@ -144,6 +144,17 @@ async def test_collect_keeps_what_succeeded_and_names_what_failed() -> None:
     assert await flow.run(task="t") == {"a": {"text": "text by a"}, "errors": {"down": "ConnectionError: down is down"}}
 
 
+async def test_collect_tells_of_a_group_what_is_in_it() -> None:
+    class Grouping(Agent):
+        async def aforward(self, context, task: str):  # type: ignore[no-untyped-def]
+            raise ExceptionGroup("two calls", [ValueError("no seat"), ConnectionError()])
+
+    flow = Parallel([Grouping("both")], on_error="collect")
+    assert (await flow.run(task="t"))["errors"] == {
+        "both": "ExceptionGroup: two calls (2 sub-exceptions): ValueError: no seat; ConnectionError"
+    }
+
+
 async def test_collect_has_no_errors_when_nothing_failed() -> None:
     assert (await Parallel([agent("a")], on_error="collect").run(task="t"))["errors"] == {}
 

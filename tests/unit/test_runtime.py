@@ -468,6 +468,12 @@ class TestBackoff:
         headers["Retry-After"] = said
         assert asked_delay(HTTPError("http://x", 503, "busy", headers, None), now=1000.0) == seconds
 
+    def test_of_a_group_the_peer_that_asked_for_most_is_heard(self) -> None:
+        patient, busy = RuntimeError(), ConnectionError()
+        patient.retry_after, busy.retry_after = 2.0, 9.5  # type: ignore[attr-defined]
+        group = ExceptionGroup("calls", [patient, ExceptionGroup("more", [busy, ValueError()])])
+        assert asked_delay(group, now=0.0) == 9.5
+
     def test_what_can_not_be_read_of_an_error_asks_for_nothing(self) -> None:
         class HugeError(Exception):
             retry_after = 10**400

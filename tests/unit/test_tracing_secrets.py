@@ -235,6 +235,15 @@ def test_a_concealed_message_stays_concealed_in_whatever_quotes_it() -> None:
     assert describe(raised.value) == "RuntimeError: it said ***"
     group = ExceptionGroup(f"both said {SECRET}", [inner, OSError("full")])
     assert message_of(group) == "both said *** (2 sub-exceptions)"
+    assert describe(group) == "ExceptionGroup: both said *** (2 sub-exceptions): ValueError: ***; OSError: full"
     inner.__cause__ = raised.value  # a circle ends
     assert describe(raised.value) == "RuntimeError: it said ***"
     assert str(inner) == SECRET
+
+
+def test_a_group_is_told_by_the_first_of_what_is_in_it() -> None:
+    group = ExceptionGroup("many", [ExceptionGroup("few", [KeyError("a")]), *(OSError(str(n)) for n in range(5))])
+    assert describe(group) == (
+        "ExceptionGroup: many (6 sub-exceptions): ExceptionGroup: few (1 sub-exception): KeyError: 'a'; "
+        "OSError: 0; OSError: 1; ..."
+    )
