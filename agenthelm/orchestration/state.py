@@ -216,10 +216,12 @@ class RunState:
         """The effects of which it is decided to undo them, whatever becomes of the run, by beginning.
 
         They are those of nested scopes that failed, and those that somebody died undoing before the call that had made
-        them was made again.
+        them was made again, with what goes with these.
         """
+        undoing = [state for state in self.effects.values() if state.undoing]
         inside = {id(state) for scope in self.unwinding for state in self.in_scope(scope)}
-        return [state for state in self.effects.values() if id(state) in inside or state.undoing]
+        inside |= {id(state) for outer in undoing for state in (outer, *self.inside(outer))}
+        return [state for state in self.effects.values() if id(state) in inside]
 
     def in_scope(self, scope: str) -> list[EffectState]:
         """The effects of a scope and of all inside it, by beginning."""

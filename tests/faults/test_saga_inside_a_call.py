@@ -160,3 +160,40 @@ async def test_an_interrupted_undo_of_a_call_that_failed_ends_with_its_enclosing
     (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover()
     state = fold(result.run_id, await storage.read(stream_of(result.run_id)))
     assert [effect.status for effect in state.effects.values()] == ["undone", "undone"]
+
+
+async def test_what_went_with_a_call_whose_undo_was_interrupted_is_not_undone_again() -> None:
+    """A step is begun again, for which what it did is undone; that is interrupted, and then the run is left as it is."""
+    tools, storage, undone = ToolRegistry(), InMemoryStorage(), list[str]()
+
+    @tool(registry=tools, compensating_tool="free")
+    async def reserve() -> None: ...
+
+    @tool(registry=tools)
+    async def free() -> None:
+        undone.append("free")
+
+    @tool(registry=tools, compensating_tool="cancel")
+    async def plan_trip(idempotency_key: str) -> None:
+        await current_executor().call("reserve", {})  # type: ignore[union-attr]
+
+    @tool(registry=tools, compensating_tool="cancel")
+    async def book(idempotency_key: str) -> None:
+        await current_executor().call("plan_trip", {})  # type: ignore[union-attr]
+
+    @tool(registry=tools)
+    async def cancel(idempotency_key: str) -> None:
+        undone.append("cancel")
+
+    ends = {"type": "finish", "effect": "e1"}.items()
+    dying = FaultyStorage(storage, matching=lambda record: ends <= record.data.items(), do="crash")
+    with pytest.raises(SimulatedCrash):
+        await Orchestrator(tools=tools, storage=dying).run_saga([Step("book")], on_error="stop")
+    dying = FaultyStorage(storage, matching=lambda record: record.data.get("type") == "undone", do="crash")
+    with pytest.raises((SimulatedCrash, BaseExceptionGroup)):
+        await Orchestrator(tools=tools, storage=dying, clock=Later()).recover(resume=True)
+    (left,) = await Orchestrator(tools=tools, storage=storage, clock=Later(2)).recover()
+    state = fold(left.run_id, await storage.read(stream_of(left.run_id)))
+    assert [effect.status for effect in state.effects.values()] == ["begun", "undone", "undone"]
+    await Orchestrator(tools=tools, storage=storage).undo(left.run_id)
+    assert "free" not in undone
