@@ -111,7 +111,7 @@ class Recovery:
         for state in states:
             if state.status is None and state.claimable(self.executor.clock.wall()):
                 try:
-                    self._refuse_missing(state, _to_be_undone(state))
+                    self._refuse_missing(state, _to_be_undone(state), one_by_one=resume)
                 except PlanError as unknown:  # whoever has its tools may recover it
                     if run_id is not None:
                         raise
@@ -145,7 +145,7 @@ class Recovery:
         if not any(s.failed_to_undo for s in state.effects.values()):
             return _as_found(state)
         kept = _apart_from_stuck(state)
-        self._refuse_missing(state, state.begun() if kept else state.effects.values())
+        self._refuse_missing(state, state.begun() if kept else state.effects.values(), again=True)
         return await shielded(self._take, state, "tried again on purpose", kept, True)
 
     async def resolve(self, run_id: str, step: str, *, outcome: Literal["done", "undone"]) -> SagaResult:
@@ -209,13 +209,23 @@ class Recovery:
         executor = self.executor
         return Journal(executor.storage, state.run_id, executor.clock, position=state.position, epoch=state.epoch)
 
-    def _refuse_missing(self, state: RunState, effects: Iterable[EffectState]) -> None:
+    def _refuse_missing(
+        self, state: RunState, effects: Iterable[EffectState], *, again: bool = False, one_by_one: bool = False
+    ) -> None:
         """Refuse to undo, before the run is claimed, what would get stuck only because of what is loaded here.
+
+        Args:
+            state: The run.
+            effects: What is to be undone of it.
+            again: Whether that is also what got stuck inside a call that was undone since.
+            one_by_one: Whether what was done inside a call may have to be undone without that call.
 
         Raises:
             PlanError: Naming what is missing.
         """
         means = Means(self.executor.tools, recorded=True)
+        if not one_by_one:
+            effects = Unwinder(self.executor, self._journal(state), recorded=True, again=again).needing(effects)
         lacking = {effect.effect.id: missing for effect in effects if (missing := means.missing(effect))}
         if lacking:
             found = dict.fromkeys(lacking.values())

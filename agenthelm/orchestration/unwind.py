@@ -99,6 +99,11 @@ class Unwinder:
         ]
         return [(state, problem) for state, problem in found if problem != ""]
 
+    def needing(self, effects: Iterable[EffectState]) -> list[EffectState]:
+        """Those for which tools may be needed: all but what the compensator of an enclosing call is sure to cover."""
+        self._states = {state.effect.id: state for state in effects}
+        return [state for state in self._states.values() if not self._covered(state, surely=True)]
+
     def _order(self, states: list[EffectState]) -> list[EffectState]:
         doubtful = sorted((s for s in states if s.doubtful), key=lambda s: -s.order)
         return doubtful + sorted((s for s in states if not s.doubtful), key=lambda s: -s.completed)
@@ -122,11 +127,23 @@ class Unwinder:
             yield parent, inner
             inner = parent
 
-    def _covered(self, state: EffectState) -> bool:
-        """Whether the compensator of an enclosing tool takes this effect back as well."""
+    def _covered(self, state: EffectState, *, surely: bool = False) -> bool:
+        """Whether the compensator of an enclosing tool takes this effect back as well.
+
+        Args:
+            state: The effect.
+            surely: Whether that must not depend on what a ``verify`` has yet to say.
+        """
         if self.again and state.failed_to_undo:
             return False  # nobody knows whether it was, so it is tried only because somebody says so
-        return any(self._covers(parent, inner) for parent, inner in self._enclosing(state))
+        return any(
+            self._covers(parent, inner) and not (surely and self._is_to_be_asked_about(parent))
+            for parent, inner in self._enclosing(state)
+        )
+
+    def _is_to_be_asked_about(self, state: EffectState) -> bool:
+        tool = self.executor.tools.get(state.effect.tool)
+        return state.doubtful and not state.settled and tool is not None and tool.contract.verify is not None
 
     def _covers(self, parent: EffectState, inner: EffectState) -> bool:
         compensator, tool = self._means.compensator(parent), self.executor.tools.get(parent.effect.tool)
@@ -187,7 +204,8 @@ class Unwinder:
             await self._did_not_happen(state)
             return False
         if wants_result and not state.has_result:
-            await self._stuck(state, f"{self._unknown(state)}, and {compensator.name} needs its result")
+            known = self._unknown(state) if verdict is None else f"{tool.name} happened, as its verify says"
+            await self._stuck(state, f"{known}, and {compensator.name} needs its result")
             return False
         if verdict is None and not compensator.contract.idempotent:
             await self._stuck(state, f"{self._unknown(state)}, and {compensator.name} is not idempotent")

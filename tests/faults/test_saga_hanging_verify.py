@@ -93,3 +93,23 @@ async def test_the_lease_of_a_run_to_be_resumed_is_kept_while_its_doubts_are_ask
     kinds = [record.data["type"] for record in await inner.read(info.name)]
     assert kinds[kinds.index("claimed") + 1] == "renewed"
     assert fold("r", await inner.read(info.name)).status == "success"
+
+
+async def test_what_its_verify_has_found_is_told_also_where_that_is_too_little_to_undo_it() -> None:
+    tools = ToolRegistry()
+
+    @tool(registry=tools, compensating_tool="cancel", verify=lambda: True)
+    async def book() -> dict[str, str]:
+        raise TimeoutError
+
+    @tool(registry=tools)
+    async def cancel(booking: str) -> None: ...
+
+    storage = InMemoryStorage()
+    dying = FaultyStorage(storage, matching=lambda record: record.data.get("type") == "finish", do="crash")
+    with pytest.raises(SimulatedCrash):
+        await Orchestrator(tools=tools, storage=dying).run_saga([Step("book")])
+    (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover()
+    assert [stuck.reason for stuck in result.stuck] == [
+        "book happened, as its verify says, and cancel needs its result"
+    ]

@@ -173,6 +173,45 @@ async def test_a_finished_run_is_undone_without_what_a_human_undid(shop: Shop) -
     assert (result.status, result.undone, shop.things) == ("rolled_back", ("e1",), [])
 
 
+@pytest.mark.parametrize("way", ["recover", "undo"])
+async def test_a_tool_is_not_missed_whose_work_a_call_around_it_takes_back(shop: Shop, way: str) -> None:
+    @tool(registry=shop.tools, compensating_tool="clear")
+    async def around(name: str, idempotency_key: str) -> None:
+        async with saga("inside") as scope:
+            await scope.use("old", name=f"{name}.inside")
+        shop.make(name)
+
+    @tool(registry=shop.tools)
+    async def clear(idempotency_key: str) -> None:
+        shop.things.clear()
+
+    run_id = await shop.dies([a("first", "around")], "closed")
+    orchestrator = shop.orchestrator()
+    (result,) = await orchestrator.recover(run_id) if way == "recover" else [await orchestrator.undo(run_id)]
+    assert (result.status, shop.things, await shop.statuses(run_id)) == ("rolled_back", [], ["undone", "undone"])
+
+
+async def test_it_is_missed_if_the_call_around_it_may_not_have_happened(shop: Shop) -> None:
+    @tool(registry=shop.tools)
+    async def whether(name: str) -> bool:
+        return name in shop.things
+
+    @tool(registry=shop.tools, compensating_tool="clear", verify="whether")
+    async def around(name: str, idempotency_key: str) -> None:
+        async with saga("inside") as scope:
+            await scope.use("old", name=f"{name}.inside")
+
+    @tool(registry=shop.tools)
+    async def clear(idempotency_key: str) -> None:
+        shop.things.clear()
+
+    run_id = await shop.dies([a("first", "around")], "finish", "e1")
+    with pytest.raises(PlanError, match="'old' is not registered"):
+        await shop.orchestrator().recover(run_id)
+    (result,) = await shop.orchestrator(gone=False).recover(run_id)
+    assert (result.status, shop.calls) == ("rolled_back", ["unmake first.inside"])
+
+
 # -- nobody is overtaken -----------------------------------------------------------------------------------------------
 
 
