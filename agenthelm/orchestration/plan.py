@@ -241,6 +241,9 @@ def _checked_name(step: Any) -> str:
         raise PlanError(f"a plan holds Steps and lists of Steps, not {step!r:.80}")
     if not isinstance(step.tool_name, str):
         raise PlanError(f"a Step takes the name of a tool, not {step.tool_name!r:.80}")
+    for field_name, given in (("id", step.id), ("compensate_with", step.compensate_with)):
+        if given is not None and not isinstance(given, str):  # a number comes out of a journal as another name
+            raise PlanError(f"a Step's {field_name} is a name, not {given!r:.80}")
     if type(step.arguments) is not dict and not isinstance(step.arguments, Mapping):
         raise PlanError(f"step {step.name!r}: arguments are names and values, not {step.arguments!r:.80}")
     return step.name

@@ -64,6 +64,11 @@ GOOD = Step("book", {"what": "a"}, id="good")
         ([GOOD, Step("book", {"what": "b"}, compensate_with="book")], "'book' can't be undone by itself"),
         ([GOOD, Step("book", None)], "step 'book': arguments are names and values, not None"),  # type: ignore[arg-type]
         ([GOOD, Step(print, {})], "a Step takes the name of a tool, not <built-in function print>"),  # type: ignore[arg-type]
+        ([GOOD, Step("book", {"what": "b"}, id=2)], "a Step's id is a name, not 2"),  # type: ignore[arg-type]
+        (
+            [GOOD, Step("book", {"what": "b"}, compensate_with=print)],
+            "compensate_with is a name, not <built-in function",
+        ),  # type: ignore[arg-type]
         ([GOOD, Step("book", {"what": Ref("good", 0)})], "step 'book': a Ref takes the name of a step and a path as"),  # type: ignore[arg-type]
         ([GOOD, Step("book", {"what": Ref(2)})], "step 'book' uses the result of 2, which is not in the plan"),  # type: ignore[arg-type]
         ([GOOD, Step("book", depends_on=(2,))], "step 'book' depends on 2, which is not in the plan"),  # type: ignore[arg-type]
