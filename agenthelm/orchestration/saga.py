@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import anyio
 
-from agenthelm._runtime.context import RunContext, current_run, entered, new_run_id
-from agenthelm._runtime.groups import named
+from agenthelm._runtime.context import RunContext, current_run, new_run_id
 from agenthelm.core.cost import Budget
 from agenthelm.core.executor import ToolExecutor, current_executor
 from agenthelm.core.handlers import ApprovalHandler, AutoDeny
@@ -22,19 +18,18 @@ from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
 from agenthelm.core.tracer import ExecutionTracer
 from agenthelm.exceptions import LeaseLostError, PlanError, RunTimeoutError, nearest
 from agenthelm.orchestration import options
-from agenthelm.orchestration.plan import Plan, Ref, Step, Steps, resolved
+from agenthelm.orchestration.plan import Plan, Ref, Step, Steps
+from agenthelm.orchestration.progression import OnError, Progression
 from agenthelm.orchestration.results import SagaResult, StepRecord, StuckEffect
 from agenthelm.orchestration.scope import Opening, SagaScope, heard
 from agenthelm.orchestration.unwind import GRACE_SECONDS
 from agenthelm.orchestration.values import encode
-from agenthelm.telling import describe
 from agenthelm.tracing import spans
 
 __all__ = [
     "OnError", "Ref", "SagaOrchestrator", "SagaResult", "SagaScope", "Step", "StepRecord", "StuckEffect", "saga",
 ]  # fmt: skip
 
-OnError = Literal["rollback", "stop", "continue"]
 _ON_ERROR = get_args(OnError)
 
 
@@ -212,7 +207,7 @@ async def run_plan(
             begun.append(scope)
         try:
             async with scope:
-                progression = _Progression(plan, scope, on_error, dict(results or {}))
+                progression = Progression(plan, scope, on_error, dict(results or {}))
                 if timeout is None:
                     await progression.run()
                 else:
@@ -246,71 +241,3 @@ def _stored(plan: Plan, executor: ToolExecutor, on_error: OnError, budget: Budge
             return None
     limits, possible = encode({"budget": budget, "timeout": timeout})
     return {"steps": steps, "on_error": on_error, **limits} if possible else None
-
-
-class _Progression:
-    """One walk through a plan: each step starts as soon as what it depends on has succeeded."""
-
-    def __init__(self, plan: Plan, scope: SagaScope, on_error: OnError, results: dict[str, Any]) -> None:
-        self._plan = plan
-        self._scope = scope
-        self._on_error = on_error
-        self._results = results
-        self._ended: dict[str, anyio.Event] = {}
-
-    async def run(self) -> None:
-        """Run all steps.
-
-        Raises:
-            Exception: The first failure, unless steps go on after one.
-        """
-        todo = {name: step for name, step in self._plan.steps.items() if name not in self._results}
-        for name in self._results:
-            self._scope.steps.append(StepRecord(self._plan.steps[name], self._results[name]))
-        if _is_chain(todo):
-            for step in todo.values():
-                await self._step(step)
-            return
-        self._ended = {name: anyio.Event() for name in todo}
-        await named({name: functools.partial(self._step, step) for name, step in todo.items()})
-
-    async def _step(self, step: Step) -> None:
-        for needed in step.depends_on:
-            if needed in self._ended:
-                await self._ended[needed].wait()
-        try:
-            failed = [needed for needed in step.depends_on if needed not in self._results]
-            if failed:
-                self._scope.errors[step.name] = f"not run, because {failed[0]!r} failed"
-                return
-            self._results[step.name] = await self._call(step)
-        except Exception as error:
-            if self._on_error != "continue" or _is_stop(error, self._scope):
-                raise
-            self._scope.errors[step.name] = describe(error)
-        finally:
-            if step.name in self._ended:
-                self._ended[step.name].set()
-
-    async def _call(self, step: Step) -> Any:
-        scope = self._scope
-        running = current_run()
-        arguments = resolved(step.arguments, self._results)
-        with entered(running.evolve(step=step.name)) if running is not None else nullcontext():
-            value = await scope.executor.call(
-                step.tool_name,
-                arguments,
-                key=f"{scope.key}:{step.name}",
-                compensating_tool=step.compensate_with,
-            )
-        scope.steps.append(StepRecord(step, value))
-        return value
-
-
-def _is_chain(steps: Mapping[str, Step]) -> bool:
-    """Whether the steps run one after the other anyway, so that no tasks are needed."""
-    return all(before in step.depends_on for (before, _), (_, step) in itertools.pairwise(steps.items()))
-
-
-def _is_stop(error: Exception, scope: SagaScope) -> bool:
-    return any(mark.error is error for mark in scope.context.stops)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
 import pytest
@@ -113,6 +113,86 @@ async def test_a_plan_whose_next_steps_could_not_be_undone_is_undone(tools: Tool
     (result,) = await Orchestrator(tools=other, storage=storage, clock=Later()).recover(resume=True)
     assert (result.status, world) == ("rolled_back", [])
     assert "no such tool" in str(result.error) or "no tool named 'unmake_otherwise'" in str(result.error)
+
+
+@pytest.mark.parametrize("now", [100, 130, -1])
+@pytest.mark.parametrize("through", ["quote", "rounded"])
+@pytest.mark.parametrize("after", [2, 3, 4, 5])
+async def test_what_is_looked_up_again_must_be_what_others_were_called_with(
+    world: list[str], after: int, through: str, now: int
+) -> None:
+    """What a tool returned that changes nothing is on no record; nobody may book for one price and pay another."""
+    tools, says = ToolRegistry(), [100]
+
+    @tool(registry=tools)
+    async def quote() -> dict[str, int]:
+        return {"price": says[0]}
+
+    @tool(registry=tools)
+    async def rounded(price: int) -> dict[str, int]:
+        return {"price": price}
+
+    def pays(what: str) -> None:
+        @tool(registry=tools, name=what, compensating_tool="undo")
+        async def _(price: Annotated[int, Field(ge=0)], idempotency_key: str, guests: int = 2) -> str:
+            world.append(f"{what} {price}")
+            return what
+
+    for what in ("reserve", "book", "pay"):
+        pays(what)
+
+    @tool(registry=tools)
+    async def undo(idempotency_key: str) -> None:
+        what = idempotency_key.partition(":")[2]
+        world[:] = [done for done in world if not done.startswith(what)]
+
+    price = {"price": Ref(through, "price")}
+    lookups = [Step("quote"), Step("rounded", {"price": Ref("quote", "price")})]
+    storage = Dying(after)
+    orchestrator = Orchestrator(tools=tools, storage=storage)
+    await orchestrator.run_saga([*lookups, *(Step(what, price) for what in ("reserve", "book", "pay"))])
+    says[0], storage.left, world[:] = now, 1000, ["reserve 100", "book 100"][: after // 2]
+    (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)
+    if now == 100:
+        assert (result.status, set(world)) == ("success", {"reserve 100", "book 100", "pay 100"})
+    else:
+        says_no = f"PlanError: {through!r} returns something else now than what 'reserve' was called with"
+        assert (result.status, result.error, world) == ("rolled_back", says_no, [])
+
+
+async def test_a_step_waits_for_those_that_come_before_what_is_done(tools: ToolRegistry, world: list[str]) -> None:
+    """They are called again if they change nothing, and then they come first again."""
+
+    @tool(registry=tools)
+    async def look() -> None:
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
+        world.append("looked")
+
+    steps = [Step("look"), *(Step("make", {"name": name}, id=name) for name in "abc")]
+    result = await resumed(tools, steps, world, after=5, has=["a", "b"])
+    assert (result.status, world) == ("success", ["looked"])
+    assert [record.step.name for record in result.steps] == ["a", "b", "look", "c"]
+
+
+@pytest.mark.parametrize("on_error", ["continue", "rollback"])
+async def test_and_is_not_run_if_one_of_them_fails(tools: ToolRegistry, world: list[str], on_error: Any) -> None:
+    @tool(registry=tools)
+    async def look() -> None:
+        if storage.left > 100:
+            raise ValueError("nothing there any more")
+
+    storage = Dying(3)
+    steps = [Step("look"), *(Step("make", {"name": name}, id=name) for name in "ab")]
+    await Orchestrator(tools=tools, storage=storage).run_saga(steps, on_error=on_error)
+    storage.left = 1000
+    world[:] = ["a"]
+    (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)
+    if on_error == "continue":
+        why = {"look": "ValueError: nothing there any more", "b": "not run, because 'look' failed"}
+        assert (result.status, result.errors, world) == ("success", why, ["a"])
+    else:
+        assert (result.status, world) == ("rolled_back", [])
 
 
 async def test_no_effect_takes_anothers_place_in_the_journal(tools: ToolRegistry, world: list[str]) -> None:
