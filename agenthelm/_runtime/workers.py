@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.from_thread
@@ -18,7 +19,7 @@ import anyio.lowlevel
 import anyio.to_process
 import anyio.to_thread
 from anyio import CapacityLimiter
-from anyio.lowlevel import EventLoopToken, RunVar
+from anyio.lowlevel import EventLoopToken
 
 from agenthelm._runtime.groups import in_child, wait_through
 from agenthelm._runtime.wake import wake
@@ -105,14 +106,15 @@ class Workers:
         if size < 1:
             raise ValueError(f"the number of worker threads must be at least 1, not {size}")
         self.size = size
-        self._limiters: RunVar[dict[object, CapacityLimiter]] = RunVar(f"agenthelm_limiters_{id(self):x}")
+        # By event loop. A `RunVar` would live as long as the loop, and a service makes workers for every saga of its own.
+        self._limiters: WeakKeyDictionary[object, dict[object, CapacityLimiter]] = WeakKeyDictionary()
 
     def limiter(self, key: object) -> CapacityLimiter:
         """The limiter of one nesting depth in the running event loop."""
-        limiters = self._limiters.get(None)
+        loop = anyio.lowlevel.current_token().native_token
+        limiters = self._limiters.get(loop)
         if limiters is None:
-            limiters = {}
-            self._limiters.set(limiters)
+            limiters = self._limiters[loop] = {}
         limiter = limiters.get(key)
         if limiter is None:
             limiter = limiters[key] = CapacityLimiter(self.size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from email.message import Message
 from typing import Any
 from urllib.error import HTTPError
@@ -218,6 +220,14 @@ class TestThreads:
         workers = Workers()
         for backend in ("asyncio", "trio", "asyncio"):
             assert anyio.run(workers.run, os.path.basename, "a/b", backend=backend) == "b"
+
+    async def test_what_a_pool_had_in_an_event_loop_goes_with_the_pool(self) -> None:
+        workers = Workers()  # a service makes one for each saga of its own, and its loop runs for months
+        assert await workers.run(os.path.basename, "a/b") == "b"
+        limiter = weakref.ref(workers.limiter(0))
+        del workers
+        gc.collect()
+        assert limiter() is None
 
     def test_hopping_back_from_nowhere_says_where_it_works(self) -> None:
         with pytest.raises(RuntimeError, match="sync forward"):
