@@ -34,14 +34,21 @@ class Lease:
     _over: anyio.Event = field(init=False, default_factory=anyio.Event)
     _group: TaskGroup = field(init=False, default_factory=anyio.create_task_group)
     _call_off: Callable[[], object] | None = field(init=False, default=None)
+    _task: int = field(init=False, default=0)
 
     async def begin(self) -> None:
         """Start the heartbeat, or have it started when it is needed: most runs are over before that."""
         self.journal.on_lost = self._lost
         await self._group.__aenter__()
+        self._task = anyio.get_current_task().id
         self._call_off = later(self._silent_for(), self._start)
         if self._call_off is None:
             await self._start()
+
+    @property
+    def here(self) -> bool:
+        """Whether this is the task in which it began; the group keeps that one, so no other has its id."""
+        return anyio.get_current_task().id == self._task
 
     def _silent_for(self) -> float:
         """How many seconds the journal may stay silent from now on."""

@@ -265,11 +265,13 @@ class SagaScope:
 
     def _leave(self, error: BaseException | None) -> BaseException | None:
         """Put identity and executor out of force; returns what the block ends with so far."""
+        # From another task the heartbeat's group can't be left, even if that task was given the same context.
+        self._elsewhere = self._lease is not None and not self._lease.here
         try:
             self._stack.close()
         except ValueError:
-            # Another task's context: nothing can be put back there, and the heartbeat's group can't be left from here.
-            self._elsewhere = True
+            self._elsewhere = True  # another task's context: nothing can be put back there
+        if self._elsewhere:
             misplaced = SagaError(
                 f"saga {self.opening.name!r} was left in another task than it was entered in; enter and leave it in one task"
             )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import sys
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -215,24 +217,29 @@ async def test_a_scope_that_can_not_be_entered_leaves_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", ("asyncio", {"use_uvloop": True})], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("shared", [False, True], ids=["own context", "shared context"])
 @pytest.mark.parametrize("fails", [True, False])
-async def test_a_scope_left_in_another_task_is_undone_and_its_heartbeat_ends(fails: bool) -> None:
+async def test_a_scope_left_in_another_task_is_undone_and_its_heartbeat_ends(fails: bool, shared: bool) -> None:
     world = World()
     scope = saga("fixture", tools=world.tools, storage=world.storage)
+    context = contextvars.copy_context() if shared else None
+
+    def in_another_task(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        return asyncio.get_running_loop().create_task(coroutine, context=context)
 
     async def leave(error: Exception | None) -> None:
         await scope.__aexit__(type(error) if error else None, error, None)
 
     # As the fixtures of some test frameworks do.
-    await asyncio.ensure_future(scope.__aenter__())
+    await in_another_task(scope.__aenter__())
     await scope.use("book", what="a")
     if fails:
         failure = ValueError("no")
-        await asyncio.ensure_future(leave(failure))  # returns, so that the block's own exception goes on
+        await in_another_task(leave(failure))  # returns, so that the block's own exception goes on
         assert "another task" in failure.__notes__[0]
     else:
         with pytest.raises(SagaError, match="another task"):
-            await asyncio.ensure_future(leave(None))
+            await in_another_task(leave(None))
     assert world.log == ["book a", "cancel a"]
     assert await world.kinds(scope.run_id) == ["opened", "begin", "finish", "unwinding", "undoing", "undone", "closed"]
     await anyio.wait_all_tasks_blocked()
