@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,9 +19,13 @@ from agenthelm.orchestration.journal import RENEW_SECONDS, Journal
 __all__ = ["Lease"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Lease:
     """Keeps a run ours from `begin` to `end`, which belong around the run's code, in one task.
+
+    Where the event loop has timers, it knows of the lease by a weak reference only, and a task is there for no longer than
+    a renewal takes: what is renewed is not kept. So a generator that was dropped in the middle of a saga is collected, and
+    the saga undone, even if the task that dropped it has failed, and all that it had refers to each other.
 
     Attributes:
         journal: The run's journal.
@@ -37,13 +42,12 @@ class Lease:
     _task: int = field(init=False, default=0)
 
     async def begin(self) -> None:
-        """Start the heartbeat, or have it started when it is needed: most runs are over before that."""
+        """Have the lease renewed whenever the journal has been silent for long; most runs are over before that."""
         self.journal.on_lost = self._lost
         await self._group.__aenter__()
         self._task = anyio.get_current_task().id
-        self._call_off = later(self._silent_for(), self._start)
-        if self._call_off is None:
-            await self._start()
+        if not self._set_timer():
+            self._group.start_soon(self._heartbeat, name="agenthelm lease")
 
     @property
     def here(self) -> bool:
@@ -54,12 +58,26 @@ class Lease:
         """How many seconds the journal may stay silent from now on."""
         return max(0.05, RENEW_SECONDS - (self.clock.monotonic() - self.journal.last_append))
 
-    async def _start(self) -> None:
-        if not self._over.is_set():
-            self._group.start_soon(self._heartbeat, name="agenthelm lease")
+    def _set_timer(self) -> bool:
+        """Have it renewed by the event loop's clock; False if the loop has no timers."""
+        reference = weakref.ref(self)
+
+        async def due() -> None:
+            lease = reference()
+            if lease is not None and not lease._over.is_set():
+                lease._group.start_soon(lease._renew, name="agenthelm lease")
+
+        self._call_off = later(self._silent_for(), due)
+        return self._call_off is not None
+
+    async def _renew(self) -> None:
+        """One renewal; shielded, because unwinding needs the lease as well."""
+        with CancelScope(shield=True):
+            if await self._is_ours() and not self._over.is_set():
+                self._set_timer()
 
     async def end(self, error: BaseException | None, *, elsewhere: bool = False) -> None:
-        """Stop the heartbeat, and keep back the cancellation by which the run's code was stopped.
+        """Stop renewing, and keep back the cancellation by which the run's code was stopped.
 
         Args:
             error: What the code ended with.
@@ -77,21 +95,26 @@ class Lease:
             await self._group.__aexit__(None, None, None)
 
     async def _heartbeat(self) -> None:
-        """Renew when nothing else was written; shielded, because unwinding needs the lease as well."""
-        clock, journal = self.clock, self.journal
+        """Renew in a task that sleeps, where there are no timers."""
         with CancelScope(shield=True):
             while True:
                 with anyio.move_on_after(self._silent_for()):
                     await self._over.wait()
                     return
-                if clock.monotonic() - journal.last_append >= RENEW_SECONDS:
-                    try:
-                        await journal.append("renewed")
-                    except LeaseLostError:
-                        return
-                    except StorageError as error:
-                        self.stop.set(error)
-                        return
+                if not await self._is_ours():
+                    return
+
+    async def _is_ours(self) -> bool:
+        """Renew if nothing else was written; False when there is nothing left to keep."""
+        if self.clock.monotonic() - self.journal.last_append >= RENEW_SECONDS:
+            try:
+                await self.journal.append("renewed")
+            except LeaseLostError:
+                return False
+            except StorageError as error:
+                self.stop.set(error)
+                return False
+        return True
 
     def _lost(self, error: LeaseLostError) -> None:
         """Somebody else undoes this run now: stop at once and undo nothing."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import sys
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -17,6 +18,7 @@ from agenthelm.core.executor import current_executor
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import SagaError, StorageError
+from agenthelm.orchestration import lease
 from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.parallel import Parallel, branch_scope
@@ -244,6 +246,43 @@ async def test_a_scope_left_in_another_task_is_undone_and_its_heartbeat_ends(fai
     assert await world.kinds(scope.run_id) == ["opened", "begin", "finish", "unwinding", "undoing", "undone", "closed"]
     await anyio.wait_all_tasks_blocked()
     assert [task.name for task in anyio.get_running_tasks() if task.name == "agenthelm lease"] == []
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", ("asyncio", {"use_uvloop": True})], ids=["asyncio", "uvloop"])
+async def test_a_scope_in_a_generator_that_a_web_server_dropped_is_undone_when_it_is_collected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
+    world = World()
+
+    async def answer() -> AsyncIterator[str]:
+        async with saga("stream", tools=world.tools, storage=world.storage) as scope:
+            await scope.use("book", what="a")
+            while True:
+                yield scope.run_id
+
+    async def send() -> None:
+        stream = answer()  # what keeps it is the traceback of what this task ends with
+        async for run_id in stream:
+            while "renewed" not in await world.kinds(run_id):
+                await anyio.sleep(0.01)
+            sending.set()
+            await anyio.Event().wait()
+
+    async def request() -> None:
+        # The client is gone: what is cancelled is the sending, and nobody closes the generator.
+        with pytest.RaisesGroup(RuntimeError):  # anyio's, because the generator holds an open scope
+            async with anyio.create_task_group() as group:
+                group.start_soon(send)
+                await sending.wait()
+                group.cancel_scope.cancel()
+
+    sending = anyio.Event()
+    await request()
+    with anyio.fail_after(20):
+        while world.log != ["book a", "cancel a"]:
+            gc.collect()
+            await anyio.sleep(0.01)
 
 
 class Exiting(Agent):
