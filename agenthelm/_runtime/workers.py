@@ -266,7 +266,19 @@ def answers(token: EventLoopToken) -> bool:
 
 def await_on_loop(function: Callable[..., Any], /, *args: Any, token: EventLoopToken | None = None) -> Any:
     """Await a coroutine function on the event loop that waits for this thread, or on the one of ``token``."""
-    return anyio.from_thread.run(function, *args, token=token)
+    return anyio.from_thread.run(_told, functools.partial(function, *args), token=token)
+
+
+async def _told(function: Callable[[], Any]) -> Any:
+    """Await what a thread has sent, which hears of a cancellation that came while it was on its way.
+
+    On asyncio anyio tells the tasks in a cancelled scope so, again and again, until there is none. Where a thread is waited
+    for there is none, so what the thread sends after that would never be told, and its first ``checkpoint_if_cancelled``,
+    which waits to be told, would spin for ever. Leaving a scope makes anyio look for tasks again.
+    """
+    with anyio.CancelScope():  # noqa: ASYNC100 - left for what anyio does then
+        pass
+    return await function()
 
 
 def hop_back(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -278,7 +290,7 @@ def hop_back(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     try:
         # On asyncio the hop alone is none: a coroutine that ends within a turn of the loop is never told.
         anyio.from_thread.check_cancelled()
-        return anyio.from_thread.run(functools.partial(function, *args, **kwargs))
+        return await_on_loop(functools.partial(function, *args, **kwargs))
     except anyio.NoEventLoopError as exc:
         raise RuntimeError(
             "this call hops back to a run's event loop, so it only works inside a sync forward() or a sync tool; "
