@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
@@ -18,7 +18,7 @@ import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_process
 import anyio.to_thread
-from anyio import CapacityLimiter
+from anyio import CancelScope, CapacityLimiter
 from anyio.lowlevel import EventLoopToken
 
 from agenthelm._runtime.groups import in_child, wait_through
@@ -266,19 +266,19 @@ def answers(token: EventLoopToken) -> bool:
 
 def await_on_loop(function: Callable[..., Any], /, *args: Any, token: EventLoopToken | None = None) -> Any:
     """Await a coroutine function on the event loop that waits for this thread, or on the one of ``token``."""
-    return anyio.from_thread.run(_told, functools.partial(function, *args), token=token)
+    return anyio.from_thread.run(functools.partial(_told, function, *args), token=token)
 
 
-async def _told(function: Callable[[], Any]) -> Any:
+async def _told(function: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> T:
     """Await what a thread has sent, which hears of a cancellation that came while it was on its way.
 
     On asyncio anyio tells the tasks in a cancelled scope so, again and again, until there is none. Where a thread is waited
     for there is none, so what the thread sends after that would never be told, and its first ``checkpoint_if_cancelled``,
     which waits to be told, would spin for ever. Leaving a scope makes anyio look for tasks again.
     """
-    with anyio.CancelScope():  # noqa: ASYNC100 - left for what anyio does then
+    with CancelScope():  # noqa: ASYNC100 - left for what anyio does then
         pass
-    return await function()
+    return await function(*args, **kwargs)
 
 
 def hop_back(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 import anyio
+import anyio.from_thread
 import anyio.lowlevel
 import httpx
 import pytest
@@ -103,6 +104,27 @@ class TestThreads:
         assert here.agent == "a"
         assert back == here
         assert current_run() is None
+
+    @pytest.mark.parametrize("wait", [anyio.lowlevel.checkpoint_if_cancelled, anyio.sleep_forever])
+    async def test_what_a_thread_awaits_is_told_of_a_cancellation_that_came_on_the_way(
+        self, wait: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hop, patience = anyio.from_thread.run, anyio.CancelScope()
+
+        def cancelled_on_the_way(*args: Any, **options: Any) -> Any:
+            anyio.from_thread.run_sync(scope.cancel)
+            return hop(*args, **options)
+
+        async def on_the_loop() -> None:
+            with patience:
+                patience.deadline = anyio.current_time() + 10
+                await wait()
+
+        monkeypatch.setattr(anyio.from_thread, "run", cancelled_on_the_way)
+        with anyio.CancelScope() as scope:
+            await Workers().run(hop_back, on_the_loop)
+        assert scope.cancelled_caught
+        assert not patience.cancel_called
 
     async def test_a_cancelled_call_still_waits_for_its_thread(self) -> None:
         gate, workers = Gate(), Workers()
