@@ -255,12 +255,17 @@ class _Door:
 
     def _write(self, call: LMCall) -> None:
         """Put a call on record from sync code: at once where there is a way to the loop, else with the next one."""
-        if call.record is not None:
+        if call.record is None:
+            return
+        try:
             back = self._way_back()
-            if back is not None:
-                back(call.write)
-            else:
-                self.meter.defer(call.executor, call.record)
+        except BaseException:  # this thread's run was cancelled, and nothing can be awaited from here any more
+            self.meter.defer(call.executor, call.record)
+            raise
+        if back is not None:
+            back(call.write)
+        else:
+            self.meter.defer(call.executor, call.record)
 
     def _way_back(self) -> Callable[..., Any] | None:
         """How to await something on the run's event loop from here; None on the loop itself, or without a loop."""

@@ -213,6 +213,23 @@ async def test_streamified_programs_are_metered(server: OpenAIServer, anyio_back
     assert (event.calls, event.outcome, event.agent_name) == (1, "success", "writer")
 
 
+async def test_a_stream_is_on_record_when_its_agent_was_cancelled(server: OpenAIServer) -> None:
+    slow = Behaviour(delay=30.0, input_tokens=50, output_tokens=60)
+    server.script = [slow]
+    send, receive = anyio.create_memory_object_stream[Any](1000)
+    async with lm_run(model(server)) as run, send, receive:
+        with dspy.context(send_stream=send):
+            async with anyio.create_task_group() as group:
+                group.start_soon(lambda: run.call(program, question="?"))
+                await anyio.to_thread.run_sync(slow.started.wait)
+                group.cancel_scope.cancel()
+                server.closing.set()  # it answers now
+    (event,) = await run.events()
+    total = run.ledger.total()
+    assert event.calls == total.calls == 1
+    assert event.estimated_cost_usd == total.cost_usd > 0
+
+
 async def test_a_stream_that_breaks_is_a_lost_answer(server: OpenAIServer) -> None:
     server.script = [Behaviour("cut")]
     send, receive = anyio.create_memory_object_stream[Any](1000)
