@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import dspy
 
-from agenthelm._runtime.context import current_run, entered
+from agenthelm._runtime.context import RunContext, current_run, entered
 from agenthelm._runtime.workers import on_event_loop
 from agenthelm.core.executor import ToolExecutor, current_executor, detached
 
@@ -32,16 +32,17 @@ class Home:
 
     Attributes:
         executor: The executor in force there.
+        run: The identity in force there.
     """
 
-    __slots__ = ("_context", "_run", "executor")
+    __slots__ = ("_context", "executor", "run")
 
     def __init__(self) -> None:
         self._context = contextvars.copy_context()
         self.executor: ToolExecutor | None = current_executor()
         run = current_run()
         # Code on the event loop blocks it while it waits for threads, so they don't find their way back by it.
-        self._run = run.evolve(loop=None) if run is not None and on_event_loop() else run
+        self.run: RunContext | None = run.evolve(loop=None) if run is not None and on_event_loop() else run
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function as a part of the run, under the DSPy settings of this thread."""
@@ -49,9 +50,9 @@ class Home:
 
         def inside() -> T:
             with dspy.context(**settings):
-                if self._run is None:
+                if self.run is None:
                     return function(*args, **kwargs)
-                with entered(self._run):
+                with entered(self.run):
                     return function(*args, **kwargs)
 
         # A context can only be entered once at a time, hence the copy.

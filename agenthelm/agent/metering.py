@@ -31,6 +31,7 @@ from agenthelm.agent.pricing import METADATA, MetadataPrices
 from agenthelm.core.cost import Price, PriceSource, override_price
 from agenthelm.core.executor import ToolExecutor, current_executor
 from agenthelm.core.storage.base import Record
+from agenthelm.exceptions import ModelError
 
 __all__ = ["LMPolicy", "Meter", "Unpriced", "is_metered", "metered"]
 
@@ -151,7 +152,8 @@ class _Door:
         self.behind = hints
         self._home = Home()
         self.model = hints.model
-        self.plain = LMBackend(hints)
+        self.price: Price | None = backend.price
+        self._plain = LMBackend(hints)
 
     # What adapters ask an LM about itself is answered by the LM this engine stands in.
     @property
@@ -174,12 +176,27 @@ class _Door:
         """The executor in force; None outside of runs, where the LM behind the door is asked plainly."""
         return None if self.meter.closed else current_executor() or self._nearest_home().executor
 
+    def outside(self) -> LMBackend:
+        """The LM as it is outside of runs.
+
+        Raises:
+            ModelError: What asks is left of the run that this door was made for: a thread that was let go, or a task.
+        """
+        home: Home | None = dspy.settings.get(HOME)
+        run = current_run() or (home.run if home is not None else None)
+        if run is not None and getattr(run.models, "meter", None) is self.meter:
+            raise ModelError(
+                f"model {self.model!r} was asked after its run {run.run_id!r} had ended; don't let threads or tasks "
+                "outlive the run"
+            )
+        return self._plain
+
     def complete(self, request: Request) -> Response:
         """One call from sync code: on the event loop where there is a way back to it, else right here."""
         _passed_door()
         executor = self.executor()
         if executor is None:
-            return self.plain.ask(request)
+            return self.outside().ask(request)
         return self._in_run(self._complete, request, executor)
 
     def _complete(self, request: Request, executor: ToolExecutor) -> Response:
@@ -226,7 +243,7 @@ class _Door:
         _passed_door()
         executor = self.executor()
         if executor is None:
-            yield from self.plain.stream(request)
+            yield from self.outside().stream(request)
             return
         call = self._in_run(LMCall, self.meter, self.backend, request, executor)
         try:
@@ -299,7 +316,7 @@ class _AsyncDoor:
         _passed_door()
         executor = self._door.executor()
         if executor is None:
-            return await self._door.plain.ask_async(request, Workers())
+            return await self._door.outside().ask_async(request, Workers())
         return await self._door.complete_async(request, executor)
 
     async def stream(self, request: Request) -> AsyncIterator[Any]:
@@ -307,7 +324,7 @@ class _AsyncDoor:
         _passed_door()
         meter, backend, executor = self._door.meter, self._door.backend, self._door.executor()
         if executor is None:
-            async for event in self._door.plain.stream_async(request):
+            async for event in self._door.outside().stream_async(request):
                 yield event
             return
         await meter.load_prices()
@@ -358,8 +375,9 @@ class _CacheWatch(BaseCallback):
 
 
 def is_metered(lm: dspy.BaseLM) -> bool:
-    """Whether the door is in front of an LM."""
-    return isinstance(getattr(lm, "engine", None), _Door)
+    """Whether the door is in front of an LM, and its run is not over."""
+    engine = getattr(lm, "engine", None)
+    return isinstance(engine, _Door) and not engine.meter.closed
 
 
 def metered(lm: dspy.BaseLM, meter: Meter) -> dspy.LM:
@@ -369,9 +387,9 @@ def metered(lm: dspy.BaseLM, meter: Meter) -> dspy.LM:
     agent was handed the running LM, keeps it.
     """
     if is_metered(lm):
-        if not lm.engine.meter.closed:
-            return lm
-        lm = lm.engine.behind
+        return lm
+    if isinstance(engine := getattr(lm, "engine", None), _Door):
+        lm = engine.behind
     door = _Door(meter, backend_for(lm), lm)
     engines = {"engine": door, "async_engine": _AsyncDoor(door)}
     cache = meter.policy.cache and bool(getattr(lm, "cache", False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from agenthelm.core.cost import MODEL_PRICING, Amount, Budget, Price
 from agenthelm.core.executor import ToolExecutor, charge, current_executor
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry
-from agenthelm.exceptions import BudgetExceededError, ConfigError, ModelCallError
+from agenthelm.exceptions import BudgetExceededError, ConfigError, ModelCallError, ModelError
 from agenthelm.testing.lm import Reply, ScriptedLM
 from agenthelm.testing.storage import FaultyStorage
 from tests.support.lm_run import QUICK, lm_run
@@ -228,6 +229,39 @@ async def test_outside_of_a_run_the_lm_answers_plainly() -> None:
     async with lm_run(kept) as second:  # an LM that a past run left behind is no way round the door
         await second.call(program, question="?")
     assert second.ledger.total().calls == 1
+
+
+async def test_what_a_run_leaves_behind_asks_nothing_when_it_is_over() -> None:
+    """A thread that was let go, or a task: what it asked for would be on nobody's bill."""
+    lm, over = scripted(), threading.Event()
+
+    def leave_behind() -> dspy.Prediction:
+        assert over.wait(10)
+        return program(question="?")
+
+    with ThreadPoolExecutor(1) as pool:
+        async with lm_run(lm) as run:
+            left = pool.submit(contextvars.copy_context().run, leave_behind)
+        over.set()
+        with pytest.raises(dspy.LMError) as caught:
+            await anyio.to_thread.run_sync(left.result)
+    error = unwrap(caught.value)
+    assert isinstance(error, ModelError)
+    assert str(error) == (
+        "model 'scripted' was asked after its run 'run-1' had ended; don't let threads or tasks outlive the run"
+    )
+    assert len(lm.requests) == run.ledger.total().calls == 0
+
+
+async def test_an_lm_that_a_past_run_left_in_a_predictor_is_booked() -> None:
+    own = dspy.Predict("question -> answer")
+    async with lm_run(scripted()):
+        own.lm = dspy.settings.lm
+    async with lm_run(scripted()) as run:
+        await run.call(own, question="?")
+    (event,) = await run.events()
+    assert event.calls == run.ledger.total().calls == 1
+    assert event.estimated_cost_usd == run.ledger.cost_usd == 0.0002
 
 
 async def test_a_call_that_would_pass_the_budget_is_not_made() -> None:
