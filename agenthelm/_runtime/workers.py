@@ -93,6 +93,41 @@ class Outlasted(Generic[T]):
         return ended
 
 
+class _Errands:
+    """What the thread of an abandonable function has the event loop do; it ends when the thread is let go."""
+
+    __slots__ = ("_open", "_over")
+
+    def __init__(self) -> None:
+        self._open: dict[CancelScope, anyio.Event] = {}
+        self._over = False
+
+    async def run(self, function: Callable[..., Awaitable[T]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        """Await a coroutine function for the thread."""
+        if not self._over:
+            done = anyio.Event()
+            with CancelScope() as scope:
+                self._open[scope] = done
+                try:
+                    return await function(*args, **kwargs)
+                finally:
+                    del self._open[scope]
+                    done.set()
+        raise RuntimeError("this thread was let go, and nothing is done for it any more")
+
+    async def end(self) -> None:
+        """Cancel what is under way, and wait for its end: it may be an effect, or money that is spent."""
+        self._over = True
+        under_way = list(self._open.items())
+        for scope, _ in under_way:
+            scope.cancel()
+        for _, done in under_way:
+            await wait_through(done)
+
+
+_errands: ContextVar[_Errands | None] = ContextVar("agenthelm_errands", default=None)
+
+
 class Workers:
     """Worker threads with one limiter per nesting depth.
 
@@ -154,10 +189,11 @@ class Workers:
 
     async def _hop(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
         depth = _depth.get()
-        deeper = _depth.set(depth + 1)
+        deeper, own = _depth.set(depth + 1), _errands.set(None)
         try:
             return await anyio.to_thread.run_sync(function, *args, limiter=self.limiter(depth))
         finally:
+            _errands.reset(own)
             _depth.reset(deeper)
 
     async def run_abandonable(
@@ -166,7 +202,7 @@ class Workers:
         """Run a function without side effects in a thread that is let go when the caller is cancelled.
 
         A thread that was let go keeps its place in the limiter until it ends, so there are never more than ``size``
-        of them.
+        of them. What it awaits on the event loop just then is cancelled, and waited for.
 
         Args:
             function: What is run.
@@ -193,6 +229,8 @@ class Workers:
                 # never end.
                 wake(token, limiter.release_on_behalf_of, borrower)
 
+        errands = _Errands()
+        own = _errands.set(errands)
         try:
             if begins is not None:
                 begins()
@@ -203,7 +241,10 @@ class Workers:
                 abandoned = not started
             if abandoned:
                 limiter.release_on_behalf_of(borrower)
+            await errands.end()
             raise
+        finally:
+            _errands.reset(own)
 
     async def run_in_process(
         self,
@@ -278,7 +319,8 @@ async def _told(function: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: 
     """
     with CancelScope():  # noqa: ASYNC100 - left for what anyio does then
         pass
-    return await function(*args, **kwargs)
+    errands = _errands.get()
+    return await (function(*args, **kwargs) if errands is None else errands.run(function, args, kwargs))
 
 
 def hop_back(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

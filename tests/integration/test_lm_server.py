@@ -19,6 +19,8 @@ from agenthelm.agent.lm import LMPolicy, connections, unwrap
 from agenthelm.agent.lm_call import ASSUMED_OUTPUT_TOKENS
 from agenthelm.agent.models import resolve_model
 from agenthelm.core.cost import Budget
+from agenthelm.core.storage.base import EVENTS
+from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import BudgetExceededError, ModelCallError
 from agenthelm.orchestration.orchestrator import Orchestrator
 from tests.support.lm_run import QUICK, lm_run
@@ -144,6 +146,29 @@ async def test_cancelling_an_agent_does_not_wait_for_the_model(server: OpenAISer
         (event,) = await run.events()
     assert event.outcome == "cancelled"
     assert run.ledger.total().estimated_calls == 1
+
+
+async def test_what_a_tool_asks_when_it_is_let_go_is_on_the_bill_of_its_run(server: OpenAIServer) -> None:
+    tools, slow = ToolRegistry(), Behaviour(delay=30.0)
+    server.script = [slow]
+
+    @tool(registry=tools, abandonable=True)
+    def look_up() -> str:
+        return str(program(question="?"))
+
+    class Impatient(Agent):
+        async def aforward(self, context: Any, task: str) -> dict[str, Any]:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self.ause, "look_up")
+                await anyio.to_thread.run_sync(slow.started.wait)
+                group.cancel_scope.cancel()
+            return {}
+
+    async with Orchestrator(lm=model(server), tools=tools) as orchestrator:
+        result = await orchestrator.run(Impatient(), "go")
+        events = await orchestrator.storage.read(EVENTS)
+    assert result.usage.calls == result.usage.estimated_calls == 1
+    assert sum(event.data["estimated_cost_usd"] for event in events) == result.usage.priced_usd > 0
 
 
 async def test_a_streamed_answer_is_metered_and_really_streams(server: OpenAIServer) -> None:

@@ -188,6 +188,23 @@ class TestThreads:
         with anyio.fail_after(10):
             assert await workers.run_abandonable(gate) == "value"
 
+    async def test_what_a_thread_awaits_ends_when_it_is_let_go(self) -> None:
+        begun, ended = anyio.Event(), anyio.Event()
+
+        async def on_the_loop() -> None:
+            begun.set()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                ended.set()
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as group:
+                group.start_soon(Workers().run_abandonable, hop_back, on_the_loop)
+                await begun.wait()
+                group.cancel_scope.cancel()
+            await ended.wait()
+
     async def test_a_thread_whose_caller_went_before_it_began_does_nothing(self) -> None:
         gate = Gate()
         thread = Outlasted(gate)
