@@ -239,7 +239,7 @@ class _Door:
             await call.write()
 
     def stream(self, request: Request) -> Iterator[Any]:
-        """One streamed call from sync code; its deadline is looked at between events."""
+        """One streamed call from sync code; each event must arrive before the call's deadline."""
         _passed_door()
         executor = self.executor()
         if executor is None:
@@ -251,15 +251,24 @@ class _Door:
                 while True:
                     call.attempt()
                     try:
-                        for event in self.backend.stream(request):
-                            call.check_deadline()
-                            call.event(event)
+                        events = self.backend.stream(request)
+                        while (event := self._in_run(self._next_event, call, events)) is not None:
                             yield event
                         return
                     except Exception as error:  # noqa: BLE001 - see `complete`
                         time.sleep(call.retry_after(error))
         finally:
             self._in_run(self._write, call)
+
+    def _next_event(self, call: LMCall, events: Iterator[Any]) -> Any | None:
+        """A stream's next event, or None at its end; where there is no way to the loop, however long it takes."""
+        back = self._way_back()
+        if back is not None:
+            return back(call.next_event, events)
+        call.check_deadline()
+        if (event := next(events, None)) is not None:
+            call.event(event)
+        return event
 
     def close(self) -> None:
         """The user's LM owns its connections."""

@@ -123,27 +123,34 @@ async def test_a_missing_key_is_said_before_anything_is_asked(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("mode", ["hang", "slow"])
-async def test_the_deadline_holds_against_a_half_open_connection(server: OpenAIServer, mode: str) -> None:
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_the_deadline_holds_against_a_half_open_connection(
+    server: OpenAIServer, mode: str, streamed: bool
+) -> None:
     server.script = [Behaviour("hang") if mode == "hang" else Behaviour(delay=30)]
-    async with lm_run(model(server), policy=LMPolicy(timeout=0.2)) as run:
+    send, receive = anyio.create_memory_object_stream[Any](1000)
+    async with lm_run(model(server), policy=LMPolicy(timeout=0.2)) as run, send, receive:
         began = time.monotonic()
-        with pytest.raises(dspy.LMTimeoutError):
+        with pytest.raises(dspy.LMTimeoutError), dspy.context(send_stream=send if streamed else None):
             await run.call(program, question="?")
         assert time.monotonic() - began < 20
     assert run.ledger.total().estimated_calls == 1
 
 
-async def test_cancelling_an_agent_does_not_wait_for_the_model(server: OpenAIServer) -> None:
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_cancelling_an_agent_does_not_wait_for_the_model(server: OpenAIServer, streamed: bool) -> None:
     hanging = Behaviour("hang")
     server.script = [hanging]
-    async with lm_run(model(server)) as run:
-        async with anyio.create_task_group() as group:
-            group.start_soon(run.call, program)
-            await anyio.to_thread.run_sync(hanging.started.wait)
-            began = time.monotonic()
-            group.cancel_scope.cancel()
+    send, receive = anyio.create_memory_object_stream[Any](1000)
+    async with lm_run(model(server)) as run, send, receive:
+        with dspy.context(send_stream=send if streamed else None):
+            async with anyio.create_task_group() as group:
+                group.start_soon(run.call, program)
+                await anyio.to_thread.run_sync(hanging.started.wait)
+                began = time.monotonic()
+                group.cancel_scope.cancel()
         assert time.monotonic() - began < 20
-        (event,) = await run.events()
+    (event,) = await run.events()
     assert event.outcome == "cancelled"
     assert run.ledger.total().estimated_calls == 1
 
