@@ -268,35 +268,6 @@ class TestThreads:
         gc.collect()
         assert limiter() is None
 
-    async def test_what_a_thread_sent_back_hears_of_a_cancellation_that_came_meanwhile(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        on_the_way, cancelled = threading.Event(), threading.Event()
-        look = anyio.from_thread.check_cancelled
-        heard: list[bool] = []
-
-        def check_cancelled() -> None:
-            look()  # says that nothing is cancelled, just before it is
-            on_the_way.set()
-            assert cancelled.wait(10)
-
-        async def on_the_loop() -> None:
-            with anyio.move_on_after(10) as patience:
-                try:
-                    await anyio.lowlevel.checkpoint_if_cancelled()
-                finally:
-                    heard.append(not patience.cancel_called)
-
-        monkeypatch.setattr(anyio.from_thread, "check_cancelled", check_cancelled)
-        async with anyio.create_task_group() as group:
-            group.start_soon(Workers().run, hop_back, on_the_loop)
-            await anyio.to_thread.run_sync(on_the_way.wait)
-            group.cancel_scope.cancel()
-            with anyio.CancelScope(shield=True):
-                await anyio.wait_all_tasks_blocked()
-            cancelled.set()
-        assert heard == [True]
-
     def test_hopping_back_from_nowhere_says_where_it_works(self) -> None:
         with pytest.raises(RuntimeError, match="sync forward"):
             hop_back(anyio.sleep, 0)
