@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ class View:
         from rich.live import Live
 
         self._live = Live(self, console=self._console, refresh_per_second=8, transient=False, redirect_stdout=False)
-        self._live.start()
+        self._draw(self._live.start)
         try:
             yield self
         finally:
@@ -70,20 +71,26 @@ class View:
         """Leave the terminal as it was found; may be called twice."""
         live, self._live = self._live, None
         if live is not None:
-            live.stop()
+            self._draw(live.stop)
+
+    @staticmethod
+    def _draw(change: Callable[[], object]) -> None:
+        """Start or stop to draw. A terminal that was closed meanwhile shows nothing, and must not fail the run."""
+        with suppress(OSError):
+            change()
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
         """Keep the terminal free for a prompt."""
         self._paused += 1
         if self._live is not None and self._paused == 1:
-            self._live.stop()
+            self._draw(self._live.stop)
         try:
             yield
         finally:
             self._paused -= 1
             if self._live is not None and self._paused == 0:
-                self._live.start(refresh=True)
+                self._draw(functools.partial(self._live.start, refresh=True))
 
     def prompting(self, handler: ApprovalHandler) -> ApprovalHandler:
         """A handler that talks to the terminal, with this view out of its way."""

@@ -1,13 +1,14 @@
-"""Where the event loop starts, and what Ctrl-C does to it: the first unwinds, the second stops."""
+"""Where the event loop starts, and what signals do to it: the first unwinds, a second Ctrl-C or SIGTERM stops."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 from anyio import CancelScope
@@ -20,6 +21,7 @@ __all__ = ["Interrupted", "Watch", "interruptible", "run", "watch"]
 T = TypeVar("T")
 
 _FLUSH_SECONDS = 2.0
+_HANGUP = getattr(signal, "SIGHUP", None)  # there is none on Windows
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error of anybody's
@@ -45,6 +47,7 @@ class Watch:
         deliver: Called after that: hands over the telemetry that waits; takes two seconds at most.
         last: Said when the process ends on the second signal.
         restore: Called before anything is printed then: puts the terminal right.
+        document: Called at the end of it with the exit code: prints what stdout is for.
         signal: The first signal that came; None as long as none has.
     """
 
@@ -54,6 +57,7 @@ class Watch:
         self.deliver: Callable[[], object] = lambda: None
         self.last = "stopped"
         self.restore: Callable[[], object] = lambda: None
+        self.document: Callable[[int], object] = lambda code: None
         self.signal: int | None = None
 
 
@@ -76,15 +80,30 @@ def run(function: Callable[[], Awaitable[T]]) -> T:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """For work that keeps the event loop busy, and undoes nothing when it ends half-way: Ctrl-C ends it at once."""
+    """For work that keeps the event loop busy, and undoes nothing when it ends half-way: a signal ends it at once."""
     if threading.current_thread() is not threading.main_thread():  # where nobody may say what signals do
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = {signum: signal.getsignal(signum) for signum in _watched_signals()}
     try:
+        for signum in before:
+            signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else _end)
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _watched_signals() -> list[signal.Signals]:
+    """What interrupts a command; not a closed terminal, where ``nohup`` has said that it is to be ignored."""
+    watched = [signal.SIGINT, signal.SIGTERM]
+    if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:
+        watched.append(_HANGUP)
+    return watched
+
+
+def _end(signum: int, frame: Any) -> None:
+    end_process(128 + signum, force=True)
 
 
 async def _watched(function: Callable[[], Awaitable[T]]) -> T:
@@ -113,7 +132,7 @@ async def _watched(function: Callable[[], Awaitable[T]]) -> T:
 
 async def _listen(scope: CancelScope, received: list[int], *, task_status: TaskStatus[None]) -> None:
     try:
-        receiver = anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM)
+        receiver = anyio.open_signal_receiver(*_watched_signals())
         with receiver as signals:
             task_status.started()
             async for signum in signals:
@@ -122,7 +141,7 @@ async def _listen(scope: CancelScope, received: list[int], *, task_status: TaskS
                     watch().signal = signum
                     _write(watch().first)
                     scope.cancel()
-                else:
+                elif signum != _HANGUP:  # a closed terminal is told by the kernel and by the shell
                     await _stop(signum)
     except NotImplementedError:  # an event loop without signal handlers (Windows): KeyboardInterrupt is all there is
         task_status.started()
@@ -137,8 +156,11 @@ async def _stop(signum: int) -> None:
             await current.flush()
     current.deliver()
     _write(current.last)
+    with suppress(OSError):  # nobody reads it any more
+        current.document(128 + signum)
     end_process(128 + signum, force=True)
 
 
 def _write(text: str) -> None:
-    to_stderr(f"\r{text}\n")
+    begin = "\r" if sys.stderr.isatty() else ""  # over the ^C that the terminal has written
+    to_stderr(f"{begin}{text}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,6 +40,8 @@ async def perform(
     watch().restore = view.restore
     watch().first = "interrupted: undoing what was done (Ctrl-C again stops at once)"
     watch().last = "stopped: what is left to undo is in the journal; `agenthelm saga recover` finishes it"
+    if json:
+        watch().document = functools.partial(_result.print_stopped, view)
     saga: Any = None
     stuck: list[Any] = []
     try:

@@ -12,7 +12,7 @@ from agenthelm.cli._units import count, dollars
 if TYPE_CHECKING:
     from agenthelm.cli._live import View
 
-__all__ = ["print_failure", "render", "show", "stuck_effects", "tell_stuck", "tell_undone"]
+__all__ = ["print_failure", "print_stopped", "render", "show", "stuck_effects", "tell_stuck", "tell_undone"]
 
 _MAIN_KEYS = ("text", "answer")
 
@@ -130,6 +130,17 @@ def print_failure(error: BaseException, view: View, *, code: int, message: str) 
             "exit_code": code,
         }
     )
+
+
+def print_stopped(view: View, code: int) -> None:
+    """The JSON document of a run whose unwinding was stopped: its journal is open, and `recover` finishes it."""
+    from agenthelm.cli._loop import Interrupted
+    from agenthelm.orchestration.results import SagaResult
+
+    error = Interrupted(code - 128)
+    if view.run_id is not None:
+        error.saga = SagaResult("open", run_id=view.run_id)
+    print_failure(error, view, code=code, message="interrupted twice: stopped before everything was undone")
 
 
 def stuck_effects(saga: Any) -> list[dict[str, Any]]:

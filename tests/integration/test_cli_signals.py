@@ -49,22 +49,24 @@ def waiting(cli: Cli, *more: str, command: Sequence[str] = RUN) -> Iterator[subp
         process.communicate()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_an_interrupted_run_unwinds_and_says_so(cli: Cli, number: signal.Signals, code: int) -> None:
     with waiting(cli) as process:
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == code
     assert stdout == ""
-    assert "interrupted: undoing what was done" in stderr
+    assert "\ninterrupted: undoing what was done" in stderr
     assert "undone: book" in stderr
     assert "Traceback" not in stderr
     assert world(cli) == ["cancelled"]
     assert json.loads(cli("saga", "list", "--json").stdout)[0]["status"] == "rolled_back"
 
 
-def test_a_second_interrupt_ends_a_run_whose_thread_hangs_and_recover_finishes_it(cli: Cli) -> None:
-    with waiting(cli, "-i", "tool=hang_in_thread") as process:
+@pytest.mark.parametrize("as_document", [False, True])
+def test_a_second_interrupt_ends_a_run_whose_thread_hangs_and_recover_finishes_it(cli: Cli, as_document: bool) -> None:
+    more = ("--json",) if as_document else ()
+    with waiting(cli, "-i", "tool=hang_in_thread", *more) as process:
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         said = ""
@@ -72,7 +74,7 @@ def test_a_second_interrupt_ends_a_run_whose_thread_hangs_and_recover_finishes_i
             said += process.stderr.readline()
         process.send_signal(signal.SIGINT)
         began = time.monotonic()
-        _, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=30)
         assert time.monotonic() - began < 10
     assert process.returncode == 130
     assert "`agenthelm saga recover` finishes it" in stderr
@@ -80,6 +82,12 @@ def test_a_second_interrupt_ends_a_run_whose_thread_hangs_and_recover_finishes_i
     listed = json.loads(cli("saga", "list", "--json").stdout)
     assert listed[0]["open"] is True
     assert "its process is gone" in listed[0]["status"]
+    if as_document:
+        document = json.loads(stdout)
+        assert (document["run_id"], document["status"]) == (listed[0]["run_id"], "open")
+        assert (document["error"]["type"], document["exit_code"]) == ("Interrupted", 130)
+    else:
+        assert stdout == ""
     cli("saga", "recover", "--app", "hanging.py", code=3)  # nobody knows what the hanging tool did
     assert world(cli) == ["cancelled"]
     shown = json.loads(cli("saga", "show", "last", "--json").stdout)
@@ -198,13 +206,16 @@ def test_streams_and_codes_are_those_of_a_real_process(cli: Cli) -> None:
     assert done.stderr.startswith("error: no agent named 'wirter'")
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("command", [RUN, ("tools", "list", "--app", "hanging.py")])
-def test_an_interrupt_ends_a_command_whose_app_hangs_as_it_is_loaded(cli: Cli, command: Sequence[str]) -> None:
+def test_an_interrupt_ends_a_command_whose_app_hangs_as_it_is_loaded(
+    cli: Cli, command: Sequence[str], number: signal.Signals, code: int
+) -> None:
     cli.write("hanging.py", "from pathlib import Path\nimport time\nPath('waiting').touch()\ntime.sleep(60)\n")
     with waiting(cli, command=command) as process:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.communicate(timeout=30) == ("", "")
-    assert process.returncode == 130
+    assert process.returncode == code
 
 
 RECOVERED = """
@@ -260,3 +271,35 @@ def test_interrupted_between_several_runs_it_ends_with_what_tells_the_worst_of_t
     if as_document:
         document = json.loads(stdout)
         assert (document["run_id"], document["exit_code"], len(document["stuck"])) == (runs[1], 3, 1)
+
+
+def test_a_hangup_that_is_told_twice_does_not_stop_the_unwinding(cli: Cli) -> None:
+    cli.write("world.py", WORLD + RECOVERED)
+    cli.write("plan.yaml", "- {tool: book_slowly, arguments: {what: desk}}\n- {tool: wait_for_ever}\n")
+    with waiting(cli, command=PLAN) as process:
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr is not None
+        said = ""
+        while "interrupted" not in said:
+            said += process.stderr.readline()
+        process.send_signal(signal.SIGHUP)  # the kernel and the shell both do so when a terminal is closed
+        cli.write("go", "")
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 129
+    assert "undone: book_slowly" in stderr
+
+
+def test_a_run_that_is_to_outlive_its_terminal_does(cli: Cli) -> None:
+    cli.write("world.py", WORLD + RECOVERED)
+    app = HANGING.replace("await anyio.sleep_forever()", "await unbook_slowly('')")
+    cli.write("hanging.py", app.replace("import book,", "import unbook_slowly, book,"))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with waiting(cli) as process:
+            process.send_signal(signal.SIGHUP)
+            cli.write("go", "")
+            _, stderr = process.communicate(timeout=30)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (process.returncode, "interrupted" in stderr) == (0, False)
+    assert world(cli) == ["a hotel"]

@@ -12,6 +12,7 @@ from tests.support.cli import Cli
 from tests.support.terminal import at_terminal
 
 RUN = ("run", "Lisbon", "--app", "app.py", "-a", "planner", "--model", "offline")
+HANG = ("run", "a hotel", "--app", "hanging.py", "-a", "waiter", "--model", "offline")
 QUESTION = "or a reason to deny: "
 
 
@@ -67,8 +68,11 @@ def test_ctrl_c_at_a_prompt_unwinds(cli: Cli) -> None:
 
 
 def test_ctrl_c_twice_puts_the_terminal_right(cli: Cli) -> None:
-    run = ("run", "a hotel", "--app", "hanging.py", "-a", "waiter", "--model", "offline", "-i", "tool=hang_in_thread")
-    code, shown, raw = at_terminal(run, folder=cli.folder, answers={"hang_in_thread": "\x03", "stops at once": "\x03"})
+    code, shown, raw = at_terminal(
+        (*HANG, "-i", "tool=hang_in_thread"),
+        folder=cli.folder,
+        answers={"hang_in_thread": "\x03", "stops at once": "\x03"},
+    )
     assert code == 130
     assert "`agenthelm saga recover` finishes it" in shown
     assert raw.rfind("\x1b[?25h") > raw.rfind("\x1b[?25l")
@@ -86,3 +90,12 @@ def test_undo_asks_before_it_acts(cli: Cli, answer: str, code: int, state: str) 
     assert ended == code
     assert "undo book by cancel" in shown
     assert list(world(cli).values()) == [state]
+
+
+@pytest.mark.parametrize("run", [(*RUN, "-i", "mail=true"), (*HANG, "-i", "tool=wait_for_ever")])
+def test_a_terminal_that_is_closed_unwinds(cli: Cli, run: tuple[str, ...]) -> None:
+    seen = QUESTION if "mail=true" in run else "wait_for_ever"
+    code, _, _ = at_terminal(run, folder=cli.folder, answers={seen: ""})
+    assert code == 129
+    assert list(world(cli).values()) == ["cancelled"]
+    assert json.loads(cli("saga", "list", "--json").stdout)[0]["status"] == "rolled_back"

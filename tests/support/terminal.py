@@ -28,7 +28,7 @@ def at_terminal(
     Args:
         arguments: Of the command line.
         folder: Its working directory.
-        answers: What is typed, by the text after whose first appearance it is typed.
+        answers: What is typed, by the text after whose first appearance it is typed; the terminal is closed for "".
         env: Further environment.
 
     Returns:
@@ -46,6 +46,7 @@ def at_terminal(
     left = dict(answers)
     raw = b""
     deadline = time.monotonic() + 60
+    closed = False
     try:
         while time.monotonic() < deadline:
             if not select.select([terminal], [], [], 1)[0]:
@@ -59,11 +60,18 @@ def at_terminal(
             raw += more
             shown = _ESCAPES.sub("", raw.decode(errors="replace"))
             for question in [question for question in left if question in shown]:
-                os.write(terminal, left.pop(question).encode())
+                answer = left.pop(question)
+                os.write(terminal, answer.encode())
+                closed = not answer
+            if closed:
+                break
         else:
             os.kill(pid, signal.SIGKILL)
+        if closed:
+            os.close(terminal)
     finally:
         _, status = os.waitpid(pid, 0)
-        os.close(terminal)
+        if not closed:
+            os.close(terminal)
     text = raw.decode(errors="replace")
     return os.waitstatus_to_exitcode(status), _ESCAPES.sub("", text), text
