@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["preview", "read"]
 
+_OPTIONS = {name: f" Say it to the command: --{name.replace('_', '-')}." for name in ("on_error", "timeout", "budget")}
 _FIELDS = ("tool", "arguments", "id", "depends_on", "compensate_with")
 
 
@@ -38,7 +39,8 @@ def read(path: Path) -> tuple[str, list[Step | list[Step]]]:
     name = path.stem
     if isinstance(document, Mapping):
         if unknown := [key for key in document if key not in ("steps", "name")]:
-            raise PlanError(f"{path}: unknown key {unknown[0]!r}.{nearest(unknown[0], ('steps', 'name'))}")
+            hint = _OPTIONS.get(unknown[0], nearest(unknown[0], ("steps", "name")))
+            raise PlanError(f"{path}: unknown key {unknown[0]!r}.{hint}")
         name = document.get("name", name)
         document = document.get("steps")
     if not isinstance(name, str) or not name.strip():

@@ -102,12 +102,10 @@ async def run_plan(
     json: Json = False,
 ) -> None:
     """Run a saga that is written as YAML or JSON."""
-    from agenthelm.cli import _outcome, _plan, _session
+    from agenthelm.cli import _events, _outcome, _plan, _session
     from agenthelm.core.tool import TOOL_REGISTRY
-    from agenthelm.exceptions import ConfigError
 
-    if on_error not in ("rollback", "stop", "continue"):
-        raise ConfigError(f"--on-error must be rollback, stop or continue, not {on_error!r}", setting="on_error")
+    _events.one_of("on-error", on_error, ("rollback", "stop", "continue"))
     check_timeout(timeout)
     settings = _session.settings_from(app=app, budget_usd=budget, approve=approve, trace=trace)
     _session.load_app(settings)
@@ -247,11 +245,9 @@ async def resolve(
     json: Json = False,
 ) -> None:
     """Record a human's word on an effect that is in doubt or stuck, or was taken back by hand."""
-    from agenthelm.cli import _journals, _outcome, _session
-    from agenthelm.exceptions import ConfigError
+    from agenthelm.cli import _events, _journals, _outcome, _session
 
-    if as_ not in ("done", "undone"):
-        raise ConfigError(f"--as must be done or undone, not {as_!r}", setting="as")
+    _events.one_of("as", as_, ("done", "undone"))
     settings = _existing(_session.settings_from(), run)
 
     async def work(orchestrator: Any) -> list[SagaResult]:

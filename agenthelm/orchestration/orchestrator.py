@@ -263,7 +263,7 @@ class Orchestrator:
 
         Raises:
             PlanError: The plan was refused; nothing was called.
-            ConfigError: The budget or the deadline makes no sense; nothing was called.
+            ConfigError: ``on_error``, the budget or the deadline makes no sense; nothing was called.
         """
         options.budget_of(budget)
         options.check_number("timeout", timeout)

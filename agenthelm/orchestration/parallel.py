@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 from agenthelm._runtime.context import current_run, raise_if_stopped
 from agenthelm._runtime.groups import named
 from agenthelm.agent.signature import AgentSignature, FieldSpec, Runnable
 from agenthelm.core.executor import current_executor
-from agenthelm.exceptions import WiringError, nearest
+from agenthelm.exceptions import WiringError
 from agenthelm.orchestration.live import ScopeLog
+from agenthelm.orchestration.options import check_number, choice
 from agenthelm.orchestration.pipeline import as_result, flow_span, merged
 from agenthelm.orchestration.scope import Opening, SagaScope
 from agenthelm.orchestration.wiring import (
@@ -52,7 +53,8 @@ class Parallel:
 
     Raises:
         WiringError: There are no agents, one can't be run, two share a name, two declare an output that ``"flat"``
-            can't hold twice, or an option has no such value.
+            can't hold twice.
+        ConfigError: An option has no such value.
     """
 
     def __init__(
@@ -70,10 +72,9 @@ class Parallel:
         if callable(merge_strategy):
             merge, merge_strategy = merge or merge_strategy, "dict"
         self.merge = merge
-        self.merge_strategy: MergeStrategy = _one_of("merge_strategy", merge_strategy, get_args(MergeStrategy))
-        self.on_error: ErrorPolicy = _one_of("on_error", on_error, get_args(ErrorPolicy))
-        if max_concurrency is not None and max_concurrency < 1:
-            raise WiringError(f"max_concurrency must be at least 1, or None for no limit, not {max_concurrency}")
+        self.merge_strategy: MergeStrategy = choice("merge_strategy", merge_strategy, MergeStrategy)
+        self.on_error: ErrorPolicy = choice("on_error", on_error, ErrorPolicy)
+        check_number("max_concurrency", max_concurrency, at_least=1, whole=True)
         self.max_concurrency = max_concurrency
         self._refuse_clashes()
 
@@ -199,12 +200,6 @@ class Parallel:
 
     def __repr__(self) -> str:
         return f"Parallel({', '.join(component_name(agent) for agent in self.agents)})"
-
-
-def _one_of(option: str, value: Any, known: tuple[str, ...]) -> Any:
-    if value in known:
-        return value
-    raise WiringError(f"{option} must be one of {', '.join(known)}, not {value!r}.{nearest(value, known)}")
 
 
 class branch_scope:  # noqa: N801 - used like a function: `async with branch_scope("left"):`

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, get_args
+from typing import Any
 
 import anyio
 
@@ -16,7 +16,7 @@ from agenthelm.core.storage.base import BaseStorage
 from agenthelm.core.storage.memory_storage import InMemoryStorage
 from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
 from agenthelm.core.tracer import ExecutionTracer
-from agenthelm.exceptions import LeaseLostError, PlanError, RunTimeoutError, nearest
+from agenthelm.exceptions import LeaseLostError, RunTimeoutError
 from agenthelm.orchestration import options
 from agenthelm.orchestration.plan import Plan, Ref, Step, Steps
 from agenthelm.orchestration.progression import OnError, Progression
@@ -29,8 +29,6 @@ from agenthelm.tracing import spans
 __all__ = [
     "OnError", "Ref", "SagaOrchestrator", "SagaResult", "SagaScope", "Step", "StepRecord", "StuckEffect", "saga",
 ]  # fmt: skip
-
-_ON_ERROR = get_args(OnError)
 
 
 def saga(
@@ -134,7 +132,7 @@ class SagaOrchestrator:
 
         Raises:
             PlanError: The plan was refused; nothing was called.
-            ConfigError: The budget or the deadline makes no sense; nothing was called.
+            ConfigError: ``on_error``, the budget or the deadline makes no sense; nothing was called.
             LeaseLostError: Another process claimed the run.
         """
         options.budget_of(budget)
@@ -186,12 +184,9 @@ async def run_plan(
         begun: Gets the scope; see `heard`.
 
     Raises:
-        PlanError: There is no such ``on_error``.
+        ConfigError: There is no such ``on_error``.
     """
-    if on_error not in _ON_ERROR:
-        raise PlanError(
-            f"on_error must be {', '.join(map(repr, _ON_ERROR))}, not {on_error!r}.{nearest(on_error, _ON_ERROR)}"
-        )
+    options.choice("on_error", on_error, OnError)
     context = context.evolve(loop=anyio.lowlevel.current_token())
     # A claimed run is another process's: its own trace goes on there, and this one links to it.
     links = () if scope is None else ((scope.opening.trace_id, scope.opening.span_id, "continues"),)

@@ -92,7 +92,12 @@ def test_a_plan_that_fails_is_undone_and_ends_with_1(cli: Cli) -> None:
 def test_on_error_stop_leaves_things(cli: Cli) -> None:
     cli("saga", "run", "failing.yaml", "--on-error", "stop", code=1)
     assert world(cli) == ["flight"]
-    assert "rollback, stop or continue" in cli("saga", "run", "failing.yaml", "--on-error", "x", code=2).stderr
+    refused = cli("saga", "run", "failing.yaml", "--on-error", "rolback", code=2).stderr
+    assert "--on-error must be one of rollback, stop, continue, not 'rolback'. Did you mean 'rollback'?" in refused
+    cli.write("told.yaml", "on_error: stop\nsteps:\n- {tool: book, arguments: {what: hotel}}\n")
+    assert (
+        "unknown key 'on_error'. Say it to the command: --on-error." in cli("saga", "run", "told.yaml", code=2).stderr
+    )
 
 
 PAYING = """from agenthelm import charge, tool
@@ -249,7 +254,10 @@ def test_what_is_stuck_can_be_tried_again(cli: Cli) -> None:
 @pytest.mark.parametrize(("word", "status"), [("undone", "undone"), ("done", "accepted")])
 def test_what_is_stuck_can_be_resolved_by_a_humans_word(cli: Cli, word: str, status: str) -> None:
     cli("saga", "run", "stuck.yaml", code=3)
-    assert "--as must be done or undone" in cli("saga", "resolve", "last", "desk", "--as", "gone", code=2).stderr
+    assert (
+        "--as must be one of done, undone, not 'gone'"
+        in cli("saga", "resolve", "last", "desk", "--as", "gone", code=2).stderr
+    )
     assert "no effect or step 'dsk'" in cli("saga", "resolve", "last", "dsk", "--as", word, code=2).stderr
     cli("saga", "resolve", "last", "desk", "--as", word)
     document = json.loads(cli("saga", "show", "last", "--json").stdout)

@@ -10,7 +10,7 @@ import pytest
 
 from agenthelm._runtime.context import RunContext, StopMark, entered
 from agenthelm.agent import Agent
-from agenthelm.exceptions import AgentOutputError, WiringError
+from agenthelm.exceptions import AgentOutputError, ConfigError, WiringError
 from agenthelm.orchestration.parallel import Parallel
 from agenthelm.orchestration.pipeline import Pipeline
 
@@ -217,7 +217,19 @@ def test_its_signature_follows_from_the_merge(options: Any, outputs: list[str], 
     [
         ({"merge_strategy": "flt"}, "merge_strategy must be one of dict, flat, list, not 'flt'. Did you mean 'flat'?"),
         ({"on_error": "colect"}, "Did you mean 'collect'?"),
-        ({"max_concurrency": 0}, "max_concurrency must be at least 1"),
+        ({"max_concurrency": 0}, "max_concurrency must be a whole number of at least 1, not 0"),
+        ({"max_concurrency": "2"}, "max_concurrency must be a whole number of at least 1, not '2'"),
+    ],
+)
+def test_an_option_without_such_a_value_is_refused_when_it_is_given(options: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Parallel([agent("a")], **options)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"agents": []}, "needs at least one agent"),
         ({"agents": [agent("a"), agent("a")]}, "two agents named 'a'"),
         ({"agents": [agent("errors")], "on_error": "collect"}, "would hide the errors"),

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from agenthelm.core.tool import ToolRegistry, tool
-from agenthelm.exceptions import PlanError
+from agenthelm.exceptions import ConfigError, PlanError
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Ref, SagaOrchestrator, Step
 
@@ -105,6 +105,6 @@ async def test_what_is_known_only_later_is_not_refused(tools: ToolRegistry) -> N
 
 async def test_an_unknown_way_to_treat_errors_is_refused(tools: ToolRegistry) -> None:
     for run in (Orchestrator(tools=tools).run_saga, SagaOrchestrator(tool_registry=tools).execute):
-        with pytest.raises(PlanError, match=r"on_error must be .* not 'rolback'. Did you mean 'rollback'?"):
+        with pytest.raises(ConfigError, match=r"on_error must be one of .* not 'rolback'\. Did you mean 'rollback'?"):
             await run([GOOD], on_error="rolback")  # type: ignore[arg-type]
     assert called == []
