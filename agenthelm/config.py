@@ -22,6 +22,7 @@ __all__ = ["CONFIG_FILE", "ENVIRONMENT_PREFIX", "Settings", "load_settings"]
 
 CONFIG_FILE = "agenthelm.toml"
 ENVIRONMENT_PREFIX = "AGENTHELM_"
+_TABLE = "agenthelm"
 _ALIASES = {"NEXUS_TRACE": "trace"}
 _OUR_TABLE = re.compile(rb"tool\s*\.\s*[\"']?agenthelm")
 
@@ -113,7 +114,7 @@ _Entry = tuple[str, object, str]
 
 
 def _from_file(folder: Path) -> list[_Entry]:
-    for path, table in ((folder / CONFIG_FILE, ()), (folder / "pyproject.toml", ("tool", "agenthelm"))):
+    for path, table in ((folder / CONFIG_FILE, ()), (folder / "pyproject.toml", ("tool", _TABLE))):
         try:
             text = path.read_bytes()
         except FileNotFoundError:
@@ -121,6 +122,7 @@ def _from_file(folder: Path) -> list[_Entry]:
         except OSError as exc:
             raise ConfigError(f"can't read {path.name}: {exc.strerror or exc}") from exc
         document = _parsed(path.name, text, ours=not table)
+        _refuse_elsewhere(path.name, document, ours=not table)
         for key in table:
             document = document.get(key, {}) if isinstance(document, dict) else {}
         where = path.name if not table else f"{path.name} [{'.'.join(table)}]"
@@ -140,6 +142,24 @@ def _parsed(name: str, text: bytes, *, ours: bool) -> Any:
         if ours or _OUR_TABLE.search(text):
             raise ConfigError(f"{name} is not valid TOML: {exc}") from exc
         return {}  # somebody else's file: not ours to judge
+
+
+def _refuse_elsewhere(name: str, document: Mapping[str, Any], *, ours: bool) -> None:
+    """Refuse settings that stand where only the other file has them: nobody would read them."""
+    tools = document.get("tool")
+    if ours and isinstance(tools, Mapping) and _TABLE in tools:
+        raise ConfigError(
+            f"{name} holds its settings at the top: take the line [tool.{_TABLE}] out, which is for pyproject.toml",
+            setting=_TABLE,
+        )
+    if isinstance(document.get(_TABLE), Mapping):
+        where = "at the top" if ours else f"under [tool.{_TABLE}]"
+        raise ConfigError(f"{name} holds our settings {where}, not under [{_TABLE}]", setting=_TABLE)
+    for key, value in document.items():
+        if not ours and key in _READERS and not isinstance(value, Mapping | list):
+            raise ConfigError(
+                f"{name} holds our settings under [tool.{_TABLE}]; {key} stands outside of it", setting=key
+            )
 
 
 def _from_environment(environment: Mapping[str, str]) -> list[_Entry]:
@@ -169,6 +189,8 @@ def _checked(name: str, value: object, source: str) -> object:
         raise ConfigError(f"unknown setting {name!r} in {source.split(':')[0]}.{nearest(name, _READERS)}", setting=name)
     try:
         return reader(value)
+    except _PriceError as exc:
+        raise ConfigError(f"{source}{exc}", setting=name) from exc
     except (TypeError, ValueError) as exc:
         raise ConfigError(
             f"{source} {exc}, not {str(value) if isinstance(value, _Text) else value!r}", setting=name
@@ -256,19 +278,40 @@ def _trace(value: object) -> str | None:
     return text if text in ("console", "otlp") else str(_path(text))
 
 
+class _PriceError(ValueError):
+    """What is wrong inside the table of prices; begins with the place, which goes on after ``pricing``."""
+
+
+_PRICES = ("input", "output", "cached_input")
+
+
 def _pricing(value: object) -> Mapping[str, Mapping[str, float]]:
-    shape = 'must be tables like [pricing."provider/model"] with input and output in USD per 1K tokens'
     if not isinstance(value, Mapping):
-        raise TypeError(shape)
-    prices: dict[str, Mapping[str, float]] = {}
-    for model, price in value.items():
-        if not isinstance(price, Mapping) or not {"input", "output"} <= set(price) <= {
-            "input",
-            "output",
-            "cached_input",
-        }:
-            raise TypeError(shape)
-        prices[str(model)] = MappingProxyType({key: _number(usd, at_least=0) for key, usd in price.items()})
+        raise TypeError('must be tables like [pricing."provider/model"] with input and output in USD per 1K tokens')
+    return MappingProxyType({str(model): _price(str(model), price) for model, price in value.items()})
+
+
+def _price(model: str, price: object) -> Mapping[str, float]:
+    place = f'."{model}"'
+    if not isinstance(price, Mapping):
+        raise _PriceError(f"{place} must be a table with input and output in USD per 1K tokens, not {price!r}")
+    for key, usd in price.items():
+        if key not in _PRICES and isinstance(usd, Mapping):
+            raise _PriceError(
+                f'{place} holds no price but another table; a name with dots goes in quotes: "{model}.{key}"'
+            )
+        if key not in _PRICES:
+            raise _PriceError(
+                f"{place} has an unknown key {key!r}.{nearest(key, _PRICES) or ' It takes ' + ', '.join(_PRICES) + '.'}"
+            )
+    if missing := [key for key in ("input", "output") if key not in price]:
+        raise _PriceError(f"{place} lacks {missing[0]}, in USD per 1K tokens")
+    prices = {}
+    for key, usd in price.items():
+        try:
+            prices[key] = _number(usd, at_least=0)
+        except (TypeError, ValueError) as exc:
+            raise _PriceError(f"{place}.{key} {exc}, not {usd!r}") from exc
     return MappingProxyType(prices)
 
 

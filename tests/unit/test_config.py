@@ -76,6 +76,25 @@ def test_a_slip_anywhere_in_a_pyproject_with_our_table_is_refused(folder: Path, 
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("agenthelm.toml", '[tool.agenthelm]\nmodel = "x"', ["at the top", "take the line [tool.agenthelm] out"]),
+        ("agenthelm.toml", '[agenthelm]\nmodel = "x"', ["at the top, not under [agenthelm]"]),
+        ("pyproject.toml", '[agenthelm]\nmodel = "x"', ["under [tool.agenthelm], not under [agenthelm]"]),
+        ("pyproject.toml", 'model = "x"\n[project]', ["under [tool.agenthelm]; model stands outside of it"]),
+    ],
+)
+def test_settings_that_stand_where_the_other_file_has_them_are_refused(
+    folder: Path, name: str, text: str, words: list[str]
+) -> None:
+    write(folder, text, name)
+    with pytest.raises(ConfigError) as refused:
+        load(folder)
+    for word in (name, *words):
+        assert word in str(refused.value)
+
+
 @pytest.mark.parametrize("name", ["agenthelm.toml", "pyproject.toml"])
 def test_a_byte_order_mark_is_no_part_of_a_file(folder: Path, name: str) -> None:
     table = "[tool.agenthelm]\n" if name == "pyproject.toml" else ""
@@ -171,14 +190,24 @@ def test_prices_are_tables(folder: Path) -> None:
         ("lm_timeout = inf", ["agenthelm.toml: lm_timeout", "number", "inf"]),
         ("workers = inf", ["agenthelm.toml: workers", "inf"]),
         pytest.param(f"workers = 1{'0' * 400}", ["agenthelm.toml: workers"], id="a number beyond counting"),
-        ("[pricing.x]\ninput = inf\noutput = 1", ["agenthelm.toml: pricing", "number"]),
+        (
+            "[pricing.x]\ninput = inf\noutput = 1",
+            ['agenthelm.toml: pricing."x".input must be a number of at least 0, not inf'],
+        ),
+        ("[pricing.x]\ninput = 1", ['agenthelm.toml: pricing."x" lacks output, in USD per 1K tokens']),
+        (
+            "[pricing.x]\ninputs = 1\noutput = 1",
+            ["agenthelm.toml: pricing.\"x\" has an unknown key 'inputs'. Did you mean 'input'?"],
+        ),
+        ("[pricing.gpt-4.1]\ninput = 1\noutput = 1", ['a name with dots goes in quotes: "gpt-4.1"']),
+        ("pricing = 1", ["agenthelm.toml: pricing must be tables", "per 1K", "not 1"]),
         ('home = "~nosuchuser/x"', ["agenthelm.toml: home", "home folder", "'~nosuchuser/x'"]),
         ('storage = "~nosuchuser/a.db"', ["agenthelm.toml: storage", "home folder"]),
         ('memory_url = "sqlite:///~nosuchuser/m.db"', ["agenthelm.toml: memory_url", "home folder"]),
         ('approve = "~nosuchuser/p.toml"', ["agenthelm.toml: approve", "home folder"]),
         ('trace = "~nosuchuser/t.jsonl"', ["agenthelm.toml: trace", "home folder"]),
         ('memory_url = "sqlite:///a\\u0000b"', ["agenthelm.toml: memory_url", "zero characters"]),
-        ("[pricing]\nx = 1", ["agenthelm.toml: pricing", "per 1K"]),
+        ("[pricing]\nx = 1", ['agenthelm.toml: pricing."x" must be a table', "per 1K", "not 1"]),
         ("model = ", ["agenthelm.toml", "not valid TOML"]),
     ],
 )
