@@ -22,6 +22,7 @@ __all__ = [
     "clean",
     "err",
     "escape_controls",
+    "json_text",
     "note",
     "out",
     "print_json",
@@ -133,8 +134,14 @@ def to_json(value: Any) -> Any:
 def print_json(document: object) -> None:
     """Print the one JSON document of a ``--json`` call to stdout."""
     stream = _for_document.get() or sys.stdout
-    stream.write(json.dumps(to_json(document), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    stream.write(json_text(document, stream) + "\n")
     stream.flush()
+
+
+def json_text(document: object, stream: IO[str]) -> str:
+    """A document as JSON, indented: in ASCII for a stream that does not take every character."""
+    every = (getattr(stream, "encoding", None) or "utf-8").lower().startswith("utf")
+    return json.dumps(to_json(document), ensure_ascii=not every, indent=2, allow_nan=False)
 
 
 _for_document: ContextVar[IO[str] | None] = ContextVar("agenthelm_cli_document", default=None)

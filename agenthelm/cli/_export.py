@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-from agenthelm.cli._console import clean, escape_controls, to_json
+from agenthelm.cli._console import clean, escape_controls, json_text, to_json
 from agenthelm.exceptions import ConfigError, StorageError
 
 __all__ = ["FORMATS", "target"]
@@ -27,16 +27,16 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-async def _as_json(pages: _Pages) -> AsyncIterator[str]:
+async def _as_json(pages: _Pages, stream: IO[str]) -> AsyncIterator[str]:
     opening = "[\n"
     async for events in pages:
-        texts = (json.dumps(to_json(event), ensure_ascii=False, indent=2, allow_nan=False) for event in events)
+        texts = (json_text(event, stream) for event in events)
         yield opening + ",\n".join(textwrap.indent(text, "  ") for text in texts)
         opening = ",\n"
     yield "[]\n" if opening == "[\n" else "\n]\n"
 
 
-async def _as_csv(pages: _Pages) -> AsyncIterator[str]:
+async def _as_csv(pages: _Pages, stream: IO[str]) -> AsyncIterator[str]:
     yield _csv_lines([_COLUMNS])
     async for events in pages:
         yield _csv_lines([[_csv_cell(event.get(column)) for column in _COLUMNS] for event in events])
@@ -62,7 +62,7 @@ def _csv_cell(value: object) -> object:
     return _FORMULA.sub(r"\1'", escape_controls(text))
 
 
-async def _as_markdown(pages: _Pages) -> AsyncIterator[str]:
+async def _as_markdown(pages: _Pages, stream: IO[str]) -> AsyncIterator[str]:
     columns = (
         "timestamp",
         "agent_name",
@@ -87,7 +87,12 @@ def _markdown_cell(value: object) -> str:
     return text
 
 
-FORMATS: dict[str, Callable[[_Pages], AsyncIterator[str]]] = {"json": _as_json, "csv": _as_csv, "md": _as_markdown}
+FORMATS: dict[str, Callable[[_Pages, IO[str]], AsyncIterator[str]]] = {
+    "json": _as_json,
+    "csv": _as_csv,
+    "md": _as_markdown,
+}
+"""By their names; each is told which stream its text is for."""
 
 
 @contextmanager

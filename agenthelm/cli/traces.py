@@ -33,7 +33,9 @@ Kind = Annotated[str | None, typer.Option("--kind", metavar="KIND", help="Only t
 Status = Annotated[
     str | None, typer.Option("--status", help="Only calls that ended so: success, failed, denied, timeout, …")
 ]
-Until = Annotated[str | None, typer.Option("--until", metavar="WHEN", help="Up to then.")]
+Until = Annotated[
+    str | None, typer.Option("--until", metavar="WHEN", help="Up to then; a date: to the end of that day.")
+]
 LongerThan = Annotated[
     float | None, typer.Option("--longer-than", metavar="SECONDS", help="Only calls that took longer.")
 ]
@@ -280,12 +282,10 @@ async def export(
     ] = None,
 ) -> None:
     """Write calls to a file or to stdout, oldest first, as JSON, CSV or Markdown."""
-    from agenthelm.cli import _console, _export
+    from agenthelm.cli import _console, _events, _export
     from agenthelm.cli._units import count
-    from agenthelm.exceptions import ConfigError
 
-    if form not in _export.FORMATS:
-        raise ConfigError(f"--format must be one of {', '.join(_export.FORMATS)}, not {form!r}", setting="format")
+    _events.one_of("format", form, _export.FORMATS)
     wanted = {
         "run": run,
         "agent": agent,
@@ -308,7 +308,7 @@ async def export(
                 yield [record.data for record in page]
 
         with _export.target(output) as stream:
-            async for text in _export.FORMATS[form](found()):
+            async for text in _export.FORMATS[form](found(), stream):
                 stream.write(text)
     if output is not None:
         _console.note(f"{count(written, 'call')} written to {output}")

@@ -289,6 +289,26 @@ def test_a_terminal_of_any_encoding_is_printed_to(cli: Cli, encoding: str) -> No
             assert ("漢字" if encoding == "utf-8" else "\\u6f22\\u5b57") in printed
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize(
+    "command", ["traces list --json", "traces export", "memory get k --json", "memory list --json"]
+)
+def test_json_is_json_in_every_encoding(cli: Cli, encoding: str, command: str) -> None:
+    said = "größer 漢字 🎉"
+    cli.write("trip.yaml", f"- {{tool: book, arguments: {{what: {said}}}}}\n")
+    cli("saga", "run", "trip.yaml", "--app", "app.py")
+    cli("memory", "set", "k", said)
+    done = subprocess.run(
+        [sys.executable, "-m", "agenthelm.cli.main", *command.split()],
+        check=True,
+        cwd=cli.folder,
+        env=environment(cli.folder, {"PYTHONIOENCODING": encoding}),
+        capture_output=True,
+        timeout=60,
+    )
+    assert said in json.dumps(json.loads(done.stdout.decode(encoding)), ensure_ascii=False)
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_a_stream_that_is_closed_is_not_printed_to(cli: Cli, closed: str) -> None:
     cli.write("trip.yaml", "- {tool: book, arguments: {what: x}}\n")
