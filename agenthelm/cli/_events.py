@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 
 from agenthelm.exceptions import ConfigError, RunNotFoundError, nearest
@@ -25,8 +25,13 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 _PAGE = 2_000
 
 
-def parse_when(text: str, *, option: str = "since") -> datetime:
+def parse_when(text: str, *, option: str = "since", last: bool = False) -> datetime:
     """A point in time: ``7d`` ago, or a date or time in ISO form (UTC unless it says otherwise).
+
+    Args:
+        text: What was typed.
+        option: After which option.
+        last: Whether a date without a time stands for the end of that day, not for its beginning.
 
     Raises:
         ConfigError: It is neither.
@@ -36,6 +41,9 @@ def parse_when(text: str, *, option: str = "since") -> datetime:
             return datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
         except (OverflowError, ValueError):  # before any date there is, or more digits than Python reads
             return datetime(1970, 1, 1, tzinfo=UTC)
+    if last:
+        with suppress(ValueError):
+            return datetime.combine(date.fromisoformat(text.strip()), time.max, UTC)
     try:
         moment = datetime.fromisoformat(text.strip())
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
@@ -61,7 +69,7 @@ def conditions(
     """The ``where`` of a storage read.
 
     Raises:
-        ConfigError: A status, a kind or a time that makes no sense.
+        ConfigError: A status, a kind, a time or a number that makes no sense.
     """
     from agenthelm.core.storage.base import Between
 
@@ -77,14 +85,19 @@ def conditions(
     }
     where: dict[str, Any] = {field: value for field, value in equal.items() if value is not None}
     if since is not None or until is not None:
-        where["timestamp"] = Between(
-            None if since is None else parse_when(since).isoformat(),
-            None if until is None else parse_when(until, option="until").isoformat(),
-        )
-    if longer_than is not None:
-        where["execution_time"] = Between(_above(longer_than), None)
-    if cost_over is not None:
-        where["estimated_cost_usd"] = Between(_above(cost_over), None)
+        low = None if since is None else parse_when(since)
+        high = None if until is None else parse_when(until, option="until", last=True)
+        if low is not None and high is not None and low > high:
+            raise ConfigError(
+                f"--since {since} is later than --until {until}: nothing lies between them", setting="since"
+            )
+        where["timestamp"] = Between(*(None if end is None else end.isoformat() for end in (low, high)))
+    for option, field, number in (
+        ("longer-than", "execution_time", longer_than),
+        ("cost-over", "estimated_cost_usd", cost_over),
+    ):
+        if number is not None:
+            where[field] = Between(_above(number, option=option), None)
     return where
 
 
@@ -100,8 +113,10 @@ def one_of(option: str, value: str | None, known: Collection[str]) -> None:
         )
 
 
-def _above(number: float) -> float:
+def _above(number: float, *, option: str) -> float:
     """The least number that is more: the ranges of a storage include their ends."""
+    if not (math.isfinite(number) and number >= 0):
+        raise ConfigError(f"--{option} must be a number of at least 0, not {number:g}", setting=option)
     return math.nextafter(number, math.inf)
 
 

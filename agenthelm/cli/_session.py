@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from agenthelm.memory import MemoryHub
 
 __all__ = [
+    "absent_stores",
     "agent_names",
     "apply_pricing",
     "approval_handler",
@@ -29,6 +31,7 @@ __all__ = [
     "load_app",
     "make_hub",
     "make_storage",
+    "memory_paths",
     "model_for",
     "open_hub",
     "open_orchestrator",
@@ -38,6 +41,7 @@ __all__ = [
     "storage_path",
     "stored",
     "telemetry",
+    "without_new_stores",
 ]
 
 
@@ -133,16 +137,40 @@ def make_hub(settings: Settings, *, quiet: bool = False) -> MemoryHub:
     from agenthelm.memory import MemoryHub
     from agenthelm.memory.embedders import MINILM, EmbedderLike, MiniLM
 
-    if any("://" not in place or place.startswith("sqlite:") for place in (settings.memory_url, settings.vectors)) and (
-        _inside_home(settings, settings.memory_url) or _inside_home(settings, settings.vectors)
-    ):
-        ensure_home(settings)
+    if any(_inside_home(settings, place) for place in absent_stores(settings).values()):
+        ensure_home(settings)  # writing to what is there is up to the store
     embedder: EmbedderLike = settings.embedder
     if embedder == MINILM and not quiet:
         from agenthelm.cli._download import told
 
         embedder = MiniLM(told("the embedder all-MiniLM-L6-v2"))
     return MemoryHub(short_term=settings.memory_url, semantic=settings.vectors, embedder=embedder)
+
+
+def memory_paths(settings: Settings) -> dict[str, Path]:
+    """Where on the disk the memories are, by the names that `MemoryHub.health` gives them; not those elsewhere."""
+    paths = {}
+    if settings.memory_url.startswith("sqlite:///"):
+        paths["short_term"] = Path(settings.memory_url.removeprefix("sqlite:///"))
+    if "://" not in settings.vectors:
+        paths["semantic"] = Path(settings.vectors)
+    return paths
+
+
+def absent_stores(settings: Settings) -> dict[str, str]:
+    """The places, as the settings have them, of the memories on the disk that aren't there yet."""
+    places = {"short_term": settings.memory_url, "semantic": settings.vectors}
+    return {name: places[name] for name, path in memory_paths(settings).items() if not path.exists()}
+
+
+def without_new_stores(settings: Settings) -> Settings:
+    """The settings for a look at the memories, which makes no files: what isn't there yet is empty."""
+    absent = absent_stores(settings)
+    return replace(
+        settings,
+        memory_url="memory://" if "short_term" in absent else settings.memory_url,
+        vectors="memory://" if "semantic" in absent else settings.vectors,
+    )
 
 
 @asynccontextmanager

@@ -30,18 +30,17 @@ async def report(
 ) -> None:
     """What was spent, on what."""
     from agenthelm.cli import _console, _events, _session
-    from agenthelm.exceptions import ConfigError, RunNotFoundError, nearest
+    from agenthelm.exceptions import RunNotFoundError
 
-    if by not in _GROUPS:
-        raise ConfigError(f"--by must be one of {', '.join(_GROUPS)}, not {by!r}.{nearest(by, _GROUPS)}", setting="by")
+    _events.one_of("by", by, _GROUPS)
     settings = _session.settings_from()
-    where = _events.conditions(run=run, since=None if run else since)
+    where = _events.conditions(run=run, since=since if run is None else None)
     groups: dict[str, Spent] = {}
     bill = _Bill()
     called_nothing = False
     if _session.stored(settings):
         async with _session.open_storage(settings) as storage:
-            if run:
+            if run is not None:
                 where["run_id"] = run = await _events.last_run(storage, run)
             events = _events.Reading(storage, where)
             async for page in events.pages():
@@ -52,7 +51,7 @@ async def report(
             if events.skipped:
                 _console.say(f"left out: {count(events.skipped, 'unreadable record')}", style="yellow")
             called_nothing = not bill.run and await events.found_run()
-    if run and not bill.run and not called_nothing:
+    if run is not None and not bill.run and not called_nothing:
         raise RunNotFoundError(run)
     names = sorted(groups) if by == "day" else sorted(groups, key=lambda name: -groups[name].pico)
     if json:

@@ -174,17 +174,15 @@ def _unwritable(path: Path) -> str | None:
 
 
 async def _memory(settings: Settings) -> list[Finding]:
+    from agenthelm.cli import _session
     from agenthelm.cli._units import seconds
     from agenthelm.exceptions import AgentHelmError
     from agenthelm.memory import MemoryHub
 
-    # A store that isn't there yet would be made by asking it how it is.
-    places = {"short_term": settings.memory_url, "semantic": settings.vectors}
-    on_disk = {name: path for name, place in places.items() if (path := _path(place, bare=name == "semantic"))}
-    absent = {name: places[name] for name, path in on_disk.items() if not path.exists()}
-    asked = {name: "memory://" if name in absent else place for name, place in places.items()}
+    on_disk, absent = _session.memory_paths(settings), _session.absent_stores(settings)
+    look = _session.without_new_stores(settings)  # a store that isn't there yet would be made by asking it how it is
     try:
-        async with MemoryHub(**asked, embedder=settings.embedder) as hub:
+        async with MemoryHub(short_term=look.memory_url, semantic=look.vectors, embedder=look.embedder) as hub:
             health = await hub.health()
             embedder = hub.semantic.embedder
     except AgentHelmError as exc:
@@ -203,13 +201,6 @@ async def _memory(settings: Settings) -> list[Finding]:
             findings.append(Finding(what, "missing", store.error or store.location))
     hint = " (offline, by words; minilm and embedding models go by meaning)" if embedder.startswith("lexical") else ""
     return [*findings, Finding("embedder", "ok", embedder + hint)]
-
-
-def _path(place: str, *, bare: bool) -> Path | None:
-    """Where on the disk a memory is; ``bare``: one that is named without a scheme is there, too."""
-    if place.startswith("sqlite:"):
-        return Path(place.removeprefix("sqlite:///"))
-    return Path(place) if bare and "://" not in place else None
 
 
 def _approvals(settings: Settings) -> Finding:

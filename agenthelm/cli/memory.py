@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -25,13 +28,22 @@ Session = Annotated[
         help="The session's own values instead of the shared ones.",
     ),
 ]
+_LONGEST_TTL = 1e10  # of which a memory is sure, three centuries
 Key = Annotated[str, typer.Argument(metavar="KEY")]
 
 
-def _open() -> Any:
+@asynccontextmanager
+async def _open(*, looking: bool = False) -> AsyncIterator[Any]:
+    """The memory; ``looking``: a store that isn't there is not made, and holds nothing."""
     from agenthelm.cli import _session
+    from agenthelm.exceptions import ConfigError, MemoryValueError
 
-    return _session.open_hub(_session.settings_from())
+    settings = _session.settings_from()
+    try:
+        async with _session.open_hub(_session.without_new_stores(settings) if looking else settings) as hub:
+            yield hub
+    except MemoryValueError as exc:  # what was typed is nothing that a memory holds
+        raise ConfigError(str(exc)) from exc
 
 
 def _context(hub: Any, session: str | None, namespace: str) -> Any:
@@ -44,7 +56,7 @@ async def get(key: Key, session: Session = None, namespace: Namespace = "default
     from agenthelm.cli import _console
 
     missing = object()
-    async with _open() as hub:
+    async with _open(looking=True) as hub:
         memory = _context(hub, session, namespace)
         value = await (memory.read(key, missing) if session else memory.get_shared(key, missing))
     if value is missing:
@@ -70,7 +82,10 @@ async def set_value(
 ) -> None:
     """Keep a value."""
     from agenthelm.cli import _console
+    from agenthelm.exceptions import ConfigError
 
+    if ttl is not None and not 0 < ttl <= _LONGEST_TTL:
+        raise ConfigError(f"--ttl must be above 0, and at most {_LONGEST_TTL:g} seconds, not {ttl:g}", setting="ttl")
     parsed = _parsed(_given(value))
     async with _open() as hub:
         memory = _context(hub, session, namespace)
@@ -110,7 +125,7 @@ async def list_keys(
     from agenthelm.cli import _console
     from agenthelm.exceptions import MemoryStoreError
 
-    async with _open() as hub:
+    async with _open(looking=True) as hub:
         memory = _context(hub, session, namespace)
         keys = await (memory.list_keys(prefix) if session else memory.list_shared(prefix))
         read = memory.read if session else memory.get_shared
@@ -149,7 +164,7 @@ async def search(
     """Find remembered texts by what they are about, nearest first."""
     from agenthelm.cli import _console
 
-    async with _open() as hub:
+    async with _open(looking=True) as hub:
         memory = _context(hub, session, namespace)
         found = await memory.search(query, limit, min_score=min_score, this_session=session is not None)
     if json:
@@ -190,8 +205,14 @@ async def forget(
 ) -> None:
     """Forget a value, or a remembered text."""
     from agenthelm.cli import _console
+    from agenthelm.exceptions import ConfigError
 
-    async with _open() as hub:
+    if text and session is not None:
+        raise ConfigError(
+            "--session is for values; a text that was remembered is the namespace's: leave --session out",
+            setting="session",
+        )
+    async with _open(looking=True) as hub:
         memory = _context(hub, session, namespace)
         if text:
             gone = await memory.forget(name)
@@ -211,11 +232,15 @@ async def forget(
 @command(app, "stats")
 async def stats(namespace: Namespace = "default", json: Json = False) -> None:
     """What is kept, where, and by which embedder."""
-    from agenthelm.cli import _console
-    from agenthelm.cli._units import count, seconds
+    from agenthelm.cli import _console, _session
+    from agenthelm.cli._units import count
 
-    async with _open() as hub:
-        health = await hub.health()
+    absent = _session.absent_stores(_session.settings_from())
+    async with _open(looking=True) as hub:
+        health = {
+            name: replace(store, location=absent.get(name, store.location))
+            for name, store in (await hub.health()).items()
+        }
         memory = _context(hub, None, namespace)
         sessions = await hub.sessions(namespace) if health["short_term"].ok else {}
         shared = len(await memory.list_shared()) if health["short_term"].ok else 0
@@ -237,7 +262,7 @@ async def stats(namespace: Namespace = "default", json: Json = False) -> None:
     else:
         console = _console.out()
         rows = [
-            (name.replace("_", "-"), store.location, "ok" if store.ok else store.error, seconds(store.latency))
+            (name.replace("_", "-"), store.location, *_state(store, absent=name in absent))
             for name, store in health.items()
         ]
         console.print(_console.table(["memory", "where", "state", "#answered in"], rows))
@@ -247,3 +272,12 @@ async def stats(namespace: Namespace = "default", json: Json = False) -> None:
             console.print(_console.table(["session", "#values"], sessions.items()))
     if not all(store.ok for store in health.values()):
         raise Failure(1)
+
+
+def _state(store: Any, *, absent: bool) -> tuple[str, str]:
+    """How a store is, and how long it took to say so."""
+    from agenthelm.cli._units import seconds
+
+    if absent:
+        return "made when first needed", ""
+    return "ok" if store.ok else store.error, seconds(store.latency)

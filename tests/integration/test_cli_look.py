@@ -208,11 +208,19 @@ def test_a_contract_names_types_and_defaults_as_they_were_written_and_no_secret(
 
 
 def test_looking_makes_no_files(cli: Cli) -> None:
-    for command in ("traces list", "traces stats", "saga list", "cost report"):
+    for command in ("traces list", "traces stats", "saga list", "cost report", "memory list", "memory search x"):
         done = cli(*command.split())
         assert done.stdout == ""
         assert done.stderr
+    for command in ("memory get x", "memory forget x", "memory forget x --text"):
+        cli(*command.split(), code=1)
+    assert "made when first needed" in cli("memory", "stats").stdout
+    health = json.loads(cli("memory", "stats", "--json").stdout)["health"]
+    assert [store["location"] for store in health.values()] == ["sqlite:///.agenthelm/memory.db", ".agenthelm/vectors"]
     assert not (cli.folder / ".agenthelm").exists()
+    cli("memory", "set", "a", "1")
+    assert "made when first needed" in cli("memory", "stats").stdout
+    assert [path.name for path in (cli.folder / ".agenthelm").iterdir()] == ["memory.db"]
 
 
 def test_calls_are_listed_newest_first_and_paged(ran: Cli) -> None:
@@ -261,6 +269,23 @@ def test_filters_that_make_no_sense_are_refused(cli: Cli) -> None:
         assert done.stderr.startswith("error: ")
         assert len(done.lines) == 1
     assert "Did you mean 'rolled_back'" in cli("saga", "list", "--state", "rolledback", code=2).stderr
+    for command in ("filter", "export"):
+        for option in ("--longer-than", "--cost-over"):
+            for number in ("nan", "inf", "-1"):
+                wrong = cli("traces", command, option, number, code=2).stderr
+                assert wrong == f"error: {option} must be a number of at least 0, not {number}\n"
+    wrong = cli("traces", "stats", "--since", "1h", "--until", "2h", code=2).stderr
+    assert wrong == "error: --since 1h is later than --until 2h: nothing lies between them\n"
+
+
+def test_a_date_is_the_whole_day(ran: Cli) -> None:
+    events = json.loads(ran("traces", "list", "--json").stdout)
+    first, last = events[-1]["timestamp"][:10], events[0]["timestamp"][:10]
+    days = ("--since", first, "--until", last)
+    assert json.loads(ran("traces", "filter", *days, "--json").stdout) == events
+    assert json.loads(ran("traces", "export", *days).stdout)
+    assert json.loads(ran("traces", "filter", "--until", f"{first}T00:00:00", "--json").stdout) == []
+    assert json.loads(ran("traces", "filter", "--since", "9999-12-31", "--until", "9999-12-31", "--json").stdout) == []
 
 
 def test_a_call_that_took_or_cost_exactly_so_much_is_not_over_it(ran: Cli) -> None:
@@ -477,6 +502,26 @@ def test_texts_are_remembered_found_and_forgotten(cli: Cli) -> None:
     assert cli("memory", "search", "hotel", "--namespace", "other").stdout == ""
     cli("memory", "forget", "trains", "--text")
     assert "no text" in cli("memory", "forget", "trains", "--text", code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("set", "a", "1", "--ttl", "0"), "--ttl must be above 0, and at most 1e+10 seconds, not 0"),
+        (("set", "a", "1", "--ttl", "nan"), "not nan"),
+        (("set", "", "1"), "a key must be a non-empty string"),
+        (("get", ""), "a key must be a non-empty string"),
+        (("remember", " "), "a text to remember must be a non-blank string"),
+        (("remember", "x", "--id", ""), "an id must be a non-empty string"),
+        (("forget", "x", "--text", "--session", "trip"), "leave --session out"),
+    ],
+)
+def test_what_no_memory_holds_is_wrong_usage(cli: Cli, arguments: tuple[str, ...], words: str) -> None:
+    done = cli("memory", *arguments, code=2)
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
+    assert len(done.lines) == 1
+    assert not (cli.folder / ".agenthelm" / "vectors").exists()
 
 
 def test_memory_statistics_say_where_and_how_much(cli: Cli) -> None:
