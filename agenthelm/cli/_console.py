@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from contextvars import ContextVar
 from typing import IO, TYPE_CHECKING, Any
@@ -15,7 +15,6 @@ from agenthelm.tracing.scrub import scrub
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.table import Table
 
 __all__ = [
     "arguments_line",
@@ -29,7 +28,6 @@ __all__ = [
     "say",
     "scrubbed",
     "stdout_for_document",
-    "table",
     "to_json",
 ]
 
@@ -92,25 +90,6 @@ def say(what: RenderableType, *, style: str | None = None) -> None:
 def note(text: str) -> None:
     """Print a line to stderr that a person may skip."""
     say(text, style="dim")
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A plain table. A column whose name begins with ``#`` is right-aligned; cells may be renderables."""
-    from rich import box
-    from rich.table import Table
-
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        drawn.add_column(
-            column.removeprefix("#"), justify="right" if column.startswith("#") else "left", overflow="fold"
-        )
-    for row in rows:
-        drawn.add_row(*(_cell(value) for value in row))
-    return drawn
-
-
-def _cell(value: object) -> RenderableType:
-    return value if hasattr(value, "__rich_console__") or hasattr(value, "__rich__") else clean(value)  # type: ignore[return-value]
 
 
 def to_json(value: Any) -> Any:

@@ -9,7 +9,6 @@ import typer
 from agenthelm.exceptions import ConfigError
 
 __all__ = [
-    "MOST",
     "AgentName",
     "Agents",
     "ApiBase",
@@ -28,10 +27,11 @@ __all__ = [
     "Trace",
     "Yes",
     "check_timeout",
+    "countable",
     "not_empty",
 ]
 
-MOST = 2**63 - 1
+_MOST = 2**63 - 1
 """The largest number that a storage counts to."""
 
 
@@ -50,6 +50,17 @@ def not_empty(name: str | None) -> str | None:
     if name is not None and not name.strip():
         raise typer.BadParameter("it is empty; leave the option out, or give a name")
     return name
+
+
+def countable(number: int | None) -> int | None:
+    """Refuse a number that no storage counts to; as the end of a range it would be all that the help page has room for.
+
+    Raises:
+        BadParameter: It is too large.
+    """
+    if number is not None and number > _MOST:
+        raise typer.BadParameter(f"{number} is more than there can be")
+    return number
 
 
 AgentName = Annotated[str, typer.Argument(metavar="NAME", help="The agent's name.", autocompletion=_agent_names)]
@@ -71,9 +82,13 @@ Approve = Annotated[
 ]
 Dollars = Annotated[float | None, typer.Option("--budget", metavar="USD", min=0, help="Stop before spending more.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, nothing else.")]
-Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=MOST, help="At most so many.")]
-MaxCalls = Annotated[int | None, typer.Option("--max-calls", min=1, help="Stop before making more LM calls.")]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens-total", min=1, help="Stop before using more tokens.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, callback=countable, help="At most so many.")]
+MaxCalls = Annotated[
+    int | None, typer.Option("--max-calls", metavar="N", min=1, help="Stop before making more LM calls.")
+]
+MaxTokens = Annotated[
+    int | None, typer.Option("--max-tokens-total", metavar="N", min=1, help="Stop before using more tokens.")
+]
 Model = Annotated[
     str | None,
     typer.Option("--model", "-m", metavar="MODEL", help="As DSPy names it, such as openai/gpt-4o-mini; or offline."),

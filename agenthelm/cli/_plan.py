@@ -129,7 +129,7 @@ def preview(steps: list[Step | list[Step]], tools: ToolRegistry, *, json: bool) 
     Raises:
         PlanError: The plan would be refused.
     """
-    from agenthelm.cli import _console
+    from agenthelm.cli import _console, _tables
     from agenthelm.orchestration.plan import Plan
 
     plan = Plan.of(steps)
@@ -160,7 +160,7 @@ def preview(steps: list[Step | list[Step]], tools: ToolRegistry, *, json: bool) 
         )
         for row in rows
     ]  # fmt: skip
-    _console.out().print(_console.table(["#order", "step", "tool", "arguments", "undone by"], shown))
+    _tables.print_table(["#order", "!step", "!tool", "arguments", "undone by"], shown)
 
 
 def _written(value: Any) -> Any:

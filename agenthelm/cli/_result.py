@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from agenthelm.cli._console import clean, escape_controls, out, print_json, say, scrubbed, table, to_json
+from agenthelm.cli._console import clean, err, escape_controls, out, print_json, say, scrubbed, to_json
+from agenthelm.cli._tables import print_table
 from agenthelm.cli._units import count, dollars
 
 if TYPE_CHECKING:
@@ -166,7 +168,8 @@ def _cost_table(result: Any) -> None:
         for name, entry in result.totals(by).items()
         if by != "tool" or entry.calls or entry.cached_calls or entry.priced_usd
     ]
-    say(table(["by", "", "#calls", "#tokens in", "#tokens out", "#cost"], rows))
+    with suppress(OSError):  # as what is said: where nobody reads it any more, it is left out
+        print_table(["!by", "", "#calls", "#tokens in", "#tokens out", "#cost"], rows, console=err())
     say(
         f"total {dollars(total.cost_usd)}{_caveats(total)} for {count(total.calls, 'model call')} and "
         f"{count(total.tool_calls, 'tool call')}, {count(total.tokens, 'token')}"

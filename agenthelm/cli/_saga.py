@@ -49,11 +49,13 @@ def status(run: RunState) -> str:
 
 def row(run: RunState) -> Sequence[object]:
     """A run in the list."""
+    from agenthelm.cli._tables import When
+
     counts: dict[str, int] = {}
     for effect in run.effects.values():
         counts[effect.status] = counts.get(effect.status, 0) + 1
     effects = ", ".join(f"{number} {name}" for name, number in counts.items()) or "none"
-    return run.run_id, _when(run.opened_at), run.name, status(run), effects
+    return run.run_id, When(_when(run.opened_at)), run.name, status(run), effects
 
 
 def _when(moment: float) -> str:

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["describe_app", "list_app"]
 
-list_app: typer.Typer = typer.Typer()
-describe_app: typer.Typer = typer.Typer()
+list_app: typer.Typer = typer.Typer(add_completion=False)
+describe_app: typer.Typer = typer.Typer(add_completion=False)
 
 
 @command(list_app, "list-agents")
 def list_agents(app: App = None, json: Json = False) -> None:
     """List the agents that can be run: the built-in ones and the app's."""
-    from agenthelm.cli import _console, _session
+    from agenthelm.cli import _console, _session, _tables
 
     registry, _ = _session.load_app(_session.settings_from(app=app))
     listing = [signature.as_dict() for signature in registry.list_all()]
@@ -33,7 +33,7 @@ def list_agents(app: App = None, json: Json = False) -> None:
     rows = [
         (entry["name"], entry["description"], _names(entry["inputs"]), _names(entry["outputs"])) for entry in listing
     ]
-    _console.out().print(_console.table(["agent", "description", "takes", "gives"], rows))
+    _tables.print_table(["!agent", "description", "takes", "gives"], rows)
 
 
 def _names(fields: Mapping[str, Any]) -> str:
@@ -43,7 +43,7 @@ def _names(fields: Mapping[str, Any]) -> str:
 @command(describe_app, "describe")
 def describe(name: AgentName, app: App = None, json: Json = False) -> None:
     """Describe an agent: its inputs, outputs and tools, and which of those can't be undone."""
-    from agenthelm.cli import _console, _session
+    from agenthelm.cli import _console, _session, _tables
     from agenthelm.cli.tools import facts, undo_line
     from agenthelm.core.tool import TOOL_REGISTRY
 
@@ -65,7 +65,7 @@ def describe(name: AgentName, app: App = None, json: Json = False) -> None:
     for title, fields in (("takes", signature["inputs"]), ("gives", signature["outputs"])):
         rows = [(key, spec["type"], _requirement(spec, title), spec.get("desc", "")) for key, spec in fields.items()]
         if rows:
-            console.print(_console.table([title, "type", "", "meaning"], rows))
+            _tables.print_table([f"!{title}", "type", "", "meaning"], rows)
     rows = [
         (
             tool.name,
@@ -76,7 +76,7 @@ def describe(name: AgentName, app: App = None, json: Json = False) -> None:
         for tool in (*offered.values(), *named.values())
     ]
     if rows:
-        console.print(_console.table(["tool", "called by", "changes", "undone by"], rows))
+        _tables.print_table(["!tool", "!called by", "changes", "undone by"], rows)
     else:
         console.print("no tools")
 

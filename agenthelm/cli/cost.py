@@ -14,7 +14,9 @@ from agenthelm.cli._units import count
 
 __all__ = ["app"]
 
-app: typer.Typer = typer.Typer(help="Prices of models, and what runs have cost.", no_args_is_help=True)
+app: typer.Typer = typer.Typer(
+    help="Prices of models, and what runs have cost.", no_args_is_help=True, add_completion=False
+)
 
 _BAR = 30
 
@@ -148,7 +150,7 @@ class _Bill(Spent):
 def _print(by: str, groups: Mapping[str, Spent]) -> None:
     from rich.text import Text
 
-    from agenthelm.cli import _console
+    from agenthelm.cli import _tables
 
     most = max((group.pico for group in groups.values()), default=0) or 1
     rows: list[Sequence[object]] = [
@@ -158,19 +160,19 @@ def _print(by: str, groups: Mapping[str, Spent]) -> None:
         )
         for name, group in groups.items()
     ]  # fmt: skip
-    _console.out().print(_console.table([by, "#calls", "#tokens in", "#tokens out", "#cost", ""], rows))
+    _tables.print_table([by, "#calls", "#tokens in", "#tokens out", "#cost", "?"], rows)
 
 
 @command(app, "models")
 def models(
     pattern: Annotated[
-        str | None, typer.Argument(metavar="[PATTERN]", help="Part of a name, or a pattern with * and ?.")
+        str | None, typer.Argument(metavar="PATTERN", help="Part of a name, or a pattern with * and ?.")
     ] = None,
     json: Json = False,
 ) -> None:
     """The models whose price is known, in USD per million tokens."""
     from agenthelm.agent.pricing import METADATA
-    from agenthelm.cli import _console, _session
+    from agenthelm.cli import _console, _session, _tables
 
     _session.apply_pricing(_session.settings_from())
     known = METADATA.known(pattern)
@@ -185,10 +187,10 @@ def models(
         return
     rows = [(name, _million(p.input), _million(p.output), _million(p.cached_input), p.source) for name, p in known]
     sources = {row[4] for row in rows}
-    columns = ["model", "#input", "#output", "#cached input", "source"]
+    columns = ["model", "#input", "#output", "#cached input", "!source"]
     if len(sources) == 1:
         columns, rows = columns[:4], [row[:4] for row in rows]  # type: ignore[misc]
-    _console.out().print(_console.table(columns, rows))
+    _tables.print_table(columns, rows)
     _console.say(f"{len(known)} models, USD per million tokens; {METADATA.source}")
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app: typer.Typer = typer.Typer()
+app: typer.Typer = typer.Typer(add_completion=False)
 
 _LOW_SPACE = 200 * 1024 * 1024
 
@@ -59,11 +59,11 @@ async def doctor(model: Model = None, api_base: ApiBase = None, app: App = None,
 def _print(findings: list[Finding]) -> None:
     from rich.text import Text
 
-    from agenthelm.cli import _console
+    from agenthelm.cli import _console, _tables
 
     marks = {"ok": ("✓", "green"), "note": ("·", "yellow"), "missing": ("✗", "bold red")}
     rows = [(Text(*marks[finding.state]), finding.what, finding.detail) for finding in findings]
-    _console.out().print(_console.table(["", "what", "found"], rows))
+    _tables.print_table(["!", "!what", "found"], rows)
     missing = sum(finding.state == "missing" for finding in findings)
     _console.say(f"{missing} missing" if missing else "all there", style="bold red" if missing else "green")
 

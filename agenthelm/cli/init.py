@@ -12,7 +12,7 @@ from agenthelm.exceptions import ConfigError
 
 __all__ = ["app"]
 
-app: typer.Typer = typer.Typer()
+app: typer.Typer = typer.Typer(add_completion=False)
 
 
 @command(app, "init")

@@ -118,7 +118,14 @@ def root(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; any command takes it.")] = False,
     verbose: Annotated[
-        int, typer.Option("--verbose", "-v", count=True, help="Log to stderr; -vv logs more. Any command takes it.")
+        int,
+        typer.Option(
+            "--verbose",
+            "-v",
+            count=True,
+            show_default=False,
+            help="Log to stderr; -vv logs more. Any command takes it.",
+        ),
     ] = 0,
 ) -> None:
     """Agents whose side effects you can take back."""

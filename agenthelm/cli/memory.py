@@ -16,7 +16,7 @@ from agenthelm.cli._options import Json, Limit, Namespace, not_empty
 
 __all__ = ["app"]
 
-app: typer.Typer = typer.Typer(help="Read and write what agents remember.", no_args_is_help=True)
+app: typer.Typer = typer.Typer(help="Read and write what agents remember.", no_args_is_help=True, add_completion=False)
 
 Session = Annotated[
     str | None,
@@ -122,7 +122,7 @@ async def list_keys(
     json: Json = False,
 ) -> None:
     """List keys and their values."""
-    from agenthelm.cli import _console
+    from agenthelm.cli import _console, _tables
     from agenthelm.exceptions import MemoryStoreError
 
     async with _open(looking=True) as hub:
@@ -142,7 +142,7 @@ async def list_keys(
         _console.note(f"no values {_where(session, namespace)}")
     else:
         rows = [(key, _console.clean(value, width=100)) for key, value in values.items()]
-        _console.out().print(_console.table(["key", "value"], rows))
+        _tables.print_table(["!key", "value"], rows)
     for error in unreadable:
         _console.say(f"error: {error}")
     if unreadable:
@@ -162,7 +162,7 @@ async def search(
     json: Json = False,
 ) -> None:
     """Find remembered texts by what they are about, nearest first."""
-    from agenthelm.cli import _console
+    from agenthelm.cli import _console, _tables
 
     async with _open(looking=True) as hub:
         memory = _context(hub, session, namespace)
@@ -173,7 +173,7 @@ async def search(
         _console.note(f"nothing remembered in namespace {namespace!r} is near that")
     else:
         rows = [(f"{match.score:.2f}", match.id, _console.clean(match.text, width=160)) for match in found]
-        _console.out().print(_console.table(["#score", "id", "text"], rows))
+        _tables.print_table(["#score", "!id", "text"], rows)
 
 
 @command(app, "remember")
@@ -232,7 +232,7 @@ async def forget(
 @command(app, "stats")
 async def stats(namespace: Namespace = "default", json: Json = False) -> None:
     """What is kept, where, and by which embedder."""
-    from agenthelm.cli import _console, _session
+    from agenthelm.cli import _console, _session, _tables
     from agenthelm.cli._units import count
 
     absent = _session.absent_stores(_session.settings_from())
@@ -260,16 +260,15 @@ async def stats(namespace: Namespace = "default", json: Json = False) -> None:
             }
         )
     else:
-        console = _console.out()
         rows = [
             (name.replace("_", "-"), store.location, *_state(store, absent=name in absent))
             for name, store in health.items()
         ]
-        console.print(_console.table(["memory", "where", "state", "#answered in"], rows))
+        _tables.print_table(["!memory", "where", "state", "#answered in"], rows)
         held = f"{count(shared, 'shared value')}, {count(texts, 'remembered text')}"
-        console.print(f"namespace {namespace}: {held}, embedder {embedder}")
+        _console.out().print(f"namespace {namespace}: {held}, embedder {embedder}")
         if sessions:
-            console.print(_console.table(["session", "#values"], sessions.items()))
+            _tables.print_table(["!session", "#values"], sessions.items())
     if not all(store.ok for store in health.values()):
         raise Failure(1)
 

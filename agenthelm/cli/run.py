@@ -28,7 +28,7 @@ from agenthelm.exceptions import ConfigError, nearest
 
 __all__ = ["app"]
 
-app: typer.Typer = typer.Typer()
+app: typer.Typer = typer.Typer(add_completion=False)
 
 _MERGES = ("dict", "flat", "list")
 
@@ -66,8 +66,8 @@ async def run(
 ) -> None:
     """Run a task with one or more agents.
 
-    One after the other, each agent gets what the ones before it found out. If the run fails, or Ctrl-C ends it,
-    what its tools did is undone.
+    One after the other, each agent gets what the ones before it found out.
+    If the run fails, or Ctrl-C ends it, what its tools did is undone.
     """
     from agenthelm.cli import _journals, _result, _saga, _session
     from agenthelm.cli._live import View

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app: typer.Typer = typer.Typer(help="Run, look at, undo and recover what runs did to the world.", no_args_is_help=True)
+app: typer.Typer = typer.Typer(
+    help="Run, look at, undo and recover what runs did to the world.", no_args_is_help=True, add_completion=False
+)
 
 _AFTERWARDS = frozenset({"success", "rolled_back", "stopped"})  # all but failed: there is nothing left to do
 
@@ -47,7 +49,7 @@ async def list_runs(
     json: Json = False,
 ) -> None:
     """The runs with a journal, newest first."""
-    from agenthelm.cli import _console, _events, _journals, _saga, _session
+    from agenthelm.cli import _console, _events, _journals, _saga, _session, _tables
 
     _events.one_of("state", state, _saga.STATES)
     settings = _session.settings_from()
@@ -60,7 +62,7 @@ async def list_runs(
     elif not runs:
         _console.note("no runs" + (f" in state {state!r}" if state else " yet"))
     else:
-        _console.out().print(_console.table(["run", "began (UTC)", "what", "state", "effects"], map(_saga.row, runs)))
+        _tables.print_table(["!run", "!began (UTC)", "what", "state", "effects"], map(_saga.row, runs))
 
 
 @command(app, "show")
@@ -187,7 +189,7 @@ def _line() -> str:
 
 @command(app, "recover")
 async def recover(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Only this run.")] = None,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Only this run.")] = None,
     app: App = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with sagas of steps instead of undoing them.")

@@ -21,7 +21,9 @@ _TOLD: Final = (str, int, float, type(None))
 _LONGEST: Final = 60
 """Characters of a default that are shown."""
 
-app: typer.Typer = typer.Typer(help="List and show tools with their contracts.", no_args_is_help=True)
+app: typer.Typer = typer.Typer(
+    help="List and show tools with their contracts.", no_args_is_help=True, add_completion=False
+)
 
 
 @command(app, "list")
@@ -34,7 +36,7 @@ def list_tools(
     json: Json = False,
 ) -> None:
     """List the app's tools."""
-    from agenthelm.cli import _console, _session
+    from agenthelm.cli import _console, _session, _tables
     from agenthelm.core.tool import TOOL_REGISTRY
 
     settings = _session.settings_from(app=app)
@@ -50,7 +52,7 @@ def list_tools(
         )
         return
     rows = [(tool.name, tool.description, ", ".join(tool.contract.side_effects), undo_line(tool)) for tool in tools]
-    _console.out().print(_console.table(["tool", "description", "changes", "undone by"], rows))
+    _tables.print_table(["!tool", "description", "changes", "undone by"], rows)
 
 
 @command(app, "show")
@@ -58,7 +60,7 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The tool's name.")], app: App = None, json: Json = False
 ) -> None:
     """Show a tool's whole contract."""
-    from agenthelm.cli import _console, _session
+    from agenthelm.cli import _console, _session, _tables
     from agenthelm.core.tool import TOOL_REGISTRY
 
     _session.load_app(_session.settings_from(app=app))
@@ -71,7 +73,7 @@ def show(
     if tool.description:
         console.print(_console.escape_controls(tool.description))
     rows = [(label, value) for label, value in _lines(tool) if value]
-    console.print(_console.table(["contract", ""], rows))
+    _tables.print_table(["!contract", ""], rows)
 
 
 def facts(tool: Tool) -> dict[str, Any]:

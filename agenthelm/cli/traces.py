@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agenthelm.cli._command import command
-from agenthelm.cli._options import MOST, Json, Limit, Since
+from agenthelm.cli._options import Json, Limit, Since, countable
 from agenthelm.cli._spent import Spent, made
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app: typer.Typer = typer.Typer(help="Look through what was called, by whom, and how it ended.", no_args_is_help=True)
+app: typer.Typer = typer.Typer(
+    help="Look through what was called, by whom, and how it ended.", no_args_is_help=True, add_completion=False
+)
 
 DEFAULT_LIMIT = 50
 
@@ -63,7 +65,9 @@ async def filter_events(
     limit: Limit = DEFAULT_LIMIT,
     before: Annotated[
         int | None,
-        typer.Option("--before", metavar="NUMBER", min=0, max=MOST, help="The next page: older than this call."),
+        typer.Option(
+            "--before", metavar="NUMBER", min=0, callback=countable, help="The next page: older than this call."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -76,7 +80,7 @@ async def filter_events(
 
 
 async def _list(wanted: dict[str, Any], *, limit: int, after: int | None, json: bool) -> None:
-    from agenthelm.cli import _console
+    from agenthelm.cli import _console, _tables
 
     async with _opened(wanted) as events:
         found = await events.latest(limit, after=after)
@@ -86,9 +90,8 @@ async def _list(wanted: dict[str, Any], *, limit: int, after: int | None, json: 
     if not found:
         _console.note(_nothing(wanted))
         return
-    _console.out().print(
-        _console.table(["number", "when (UTC)", "agent", "call", "ended", "#took", "#cost", "run"], map(_row, found))
-    )
+    columns = ["#number", "!when (UTC)", "agent", "call", "ended", "#took", "#cost", "!run"]
+    _tables.print_table(columns, map(_row, found), heading="run")
     if len(found) == limit:
         _console.note(f"older ones: {_older(wanted, limit, found[-1].position)}")
 
@@ -136,12 +139,12 @@ async def _opened(wanted: dict[str, Any]) -> AsyncIterator[Reading]:
 def _row(record: StoredRecord) -> Sequence[object]:
     from rich.text import Text
 
-    from agenthelm.cli import _console
+    from agenthelm.cli import _console, _tables
 
     event = record.data
     return (
-        Text(str(record.position)),
-        str(event.get("timestamp", ""))[:19].replace("T", " "),
+        str(record.position),
+        _tables.When(str(event.get("timestamp", ""))[:19].replace("T", " ")),
         event.get("agent_name"),
         _console.clean(event.get("tool_name"), width=40),
         Text(_console.clean(event.get("outcome")), style=_style(event)),
@@ -278,7 +281,8 @@ async def export(
     longer_than: LongerThan = None,
     cost_over: CostOver = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=1, max=MOST, help="Only the latest so many.")
+        int | None,
+        typer.Option("--limit", "-n", metavar="N", min=1, callback=countable, help="Only the latest so many."),
     ] = None,
 ) -> None:
     """Write calls to a file or to stdout, oldest first, as JSON, CSV or Markdown."""
@@ -319,7 +323,7 @@ async def stats(
     run: Run = None, agent: AgentName = None, since: Since = None, until: Until = None, json: Json = False
 ) -> None:
     """Calls, failures, durations and cost by tool and model."""
-    from agenthelm.cli import _console
+    from agenthelm.cli import _console, _tables
     from agenthelm.cli._units import dollars, seconds
 
     groups: dict[tuple[str, str], _Stats] = {}
@@ -347,9 +351,7 @@ async def stats(
             )
             for s in summaries
         ]
-        _console.out().print(
-            _console.table(["tool / model", "kind", "#calls", "#failed", "#p50", "#p95", "#cost"], rows)
-        )
+        _tables.print_table(["tool / model", "!kind", "#calls", "#failed", "#p50", "#p95", "#cost"], rows)
 
 
 class _Stats:
