@@ -27,11 +27,13 @@ __all__ = [
     "print_json",
     "say",
     "scrubbed",
+    "sign",
     "stdout_for_document",
     "to_json",
 ]
 
 _BITS = 8192
+_PLAIN = {"✓": "+", "✗": "x", "●": "*", "·": "-", "↶": "<", "…": ".", "█": "#"}
 _PIPE_WIDTH = 200  # no terminal to fit into: wide enough that nothing worth grepping is wrapped
 
 
@@ -57,6 +59,15 @@ def escape_controls(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def sign(drawn: str, stream: IO[str] | None = None) -> str:
+    """A sign as it is drawn, or a plain one for a stream whose encoding lacks it: an escape would take the place of six."""
+    try:
+        drawn.encode(getattr(stream or sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return _PLAIN[drawn]
+    return drawn
 
 
 def clean(value: object, *, width: int | None = None) -> str:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from agenthelm.cli._console import clean, err, escape_controls
+from agenthelm.cli._console import clean, err, escape_controls, sign
 from agenthelm.cli._ending import to_stderr
 from agenthelm.cli._units import dollars, seconds
 from agenthelm.core.handlers import ApprovalHandler, ApprovalRequest, Decision
@@ -135,13 +135,13 @@ class View:
         now = time.monotonic()
         for row in self._rows[-12:]:
             mark, style = ("●", "cyan") if row.ended is None else ("✗", "red") if row.failed else ("✓", "green")
-            line = Text.assemble((f" {mark} ", style), clean(row.name, width=30))
+            line = Text.assemble((f" {sign(mark, console.file)} ", style), clean(row.name, width=30))
             line.append(f"  {seconds((row.ended or now) - row.started)}", "dim")
             if row.ended is None and row.doing:
                 line.append(f"  {clean(', '.join(row.doing), width=50)}", "dim")
             yield line
         for name in self.undone[-5:]:
-            yield Text.assemble((" ↶ ", "yellow"), f"undone: {clean(name, width=50)}")
+            yield Text.assemble((f" {sign('↶', console.file)} ", "yellow"), f"undone: {clean(name, width=50)}")
         for name in self.not_undone:
             yield Text.assemble((" ! ", "bold red"), f"could not be undone: {clean(name, width=50)}")
         cost = f"  {dollars(self.cost)}" if self.cost is not None else ""

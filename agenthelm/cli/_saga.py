@@ -131,10 +131,10 @@ def _status_style(run: RunState) -> str:
 def _line(effect: EffectState) -> Any:
     from rich.text import Text
 
-    from agenthelm.cli._console import arguments_line, clean, scrubbed
+    from agenthelm.cli._console import arguments_line, clean, scrubbed, sign
 
     style = _STYLES[effect.status]
-    line = Text.assemble((f"{_MARKS[effect.status]} ", style), clean(effect.effect.step or effect.effect.tool))
+    line = Text.assemble((f"{sign(_MARKS[effect.status])} ", style), clean(effect.effect.step or effect.effect.tool))
     shown = arguments_line(effect.effect.arguments, width=40)
     tool = f"  {effect.effect.tool}" if effect.effect.step not in (None, effect.effect.tool) else ""
     line.append(f"{tool}({shown})", "dim")

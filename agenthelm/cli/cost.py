@@ -150,13 +150,13 @@ class _Bill(Spent):
 def _print(by: str, groups: Mapping[str, Spent]) -> None:
     from rich.text import Text
 
-    from agenthelm.cli import _tables
+    from agenthelm.cli import _console, _tables
 
     most = max((group.pico for group in groups.values()), default=0) or 1
     rows: list[Sequence[object]] = [
         (
             name, group.calls, group.tokens_in, group.tokens_out, group.cost(),
-            Text("█" * max(1 if group.pico else 0, round(_BAR * group.pico / most)), style="cyan"),
+            Text(_console.sign("█") * max(1 if group.pico else 0, round(_BAR * group.pico / most)), style="cyan"),
         )
         for name, group in groups.items()
     ]  # fmt: skip

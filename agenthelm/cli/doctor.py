@@ -62,7 +62,8 @@ def _print(findings: list[Finding]) -> None:
     from agenthelm.cli import _console, _tables
 
     marks = {"ok": ("✓", "green"), "note": ("·", "yellow"), "missing": ("✗", "bold red")}
-    rows = [(Text(*marks[finding.state]), finding.what, finding.detail) for finding in findings]
+    drawn = {state: Text(_console.sign(mark), style) for state, (mark, style) in marks.items()}
+    rows = [(drawn[finding.state], finding.what, finding.detail) for finding in findings]
     _tables.print_table(["!", "!what", "found"], rows)
     missing = sum(finding.state == "missing" for finding in findings)
     _console.say(f"{missing} missing" if missing else "all there", style="bold red" if missing else "green")
