@@ -55,7 +55,7 @@ class View:
     @contextmanager
     def shown(self) -> Iterator[View]:
         """Show the run for a ``with`` block."""
-        if self.quiet or not self._console.is_terminal:
+        if self.quiet or not self._console.is_terminal or self._console.is_dumb_terminal:
             yield self
             return
         from rich.live import Live

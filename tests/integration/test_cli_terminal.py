@@ -39,6 +39,13 @@ def test_the_live_view_shows_agents_time_and_cost_and_leaves_the_cursor_visible(
     assert "also in the result: city, details" in shown
 
 
+def test_a_terminal_that_can_not_draw_is_told_line_by_line(cli: Cli) -> None:
+    code, shown, raw = at_terminal(RUN, folder=cli.folder, answers={}, env={"TERM": "dumb"})
+    assert code == 0
+    assert "planner started" in shown
+    assert "\x1b" not in raw
+
+
 def test_an_approval_is_asked_for_and_given(cli: Cli) -> None:
     code, shown, _ = at_terminal([*RUN, "-i", "mail=true"], folder=cli.folder, answers={QUESTION: "y\n"})
     assert code == 0

@@ -41,7 +41,7 @@ def at_terminal(
         os.execve(
             sys.executable,
             [sys.executable, "-m", "agenthelm.cli.main", *arguments],
-            {**environment(folder, env), "TERM": "xterm-256color"},
+            environment(folder, {"TERM": "xterm-256color", **(env or {})}),
         )
     left = dict(answers)
     raw = b""
