@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
-from agenthelm.core.effects import Effect
+from agenthelm.core.effects import Effect, Outcome
 from agenthelm.core.storage.base import StoredRecord
 from agenthelm.exceptions import CorruptRecordError
 from agenthelm.orchestration.owner import Owner
+from agenthelm.orchestration.results import SagaStatus
 from agenthelm.orchestration.state import EffectState, RunState, settle_repeated
 
 __all__ = ["fold"]
+
+_TEXT, _MAYBE_TEXT = (str,), (str, NoneType)
+_SHAPE: Mapping[str, tuple[type, ...]] = {
+    "at": (int, float), "epoch": (int,), "name": _TEXT, "kind": _TEXT, "rollback": (bool,), "session_id": _TEXT,
+    "namespace": _TEXT, "plan": (dict, NoneType), "trace_id": _MAYBE_TEXT, "span_id": _MAYBE_TEXT, "kept": _MAYBE_TEXT,
+    "effect": _TEXT, "tool": _TEXT, "arguments": (dict,), "withheld": (list,), "key": _TEXT, "parent": _MAYBE_TEXT,
+    "step": _MAYBE_TEXT, "agent": _MAYBE_TEXT, "digest": _TEXT, "compensating_tool": _MAYBE_TEXT, "scope": _TEXT,
+    "contract": _TEXT, "origin": _TEXT, "repeatable": (bool,), "attempt": (int,), "outcome": _TEXT, "opaque": (bool,),
+    "error": _MAYBE_TEXT, "attempts": (int, NoneType), "reason": _MAYBE_TEXT, "covers": (list,), "doubt": (bool,),
+    "by": _TEXT, "as": _TEXT, "status": _TEXT,
+}  # fmt: skip
+"""What the fields of records are; who acts on a journal relies on it."""
+_VALUES: Mapping[str, tuple[str, ...]] = {
+    "kind": ("agents", "steps"), "outcome": get_args(Outcome), "as": ("done", "undone"), "status": get_args(SagaStatus),
+}  # fmt: skip
+_LATEST = 2e11  # the calendar ends soon after that
 
 
 def fold(run_id: str, records: Iterable[StoredRecord]) -> RunState:
@@ -23,8 +42,9 @@ def fold(run_id: str, records: Iterable[StoredRecord]) -> RunState:
     state = RunState(run_id)
     for record in records:
         try:
+            _check(record.data)
             _apply(state, record.data)
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
             raise CorruptRecordError(
                 record.stream, position=record.position, detail=f"{type(exc).__name__}: {exc}"
             ) from exc
@@ -33,6 +53,15 @@ def fold(run_id: str, records: Iterable[StoredRecord]) -> RunState:
         settle_repeated(state.effects.values(), undone=state.begun())
     settle_repeated(state.effects.values())
     return state
+
+
+def _check(data: Mapping[str, Any]) -> None:
+    """Refuse a record that is none of ours: damaged, or of a version that means something else by it."""
+    for name, value in data.items():
+        if not isinstance(value, _SHAPE.get(name, (object,))) or value not in _VALUES.get(name, (value,)):
+            raise ValueError(f"{name} is {value!r:.40}")
+    if not math.isfinite(data["at"]) or abs(data["at"]) > _LATEST:
+        raise ValueError(f"at is {data['at']!r:.40}")
 
 
 def _apply(state: RunState, data: Mapping[str, Any]) -> None:

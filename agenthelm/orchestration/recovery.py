@@ -13,6 +13,7 @@ from agenthelm._runtime.context import RunContext, entered
 from agenthelm._runtime.groups import beside, in_child, shielded
 from agenthelm.core.cost import Budget
 from agenthelm.core.executor import ToolExecutor
+from agenthelm.core.tool import ToolRegistry
 from agenthelm.exceptions import (
     CorruptRecordError,
     LeaseLostError,
@@ -279,13 +280,14 @@ class Recovery:
         if state.closed_at is not None:  # it had ended, and whoever undid it, or a part of it, died
             return await self._unwind(state, journal, "undone on purpose")
         if resume and not state.decided and state.kind == "steps" and state.plan is not None:
-            plan = Plan.from_data(state.plan["steps"], self.executor.tools)
             try:
+                plan, budget = _resumable(state, self.executor.tools)
                 plan.check_tools(self.executor.tools)
             except PlanError as unfit:  # what it would do further could perhaps not be undone
                 reason = f"its process died, and it can't go on: {unfit}"
             else:
-                resumption = Resumption(self.executor, self.grace, self._as(state), self.budget, state, journal)
+                own = budget or self.budget
+                resumption = Resumption(self.executor, self.grace, self._as(state), own, state, journal)
                 try:
                     results = await resumption.results(plan)
                 except anyio.get_cancelled_exc_class():
@@ -348,6 +350,21 @@ def _named(step: str, effects: list[EffectState]) -> list[EffectState]:
         or [s for s in effects if step == s.effect.step]
         or (of_tool if len(of_tool) == 1 else [])
     )
+
+
+def _resumable(state: RunState, tools: ToolRegistry) -> tuple[Plan, Budget | None]:
+    """The plan of a run and the budget it was begun with, from its journal.
+
+    Raises:
+        PlanError: They make no sense here.
+    """
+    try:
+        plan, budget = Plan.from_data(state.plan["steps"], tools), state.plan.get("budget")
+        return plan, None if budget is None else Budget(**budget)
+    except PlanError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise PlanError(f"its plan can't be read: {describe(exc)}") from exc
 
 
 def _to_be_undone(state: RunState) -> list[EffectState]:

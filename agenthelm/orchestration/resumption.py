@@ -33,7 +33,7 @@ class Resumption:
         executor: Calls the steps that are left.
         grace: Seconds for one compensation, or one answer of ``verify``.
         identity: The run's own.
-        budget: What it may spend from now on, if it was begun without a budget.
+        budget: What it may spend from now on.
         state: What its journal tells.
         journal: The journal, claimed.
     """
@@ -76,12 +76,11 @@ class Resumption:
     async def go_on(self, plan: Plan, results: dict[str, object]) -> SagaResult:
         """Run the steps that are left, under the same journal."""
         state = self.state
-        budget = state.plan.get("budget")
         scope = SagaScope(
             self.executor,
             self.identity,
             Opening(state.name, "steps", state.plan, state.trace_id, state.span_id),
-            budget=self.budget if budget is None else Budget(**budget),
+            budget=self.budget,
             rollback=state.rollback,
             grace=self.grace,
             protected=True,
