@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agenthelm.cli._command import Failure, command
+from agenthelm.cli._ending import to_stderr
 from agenthelm.cli._options import (
     App,
     Approve,
@@ -172,9 +173,14 @@ def _confirm(question: str) -> None:
     if not sys.stdin.isatty():
         _console.say("error: nobody to ask at this terminal; say --yes to go ahead")
         raise Failure(2)
-    sys.stderr.write(f"{question} [y/N] ")
-    sys.stderr.flush()
-    if _line().strip().lower() not in ("y", "yes"):
+    answer = ""
+    try:
+        to_stderr(f"{question} [y/N] ")
+        answer = _line()
+    finally:
+        if not answer.endswith("\n"):  # Ctrl-C or Ctrl-D: what is printed next does not belong behind the question
+            to_stderr("\n")
+    if answer.strip().lower() not in ("y", "yes"):
         _console.say("left as it is")
         raise Failure(1)
 

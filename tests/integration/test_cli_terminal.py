@@ -86,9 +86,15 @@ def test_ctrl_c_twice_puts_the_terminal_right(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "code", "state"), [("y\n", 0, "cancelled"), ("\n", 1, "hotel"), ("\x03", 130, "hotel")]
+    ("answer", "code", "state", "ending"),
+    [
+        ("y\n", 0, "cancelled", "rolled_back"),
+        ("\n", 1, "hotel", "[y/N] \r\nleft as it is"),
+        ("\x04", 1, "hotel", "[y/N] \r\nleft as it is"),
+        ("\x03", 130, "hotel", "[y/N] ^C"),
+    ],
 )
-def test_undo_asks_before_it_acts(cli: Cli, answer: str, code: int, state: str) -> None:
+def test_undo_asks_before_it_acts(cli: Cli, answer: str, code: int, state: str, ending: str) -> None:
     cli.write("trip.yaml", "- {tool: book, arguments: {what: hotel}}\n")
     cli("saga", "run", "trip.yaml", "--app", "world.py")
     ended, shown, _ = at_terminal(
@@ -96,6 +102,7 @@ def test_undo_asks_before_it_acts(cli: Cli, answer: str, code: int, state: str) 
     )
     assert ended == code
     assert "undo book by cancel" in shown
+    assert shown.endswith(f"{ending}\r\n")
     assert list(world(cli).values()) == [state]
 
 
