@@ -205,6 +205,13 @@ def _text(value: object) -> str:
     return str(value).strip()
 
 
+def _url(value: object) -> str:
+    text = _text(value)
+    if not re.match(r"https?://[^/]", text):
+        raise ValueError("must begin with http:// or https:// and name a host")
+    return text
+
+
 def _path(value: object) -> Path:
     path = value if isinstance(value, Path) else Path(_text(value))
     try:
@@ -317,7 +324,7 @@ def _price(model: str, price: object) -> Mapping[str, float]:
 
 _READERS: dict[str, Callable[[Any], object]] = {
     "model": _text,
-    "api_base": _text,
+    "api_base": _url,
     "home": _path,
     "storage": _location,
     "memory_url": _location,

@@ -281,13 +281,17 @@ class AgentLoadError(AgentError, ImportError):
         target: What was to be loaded.
         file: The file that raised, when one did.
         line: The line in that file.
+        empty: Whether it was loaded, and merely holds no agents at module level.
     """
 
-    def __init__(self, message: str, *, target: str, file: str | None = None, line: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, target: str, file: str | None = None, line: int | None = None, empty: bool = False
+    ) -> None:
         super().__init__(message)
         self.target = target
         self.file = file
         self.line = line
+        self.empty = empty
 
 
 class AgentInputError(AgentError, ValueError):

@@ -45,6 +45,7 @@ def load_agents(target: str, registered: Callable[[], Collection[Runnable]] = tu
         raise AgentLoadError(
             f"{target} holds no agents; define a subclass of agenthelm.Agent, or an instance of one, at module level",
             target=target,
+            empty=not attribute,
         )
     return found
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from agenthelm.cli._console import clean, escape_controls, json_text, to_json
+from agenthelm.cli._options import expanded
 from agenthelm.exceptions import ConfigError, StorageError
 
 __all__ = ["FORMATS", "target"]
@@ -106,7 +107,7 @@ def target(output: Path | None) -> Iterator[IO[str]]:
         yield sys.stdout
         return
     try:
-        path = output.expanduser()
+        path = expanded(output)
         whole = not path.exists() or path.is_file()  # what is neither, such as a pipe, is written as it comes
         place = path.resolve().with_name(f".{path.name}.{os.getpid()}") if whole else path
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,6 +29,7 @@ __all__ = [
     "Yes",
     "check_timeout",
     "countable",
+    "expanded",
     "not_empty",
 ]
 
@@ -106,6 +108,18 @@ Trace = Annotated[
     str | None, typer.Option("--trace", metavar="WHERE", help="Spans: console, otlp, or a JSON Lines file.")
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
+
+
+def expanded(path: Path) -> Path:
+    """A path with ``~`` for a home folder spelled out.
+
+    Raises:
+        ConfigError: There is no such home folder.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{path} must begin with a home folder that this system knows") from None
 
 
 def check_timeout(timeout: float | None) -> None:

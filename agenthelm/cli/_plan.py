@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agenthelm.cli._options import expanded
 from agenthelm.exceptions import PlanError, nearest
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def read(path: Path) -> tuple[str, list[Step | list[Step]]]:
         PlanError: The file can't be read or is no plan; it names the step.
     """
     try:
-        text = path.expanduser().read_text("utf-8")
+        text = expanded(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise PlanError(f"can't read {path}: {getattr(exc, 'strerror', None) or exc}") from exc
     document = _parsed(path, text)

@@ -232,8 +232,7 @@ def _loaded(settings: Settings) -> tuple[AgentRegistry, list[str]]:
     try:
         return AGENT_REGISTRY, [agent.name for agent in AGENT_REGISTRY.load(settings.app)]
     except AgentLoadError as error:
-        only_tools = error.line is None and error.__cause__ is None and len(TOOL_REGISTRY) > known
-        if not only_tools:
+        if not (error.empty and len(TOOL_REGISTRY) > known):
             raise
         return AGENT_REGISTRY, []
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from agenthelm.cli._command import command
+from agenthelm.cli._options import expanded
 from agenthelm.exceptions import ConfigError
 
 __all__ = ["app"]
@@ -22,7 +23,7 @@ def init(
     """Make a project: an agent, a tool and its undo, and a test, that runs as it is."""
     from agenthelm.cli import _console, _templates
 
-    folder = folder.expanduser()
+    folder = expanded(folder)
     taken = [name for name in _templates.FILES if (folder / name).exists()]
     if taken:
         raise ConfigError(f"{folder / taken[0]} is there already, so nothing was written; choose an empty folder")

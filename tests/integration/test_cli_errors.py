@@ -122,6 +122,17 @@ def test_a_missing_key_is_named(cli: Cli) -> None:
         (("run", "x", "-a", "writer", "--trace", "consle"), ["'consle'", "'console'"]),
         (("run", "x", "--app", "nowhere.py"), ["there is no file nowhere.py"]),
         (("run", "x", "--app", "no_such_module"), ["no_such_module"]),
+        (("run", "x", "--app", "app.py:plnner"), ["app.py:plnner", "no 'plnner'"]),
+        (("tools", "list", "--app", "app.py:plnner"), ["no 'plnner'"]),
+        (("run", "x", "--app", "app.txt"), ["there is no module 'app.txt'"]),
+        (
+            ("run", "x", "-a", "writer", "--api-base", "localhost:8000"),
+            ["api_base must begin with http://", "localhost"],
+        ),
+        (("init", "~nosuchuser/x"), ["~nosuchuser/x", "home folder"]),
+        (("saga", "run", "~nosuchuser/x.yaml"), ["~nosuchuser/x.yaml", "home folder"]),
+        (("traces", "export", "-o", "~nosuchuser/x.json"), ["~nosuchuser/x.json", "home folder"]),
+        (("run", "x", "--app", "~nosuchuser/x.py"), ["~nosuchuser/x.py", "home folder"]),
     ],
 )
 def test_wrong_input_is_refused_before_anything_runs(cli: Cli, arguments: tuple[str, ...], words: list[str]) -> None:

@@ -183,6 +183,7 @@ def test_prices_are_tables(folder: Path) -> None:
         ("budget_usd = nan", ["agenthelm.toml: budget_usd"]),
         ('approve = "maybe"', ["agenthelm.toml: approve", "ask, allow, deny", "'maybe'"]),
         ("model = 3", ["agenthelm.toml: model", "text", "3"]),
+        ('api_base = "localhost:8000/v1"', ["agenthelm.toml: api_base must begin with http://", "localhost"]),
         ('unpriced = "never"', ["agenthelm.toml: unpriced", "warn, deny, allow"]),
         ("workers = 0", ["agenthelm.toml: workers", "at least 1"]),
         ("workers = 1.5", ["agenthelm.toml: workers", "whole"]),
