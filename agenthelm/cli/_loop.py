@@ -91,7 +91,8 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         for signum, handler in before.items():
-            signal.signal(signum, handler)
+            if handler is not None:  # else it was not Python that said what becomes of it
+                signal.signal(signum, handler)
 
 
 def _watched_signals() -> list[signal.Signals]:
