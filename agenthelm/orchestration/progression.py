@@ -14,12 +14,12 @@ import anyio
 from agenthelm._runtime.context import current_run, entered
 from agenthelm._runtime.groups import named
 from agenthelm.core.binding import KEY_PARAMETER
-from agenthelm.core.digest import digest
 from agenthelm.core.effects import Effect
 from agenthelm.exceptions import PlanError, ToolInputError
 from agenthelm.orchestration.plan import Plan, Step, refs_in, resolved
 from agenthelm.orchestration.results import StepRecord
 from agenthelm.orchestration.scope import SagaScope
+from agenthelm.orchestration.values import encode
 from agenthelm.telling import describe
 
 __all__ = ["OnError", "Progression"]
@@ -118,17 +118,19 @@ class Progression:
             needed = {ref.step for ref in refs_in(built.arguments)}
             if step.name not in needed or not needed <= results.keys():
                 continue
-            if self._digest(built, effect, results) != effect.digest:
+            if not self._was_called_so(built, effect, results):
                 raise PlanError(f"{step.name!r} returns something else now than what {name!r} was called with")
 
-    def _digest(self, step: Step, effect: Effect, results: Mapping[str, Any]) -> str | None:
-        """The digest of a step's call with these results; None if it can't be called with them."""
+    def _was_called_so(self, step: Step, effect: Effect, results: Mapping[str, Any]) -> bool:
+        """Whether what a step gets of these results is what it was called with; other arguments need not be the same."""
         binding = self._scope.executor.tools[step.tool_name].binding
         key = {KEY_PARAMETER: effect.key} if binding.takes_key else {}
         try:
-            return digest(effect.tool, binding.bind({**resolved(step.arguments, results), **key}))
+            bound = binding.bind({**resolved(step.arguments, results), **key})
         except (PlanError, ToolInputError):
-            return None
+            return False
+        forms = {name: encode(bound.get(name)) for name, given in step.arguments.items() if refs_in(given)}
+        return all(form == (effect.arguments.get(name), True) for name, form in forms.items())
 
 
 def _nearest(plan: Plan, todo: AbstractSet[str]) -> dict[str, dict[str, None]]:

@@ -115,6 +115,9 @@ async def test_a_plan_whose_next_steps_could_not_be_undone_is_undone(tools: Tool
     assert "no such tool" in str(result.error) or "no tool named 'unmake_otherwise'" in str(result.error)
 
 
+Moment = Annotated[float, Field(default_factory=time.monotonic)]  # never the same, and none of anybody's results
+
+
 @pytest.mark.parametrize("now", [100, 130, -1])
 @pytest.mark.parametrize("through", ["quote", "rounded"])
 @pytest.mark.parametrize("after", [2, 3, 4, 5])
@@ -134,7 +137,7 @@ async def test_what_is_looked_up_again_must_be_what_others_were_called_with(
 
     def pays(what: str) -> None:
         @tool(registry=tools, name=what, compensating_tool="undo")
-        async def _(price: Annotated[int, Field(ge=0)], idempotency_key: str, guests: int = 2) -> str:
+        async def _(price: Annotated[int, Field(ge=0)], at: Moment, idempotency_key: str) -> str:
             world.append(f"{what} {price}")
             return what
 
