@@ -55,6 +55,7 @@ class Unwinder:
     again: bool = False
     undone: list[str] = field(default_factory=list)
     _states: dict[str, EffectState] = field(default_factory=dict)
+    _inside: dict[str, list[EffectState]] = field(default_factory=dict)
     _verdicts: dict[str, Verdict | None] = field(default_factory=dict)
     _unanswered: set[str] = field(default_factory=set)
     _group: TaskGroup = field(init=False)
@@ -71,6 +72,9 @@ class Unwinder:
         """
         states = list(effects)
         self._states = {state.effect.id: state for state in states}
+        for state in states:
+            if state.effect.parent is not None:
+                self._inside.setdefault(state.effect.parent, []).append(state)
         context = current_run() or RunContext(run_id=self.journal.run_id, session_id="", namespace="")
         context = context.evolve(agent=None, step=None, effect=None, stops=())
         executor = replace(
@@ -126,6 +130,13 @@ class Unwinder:
         while (parent := self._states.get(inner.effect.parent or "")) is not None:
             yield parent, inner
             inner = parent
+
+    def _all_inside(self, state: EffectState) -> list[EffectState]:
+        """The effects that were begun inside a call, however deep, by beginning."""
+        found = list(self._inside.get(state.effect.id, ()))
+        for inner in found:  # which grows meanwhile
+            found += self._inside.get(inner.effect.id, ())
+        return sorted(found, key=lambda inner: inner.order)
 
     def _covered(self, state: EffectState, *, surely: bool = False) -> bool:
         """Whether the compensator of an enclosing tool takes this effect back as well.
@@ -340,7 +351,7 @@ class Unwinder:
         report(Progress("undone", state.effect.tool, run_id=self.journal.run_id))
         covered = [
             other
-            for other in self._states.values()
+            for other in self._all_inside(state)
             if not other.settled and other.reason is None and (other.outcome != "failed" or other.undoing)
             and any(parent is state and self._covers(parent, inner) for parent, inner in self._enclosing(other))
         ]  # fmt: skip
