@@ -112,7 +112,13 @@ class Agent(dspy.Module):
             self.predict: Any = predictor(self.signature, self.tools)
 
     def get_signature(self) -> AgentSignature:
-        """What it takes and gives, for wiring and discovery."""
+        """What it takes and gives, for wiring and discovery.
+
+        Raises:
+            AgentError: Its class has an ``__init__`` that does not call this one's.
+        """
+        if "_described" not in self.__dict__:
+            raise AgentError(f"{type(self).__name__}.__init__ does not call super().__init__(); let it do so first")
         if self._described is None:
             kind = type(self)
             if kind._overridden:
@@ -271,7 +277,7 @@ class Agent(dspy.Module):
             stack.enter_context(using(executor))
             if executor.effects is not None:
                 stack.enter_context(at_work(self.tools))
-            stack.enter_context(agent_lm_scope(self.name, self.lm))
+            stack.enter_context(agent_lm_scope(self.name, as_model(self.lm)))  # perhaps set to a name since
             yield executor
 
 

@@ -70,11 +70,12 @@ class Progression:
         await named({name: functools.partial(self._step, step) for name, step in todo.items()})
 
     async def _step(self, step: Step) -> None:
-        for needed in self._waits[step.name]:
+        waits = self._waits[step.name]
+        for needed in waits:
             if needed in self._ended:
                 await self._ended[needed].wait()
         try:
-            failed = [needed for needed in self._waits[step.name] if needed not in self._results]
+            failed = [needed for needed in waits if needed not in self._results]
             if failed:
                 self._scope.errors[step.name] = f"not run, because {failed[0]!r} failed"
                 return

@@ -234,6 +234,31 @@ def test_an_agent_with_nothing_to_do_is_refused() -> None:
         Agent("idle")
 
 
+async def test_an_agent_whose_init_forgets_the_one_above_is_told_so() -> None:
+    class Forgetful(Agent):
+        def __init__(self) -> None:
+            self.style = "terse"
+
+        def forward(self, context: Any, task: str) -> dict[str, str]:
+            return {"text": task}
+
+    with pytest.raises(AgentError, match=r"^Forgetful.__init__ does not call super\(\).__init__\(\)"):
+        await Forgetful().run(task="x")
+
+
+async def test_a_model_may_be_set_by_its_name_after_the_agent_was_made() -> None:
+    class Late(Agent):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lm = "offline"
+            self.predict = dspy.Predict("task -> text")
+
+        async def aforward(self, context: Any, task: str) -> dict[str, str]:
+            return {"text": (await self.ask(self.predict, task=task)).text}
+
+    assert (await Late().run(task="x"))["text"] == "[offline placeholder: text]"
+
+
 def test_name_and_description_come_from_the_class() -> None:
     class HTTPFetcherAgent(Agent):
         """Fetches pages.
