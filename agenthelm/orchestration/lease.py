@@ -73,7 +73,7 @@ class Lease:
     async def _renew(self) -> None:
         """One renewal; shielded, because unwinding needs the lease as well."""
         with CancelScope(shield=True):
-            if await self._is_ours() and not self._over.is_set():
+            if await self._keep() and not self._over.is_set():
                 self._set_timer()
 
     async def end(self, error: BaseException | None, *, elsewhere: bool = False) -> None:
@@ -101,10 +101,10 @@ class Lease:
                 with anyio.move_on_after(self._silent_for()):
                     await self._over.wait()
                     return
-                if not await self._is_ours():
+                if not await self._keep():
                     return
 
-    async def _is_ours(self) -> bool:
+    async def _keep(self) -> bool:
         """Renew if nothing else was written; False when there is nothing left to keep."""
         if self.clock.monotonic() - self.journal.last_append >= RENEW_SECONDS:
             try:
