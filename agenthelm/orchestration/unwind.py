@@ -161,8 +161,8 @@ class Unwinder:
         by_result = compensator is not None and tool is not None and needs_result(tool, compensator)
         if by_result and inner.attempt < (parent.attempts or 1):
             return False  # a result says what the attempt that returned it did, and nothing of those before it
-        if parent.compensated:
-            return True
+        if parent.compensated or parent.undoing:
+            return True  # it ran, or has begun to; nobody knows how far it got with what is inside
         if compensator is None or tool is None or parent.undone or isinstance(self._means.problem(parent), str):
             return False
         happened = parent.outcome == "ok" or self._verdicts.get(parent.effect.id) is not None
@@ -274,7 +274,7 @@ class Unwinder:
 
     async def _resume_undo(self, executor: ToolExecutor, state: EffectState, tool: Tool) -> bool:
         """An undo was begun and its end is unknown: repeat it only if the effect still stands."""
-        verdict = await self._verdict(executor, state, tool)
+        verdict = self._verdicts[state.effect.id] = await self._verdict(executor, state, tool)
         if verdict is None:
             silence = self._silence(state)
             await self._stuck(

@@ -108,6 +108,41 @@ async def test_what_a_failed_attempt_did_inside_is_undone_by_itself_if_the_next_
     assert hotel.undone == ["undo_trip room2", "free room1"]
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["verify answers", "verify fails"])
+async def test_what_an_interrupted_undo_may_have_taken_back_is_not_undone_by_itself_when_it_fails_again(
+    known: bool,
+) -> None:
+    hotel = Hotel(failures=0)
+
+    @tool(registry=hotel.tools)
+    async def last_room() -> dict[str, str]:
+        if not known and hotel.undone:
+            raise ConnectionError("the hotel does not answer")
+        return {"room": "room1"}
+
+    @tool(registry=hotel.tools)
+    async def undo_half(room: str) -> None:
+        hotel.undone.append(f"undo_half {room}")
+        if room in hotel.rooms:
+            hotel.rooms.remove(room)
+        raise ValueError("the deposit is not paid back")
+
+    tool(registry=hotel.tools, name="trip", compensating_tool="undo_half", verify="last_room")(
+        hotel.tools["trip_undo_trip"].function
+    )
+    ends = {"type": "finish", "effect": "e1"}.items()
+    dying = FaultyStorage(hotel.storage, matching=lambda record: ends <= record.data.items(), do="crash")
+    with pytest.raises(SimulatedCrash):
+        await Orchestrator(tools=hotel.tools, storage=dying).run_saga([Step("trip")])
+    dying = FaultyStorage(hotel.storage, matching=lambda record: record.data.get("type") == "undo_failed", do="crash")
+    with pytest.RaisesGroup(SimulatedCrash, flatten_subgroups=True):
+        await Orchestrator(tools=hotel.tools, storage=dying, clock=Later()).recover()
+    (result,) = await Orchestrator(tools=hotel.tools, storage=hotel.storage, clock=Later(2)).recover()
+    assert [stuck.effect_id for stuck in result.stuck] == ["e1"]
+    assert hotel.undone == ["undo_half room1"] * (2 if known else 1)
+    assert hotel.rooms == []
+
+
 @live_or_later
 async def test_a_compensator_that_needs_no_result_takes_back_what_every_attempt_did(live: bool) -> None:
     hotel = Hotel()
