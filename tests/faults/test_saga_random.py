@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import anyio
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
-from tests.support.saga_random import Case, cases, play
+from tests.support.saga_random import Case, cases, limits, play
 
 pytestmark = pytest.mark.usefixtures("unlogged")
 
@@ -14,17 +14,6 @@ pytestmark = pytest.mark.usefixtures("unlogged")
 def check(case: Case, backend: str) -> None:
     wrong = anyio.run(play, case, backend=backend)
     assert not wrong, wrong
-
-
-def limits(examples: int) -> settings:
-    return settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        derandomize=examples <= 1_000,
-        suppress_health_check=list(HealthCheck),
-        print_blob=False,
-    )
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from agenthelm._runtime.retry import Backoff
@@ -31,6 +32,18 @@ from tests.support.saga_order import wrong_order
 KINDS = ("book", "book_sync", "check", "make", "keep", "wrap", "pack", "nest", "burn", "guarded")
 ENDS = ("ok", "fail", "doubt", "done, doubt", "hang", "done, hang")
 _NO_CALL = 10_000
+
+
+def limits(examples: int) -> settings:
+    """So many examples, without a limit of time: the same ones each time where they are few enough for every change."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=examples <= 1_000,
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+    )
 
 
 @dataclass(frozen=True)
