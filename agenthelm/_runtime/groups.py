@@ -13,10 +13,11 @@ from typing import Any, Protocol, TypeVar
 
 import anyio
 from anyio import CancelScope
+from anyio.lowlevel import current_token
 
 from agenthelm.telling import chain, describe
 
-__all__ = ["beside", "cut_short", "in_child", "named", "shielded", "wait_through"]
+__all__ = ["beside", "cancelled_once", "cut_short", "in_child", "named", "shielded", "wait_through"]
 
 T = TypeVar("T")
 
@@ -133,6 +134,38 @@ async def wait_through(event: _Waitable) -> None:
             raise pending
         finally:
             pending = None
+
+
+async def cancelled_once(work: Awaitable[T]) -> T:
+    """Await, on asyncio, what was written for asyncio's own cancellation, which comes once.
+
+    A scope's comes again at every pass of the event loop until it is obeyed, and so interrupts the clean-up as well:
+    a connection that was just being made belongs to nobody then, and is never closed.
+    """
+
+    async def body() -> T:
+        return await work
+
+    def seen(over: Any) -> None:
+        if not over.cancelled():
+            over.exception()  # asyncio logs those that nobody looked at
+        ended.set()
+
+    ended = anyio.Event()
+    loop: Any = current_token().native_token
+    task = loop.create_task(body())  # anyio has none that a scope can't reach
+    task.add_done_callback(seen)
+    try:
+        await ended.wait()
+    except anyio.get_cancelled_exc_class():
+        task.cancel()
+        await wait_through(ended)
+        raise
+    try:
+        value: T = task.result()
+        return value
+    finally:
+        del task  # the frame must not keep its own exception alive
 
 
 def cut_short(error: Exception) -> bool:

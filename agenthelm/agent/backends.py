@@ -10,9 +10,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
 import weakref
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
+from contextlib import aclosing, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
@@ -22,7 +23,7 @@ from anyio.lowlevel import RunVar
 from dspy.lm15 import LMRouter, Request, Response, RouterConfig, UnsupportedFeatureError, response_to_events
 from dspy.utils import DummyLM
 
-from agenthelm._runtime.groups import shielded
+from agenthelm._runtime.groups import cancelled_once, shielded
 from agenthelm._runtime.workers import Workers, on_trio
 from agenthelm.core.cost import Price
 
@@ -56,8 +57,8 @@ class Backend(Protocol):
         """Ask for events, blocking."""
         ...
 
-    def stream_async(self, request: Request) -> AsyncGenerator[Any, None]:
-        """Ask for events, on asyncio."""
+    def stream_async(self, request: Request, workers: Workers) -> AsyncGenerator[Any, None]:
+        """Ask for events, and be cancellable at once."""
         ...
 
 
@@ -78,8 +79,10 @@ class ObjectBackend:
     async def ask_async(self, request: Request, workers: Workers) -> Response:
         """Await the async twin where the event loop allows; else ask the sync engine in a thread that is let go."""
         twin = self.async_engine
-        if twin is not None and (getattr(twin, "any_backend", False) or not on_trio()):
+        if getattr(twin, "any_backend", False):
             return await twin.complete(request)
+        if twin is not None and not on_trio():
+            return await cancelled_once(twin.complete(request))
         if getattr(self.engine, "nonblocking", False):
             return self.engine.complete(request)
         return await workers.run_abandonable(self.engine.complete, request)
@@ -89,21 +92,80 @@ class ObjectBackend:
         stream = getattr(self.engine, "stream", None)
         yield from response_to_events(self.ask(request)) if stream is None else stream(request)
 
-    async def stream_async(self, request: Request) -> AsyncGenerator[Any, None]:
-        """The async twin's events, or its whole answer as events."""
-        stream = getattr(self.async_engine, "stream", None)
-        if stream is None:
-            for event in response_to_events(await self.async_engine.complete(request)):
-                yield event
-            return
-        events = stream(request)
-        try:
+    async def stream_async(self, request: Request, workers: Workers) -> AsyncGenerator[Any, None]:
+        """The async twin's events where the event loop allows, else the sync engine's; or a whole answer as events."""
+        twin = self.async_engine
+        anywhere = getattr(twin, "any_backend", False)
+        if twin is None or not (anywhere or not on_trio()):
+            source = _read(self.stream(request), workers)
+        elif hasattr(twin, "stream"):
+            source = _events(twin.stream(request), once=not anywhere)
+        else:
+            source = _whole(self.ask_async(request, workers))
+        async with aclosing(source) as events:
             async for event in events:
                 yield event
+
+
+async def _events(source: AsyncIterator[Any], *, once: bool = True) -> AsyncGenerator[Any, None]:
+    """What an engine streams; its connection is closed at the end. ``once``: see `cancelled_once`."""
+    try:
+        while (event := await (cancelled_once(anext(source, None)) if once else anext(source, None))) is not None:
+            yield event
+    finally:
+        close = getattr(source, "aclose", None)
+        if close is not None:
+            await close()
+
+
+async def _whole(answer: Awaitable[Response]) -> AsyncGenerator[Any, None]:
+    for event in response_to_events(await answer):
+        yield event
+
+
+async def _read(source: Iterator[Any], workers: Workers) -> AsyncGenerator[Any, None]:
+    """What an engine streams that can only block."""
+    stream = _Blocking(source)
+    try:
+        while (event := await workers.run_abandonable(stream.next)) is not None:
+            yield event
+    finally:
+        stream.close()
+
+
+class _Blocking:
+    """A stream that threads read, one at a time. One that was let go closes it when its event is there."""
+
+    def __init__(self, source: Iterator[Any]) -> None:
+        self._source = source
+        self._lock = threading.Lock()
+        self._waited_for = self._over = False
+
+    def next(self) -> Any | None:
+        """The next event, or None at the end."""
+        with self._lock:
+            self._waited_for = True
+        try:
+            return next(self._source, None)
         finally:
-            close = getattr(events, "aclose", None)
-            if close is not None:
-                await close()
+            with self._lock:
+                self._waited_for = False
+                over = self._over
+            if over:
+                self._end()
+
+    def close(self) -> None:
+        """Read no more."""
+        with self._lock:
+            self._over = True
+            waited_for = self._waited_for
+        if not waited_for:
+            self._end()
+
+    def _end(self) -> None:
+        close = getattr(self._source, "close", None)
+        if close is not None:
+            close()
 
 
 def declared_price(engine: Any) -> Price | None:
@@ -141,17 +203,15 @@ class LMBackend:
         if self._litellm and "litellm" not in sys.modules:
             await workers.run_abandonable(_import_litellm)
         with _muted():
-            return await self.lm.acall(request)
+            return await cancelled_once(self.lm.acall(request))
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The whole answer, as events."""
         yield from response_to_events(self.ask(request))
 
-    async def stream_async(self, request: Request) -> AsyncGenerator[Any, None]:
+    def stream_async(self, request: Request, workers: Workers) -> AsyncGenerator[Any, None]:
         """The whole answer, as events."""
-        response = await self.ask_async(request, Workers())
-        for event in response_to_events(response):
-            yield event
+        return _whole(self.ask_async(request, workers))
 
 
 def _server_of(lm: dspy.BaseLM) -> Server | None:
@@ -283,23 +343,27 @@ class NativeBackend(ObjectBackend):
         if pool is None:
             return await workers.run_abandonable(self.engine.complete, request)
         with pool as twin:
-            response: Response = await twin.complete(request)
+            response: Response = await cancelled_once(twin.complete(request))
         return response
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The native engine's events."""
         return self.engine.stream(request) if self._representable(request) else self._fallback.stream(request)
 
-    async def stream_async(self, request: Request) -> AsyncGenerator[Any, None]:
+    async def stream_async(self, request: Request, workers: Workers) -> AsyncGenerator[Any, None]:
         """The native engine's events."""
-        pool = self._pool() if self._representable(request) else None
+        native = self._representable(request)
+        pool = self._pool() if native else None
         with nullcontext() if pool is None else pool as twin:
-            events = self._fallback.stream_async(request) if twin is None else twin.stream(request)
-            try:
+            if twin is not None:
+                source = _events(twin.stream(request))
+            elif native:
+                source = _read(self.engine.stream(request), workers)
+            else:
+                source = self._fallback.stream_async(request, workers)
+            async with aclosing(source) as events:
                 async for event in events:
                     yield event
-            finally:
-                await events.aclose()
 
 
 _natives: weakref.WeakKeyDictionary[dspy.LM, tuple[object, Backend]] = weakref.WeakKeyDictionary()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
@@ -280,14 +280,11 @@ class LMCall:
             )  # fmt: skip
             self._settle(usage_of(empty, self.model, self.verbatim))
 
-    async def next_event(self, events: AsyncIterator[Any] | Iterator[Any]) -> Any | None:
-        """A stream's next event within the deadline, or None at its end. A thread that waits for one is let go."""
+    async def next_event(self, events: AsyncIterator[Any]) -> Any | None:
+        """A stream's next event within the deadline, or None at its end."""
         left = self.remaining()
         with anyio.move_on_after(None if left == float("inf") else left):
-            if isinstance(events, AsyncIterator):
-                event = await anext(events, None)
-            else:
-                event = await self.executor.workers.run_abandonable(next, events, None)
+            event = await anext(events, None)
             if event is not None:
                 self.event(event)
             return event

@@ -11,9 +11,9 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import anyio
 import dspy
@@ -36,6 +36,8 @@ from agenthelm.exceptions import ModelError
 __all__ = ["LMPolicy", "Meter", "Unpriced", "is_metered", "metered"]
 
 T = TypeVar("T")
+
+_Events: TypeAlias = Iterator[Any] | AsyncGenerator[Any, None]
 
 Unpriced = Literal["warn", "deny", "allow"]
 
@@ -250,25 +252,48 @@ class _Door:
             with call:
                 while True:
                     call.attempt()
+                    events = self._in_run(self._events, request, executor)
                     try:
-                        events = self.backend.stream(request)
                         while (event := self._in_run(self._next_event, call, events)) is not None:
                             yield event
                         return
                     except Exception as error:  # noqa: BLE001 - see `complete`
                         time.sleep(call.retry_after(error))
+                    finally:
+                        self._in_run(self._close, events)
         finally:
             self._in_run(self._write, call)
 
-    def _next_event(self, call: LMCall, events: Iterator[Any]) -> Any | None:
+    def _events(self, request: Request, executor: ToolExecutor) -> _Events:
+        """What is streamed; on the loop where there is a way to it, because there it can be closed at any time."""
+        if self._way_back() is None:
+            return self.backend.stream(request)
+        return self.backend.stream_async(request, executor.workers)
+
+    def _next_event(self, call: LMCall, events: _Events) -> Any | None:
         """A stream's next event, or None at its end; where there is no way to the loop, however long it takes."""
-        back = self._way_back()
-        if back is not None:
+        if isinstance(events, AsyncGenerator):
+            back = self._way_back()
+            if back is None:
+                raise ModelError(
+                    f"model {self.model!r} streams on an event loop that has ended, or that waits for the thread which "
+                    "reads; await threads, don't block the event loop on them"
+                )
             return back(call.next_event, events)
         call.check_deadline()
         if (event := next(events, None)) is not None:
             call.event(event)
         return event
+
+    def _close(self, events: _Events) -> None:
+        """Let go of the connection; the run may be cancelled by now, and the loop have ended."""
+        run = current_run()
+        if not isinstance(events, AsyncGenerator):
+            close = getattr(events, "close", None)
+            if close is not None:
+                close()
+        elif run is not None and run.loop is not None and answers(run.loop):
+            await_on_loop(events.aclose, token=run.loop)
 
     def close(self) -> None:
         """The user's LM owns its connections."""
@@ -333,7 +358,7 @@ class _AsyncDoor:
         _passed_door()
         meter, backend, executor = self._door.meter, self._door.backend, self._door.executor()
         if executor is None:
-            async for event in self._door.outside().stream_async(request):
+            async for event in self._door.outside().stream_async(request, Workers()):
                 yield event
             return
         await meter.load_prices()
@@ -342,7 +367,7 @@ class _AsyncDoor:
             with call:
                 while True:
                     call.attempt()
-                    events = backend.stream_async(request)
+                    events = backend.stream_async(request, executor.workers)
                     try:
                         while (event := await call.next_event(events)) is not None:
                             yield event

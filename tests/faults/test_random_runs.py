@@ -17,6 +17,13 @@ def check(case: Case, backend: str) -> None:
     assert not wrong, wrong
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@limits(100)
+@given(case=cases())
+def test_a_random_run_costs_what_was_billed_and_leaves_nothing(backend: str, case: Case) -> None:
+    check(case, backend)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @limits(2_000)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import dspy
 import pytest
@@ -41,6 +42,14 @@ def answers_twice_by_prose() -> list[Behaviour]:
 def server() -> Iterator[OpenAIServer]:
     with OpenAIServer() as running:
         yield running
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """What nobody closes stays open."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 async def test_our_books_equal_the_servers_to_the_token(server: OpenAIServer) -> None:
@@ -153,6 +162,26 @@ async def test_cancelling_an_agent_does_not_wait_for_the_model(server: OpenAISer
     (event,) = await run.events()
     assert event.outcome == "cancelled"
     assert run.ledger.total().estimated_calls == 1
+
+
+async def test_a_stream_that_nobody_waits_for_any_more_is_closed(
+    server: OpenAIServer, anyio_backend_name: str, uncollected: None
+) -> None:
+    """A model that writes on costs money. On trio a thread reads it, and closes it when its event has come."""
+    slow = Behaviour(delay=30.0, text="word " * 500)
+    server.script = [slow]
+    send, receive = anyio.create_memory_object_stream[Any](1000)
+    async with lm_run(model(server)) as run, send, receive:
+        with dspy.context(send_stream=send):
+            async with anyio.create_task_group() as group:
+                group.start_soon(run.call, program)
+                await anyio.to_thread.run_sync(slow.started.wait)
+                group.cancel_scope.cancel()
+        if anyio_backend_name == "trio":
+            server.closing.set()  # it answers now
+        with anyio.fail_after(10):
+            while server.open_connections:
+                await anyio.sleep(0.001)
 
 
 async def test_what_a_tool_asks_when_it_is_let_go_is_on_the_bill_of_its_run(server: OpenAIServer) -> None:
@@ -295,6 +324,36 @@ async def test_models_that_a_service_makes_as_it_goes_leave_no_connections_open(
             while server.open_connections > 16:
                 await anyio.sleep(0.001)
         assert server.connections == 20
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    "anyio_backend", ["asyncio", pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop")]
+)  # on trio threads ask
+async def test_a_model_call_that_is_cancelled_while_it_connects_leaves_no_connection(
+    server: OpenAIServer, streamed: bool, uncollected: None
+) -> None:
+    """A scope cancels at every pass of the event loop, in the middle of the clean-up of the pass before as well."""
+
+    class Asker(Agent):
+        async def aforward(self, context: Any, task: str = "") -> dict[str, Any]:
+            send, receive = anyio.create_memory_object_stream[Any](100)
+            with send, receive, dspy.context(send_stream=send if streamed else None):
+                await program.acall(question=task)
+            return {}
+
+    async with Orchestrator(lm=model(server)) as orchestrator:
+        for passes in range(6, 46):
+            async with anyio.create_task_group() as group:
+                for number in range(3):
+                    group.start_soon(orchestrator.run, Asker("asker"), f"{passes} {number}")
+                for _ in range(passes):
+                    await anyio.lowlevel.checkpoint()
+                group.cancel_scope.cancel()
+    with anyio.fail_after(10):
+        while server.open_connections:
+            await anyio.sleep(0.001)
+    assert server.connections > 10
 
 
 async def test_a_model_that_is_being_asked_keeps_its_connections(server: OpenAIServer) -> None:

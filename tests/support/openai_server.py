@@ -181,7 +181,7 @@ class OpenAIServer:
 
     @property
     def open_connections(self) -> int:
-        """How many of them are still open."""
+        """How many of them are still open at both ends."""
         return self._server.open_clients
 
     def close(self) -> None:
@@ -255,7 +255,7 @@ class _Server(socketserver.ThreadingTCPServer):
     @property
     def open_clients(self) -> int:
         with self._clients_lock:
-            return len(self._clients)
+            return sum(not _closed_by_peer(client) for client in self._clients)
 
     def close_clients(self) -> None:
         with self._clients_lock:
@@ -434,6 +434,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
+
+
+def _closed_by_peer(connection: socket.socket) -> bool:
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _wants_usage(body: dict[str, Any]) -> bool:
