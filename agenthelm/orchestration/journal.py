@@ -253,8 +253,24 @@ class Journal:
         return Record(claims_of(self.run_id), {"epoch": self.epoch}, "claimed")
 
     async def closed(self, status: str, error: str | None = None) -> None:
-        """End a run's journal."""
-        await self.append("closed", state=status, status=status, error=error)
+        """End a run's journal.
+
+        An end that is on record counts, also when the storage has reported that it is not: nobody looks after the run
+        any more.
+        """
+        position = self._position
+        try:
+            await self.append("closed", state=status, status=status, error=error)
+        except StorageError:
+            if not await self._ends_at(position):
+                raise
+
+    async def _ends_at(self, position: int) -> bool:
+        try:
+            newest = await self.storage.read(self.stream, limit=1, newest_first=True)
+        except StorageError:
+            return False
+        return any(record.position == position and record.data["type"] == "closed" for record in newest)
 
     async def resolved(
         self,
