@@ -352,7 +352,7 @@ def parse_inputs(pairs: list[str], agents: Sequence[Any]) -> Mapping[str, object
     Where those agents that take it want a text, it is one that only looks like JSON.
 
     Raises:
-        ConfigError: A pair without ``=``, or the task a second time.
+        ConfigError: A pair without ``=``, or an input or the task a second time.
     """
     import json
 
@@ -365,6 +365,8 @@ def parse_inputs(pairs: list[str], agents: Sequence[Any]) -> Mapping[str, object
             raise ConfigError(f"--input takes key=value, not {pair!r}", setting="input")
         if name == "task":
             raise ConfigError("the task is given as TASK; --input is for further inputs", setting="input")
+        if name in inputs:
+            raise ConfigError(f"--input {name} is given twice", setting="input")
         try:
             value = json.loads(text)
         except ValueError:

@@ -115,13 +115,15 @@ def test_inputs_are_json_or_text(cli: Cli) -> None:
     assert "RuntimeError: out of coffee" in done.stderr
 
 
-def test_an_input_of_the_wrong_type_and_a_second_task_are_usage_errors(cli: Cli) -> None:
+def test_an_input_of_the_wrong_type_or_given_twice_and_a_second_task_are_usage_errors(cli: Cli) -> None:
     run = ("run", "x", "--app", "app.py", "-a", "planner")
     done = cli(*run, "-i", "mail=perhaps", code=2)
     assert done.stderr == "error: 'planner' takes 'mail' as bool, not 'perhaps'\n"
     for pair in ("task=y", "task=1"):
         done = cli(*run, "-i", pair, code=2)
         assert done.stderr == "error: the task is given as TASK; --input is for further inputs\n"
+    done = cli(*run, "-i", "mail=true", "-i", "mail=false", code=2)
+    assert done.stderr == "error: --input mail is given twice\n"
     assert world(cli) == {}
 
 
