@@ -292,6 +292,8 @@ class _Door:
             close = getattr(events, "close", None)
             if close is not None:
                 close()
+        elif on_event_loop():
+            pass  # collected there, unfinished; so are the events, which the loop then closes
         elif run is not None and run.loop is not None and answers(run.loop):
             await_on_loop(events.aclose, token=run.loop)
 

@@ -13,9 +13,11 @@ import anyio.lowlevel
 import anyio.to_thread
 import dspy
 import pytest
+from dspy.lm15 import Message, Request
 
 from agenthelm._runtime.retry import Backoff
-from agenthelm.agent import Agent
+from agenthelm._runtime.workers import answers, on_event_loop
+from agenthelm.agent import Agent, metering
 from agenthelm.agent.lm import LMPolicy, connections, unwrap
 from agenthelm.agent.lm_call import ASSUMED_OUTPUT_TOKENS
 from agenthelm.agent.models import resolve_model
@@ -182,6 +184,33 @@ async def test_a_stream_that_nobody_waits_for_any_more_is_closed(
         with anyio.fail_after(10):
             while server.open_connections:
                 await anyio.sleep(0.001)
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <async_generator")  # trio says that it was collected
+async def test_a_stream_that_is_collected_half_read_is_closed_and_does_not_hold_up_the_event_loop(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.script = [Behaviour(text="word " * 500)]
+    half_read: list[Any] = []
+
+    def read() -> None:
+        events = dspy.settings.lm.engine.stream(Request(model="gpt-4o-mini", messages=(Message.user("?"),)))
+        next(events)
+        half_read.append(events)
+
+    def blocks(token: object) -> bool:
+        assert not on_event_loop(), "this waits for the event loop"
+        return answers(token)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(metering, "answers", blocks)
+    async with lm_run(model(server)) as run:
+        await anyio.to_thread.run_sync(read)
+        half_read.clear()
+        with anyio.fail_after(10):
+            while server.open_connections:
+                gc.collect()
+                await anyio.sleep(0.001)
+    assert run.ledger.total().estimated_calls == 1
 
 
 async def test_what_a_tool_asks_when_it_is_let_go_is_on_the_bill_of_its_run(server: OpenAIServer) -> None:
