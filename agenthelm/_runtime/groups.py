@@ -17,9 +17,12 @@ from anyio.lowlevel import current_token
 
 from agenthelm.telling import chain, describe
 
-__all__ = ["beside", "cancelled_once", "cut_short", "in_child", "named", "shielded", "wait_through"]
+__all__ = ["beside", "cancelled_gently", "cut_short", "in_child", "named", "shielded", "wait_through"]
 
 T = TypeVar("T")
+
+CLEAN_UP_SECONDS = 5.0
+"""What `cancelled_gently` leaves a cancelled function before it cancels it again."""
 
 
 class _Waitable(Protocol):
@@ -136,36 +139,51 @@ async def wait_through(event: _Waitable) -> None:
             pending = None
 
 
-async def cancelled_once(work: Awaitable[T]) -> T:
+async def cancelled_gently(work: Awaitable[T]) -> T:
     """Await, on asyncio, what was written for asyncio's own cancellation, which comes once.
 
     A scope's comes again at every pass of the event loop until it is obeyed, and so interrupts the clean-up as well:
-    a connection that was just being made belongs to nobody then, and is never closed.
+    a connection that was just being made belongs to nobody then, and is never closed. Here it comes again only after
+    a while, to what did not obey.
     """
-
-    async def body() -> T:
-        return await work
-
-    def seen(over: Any) -> None:
-        if not over.cancelled():
-            over.exception()  # asyncio logs those that nobody looked at
-        ended.set()
-
-    ended = anyio.Event()
-    loop: Any = current_token().native_token
-    task = loop.create_task(body())  # anyio has none that a scope can't reach
-    task.add_done_callback(seen)
+    alone = _Alone(work)
     try:
-        await ended.wait()
+        await alone.ended.wait()
     except anyio.get_cancelled_exc_class():
-        task.cancel()
-        await wait_through(ended)
+        alone.cancel()
+        await wait_through(alone.ended)
         raise
     try:
-        value: T = task.result()
+        value: T = alone.task.result()
         return value
     finally:
-        del task  # the frame must not keep its own exception alive
+        del alone  # the frame must not keep its own exception alive
+
+
+class _Alone:
+    """A task that no scope reaches, which anyio has none of; on asyncio."""
+
+    def __init__(self, work: Awaitable[Any]) -> None:
+        async def body() -> Any:
+            return await work
+
+        self.ended = anyio.Event()
+        loop: Any = current_token().native_token
+        self._loop = loop
+        self._again: Any = None
+        self.task: Any = loop.create_task(body())
+        self.task.add_done_callback(self._end)
+
+    def cancel(self) -> None:
+        self.task.cancel()
+        self._again = self._loop.call_later(CLEAN_UP_SECONDS, self.cancel)
+
+    def _end(self, task: Any) -> None:
+        if not task.cancelled():
+            task.exception()  # asyncio logs those that nobody looked at
+        if self._again is not None:
+            self._again.cancel()
+        self.ended.set()
 
 
 def cut_short(error: Exception) -> bool:

@@ -23,7 +23,7 @@ from anyio.lowlevel import RunVar
 from dspy.lm15 import LMRouter, Request, Response, RouterConfig, UnsupportedFeatureError, response_to_events
 from dspy.utils import DummyLM
 
-from agenthelm._runtime.groups import cancelled_once, shielded
+from agenthelm._runtime.groups import cancelled_gently, shielded
 from agenthelm._runtime.workers import Workers, on_trio
 from agenthelm.core.cost import Price
 
@@ -82,7 +82,7 @@ class ObjectBackend:
         if getattr(twin, "any_backend", False):
             return await twin.complete(request)
         if twin is not None and not on_trio():
-            return await cancelled_once(twin.complete(request))
+            return await cancelled_gently(twin.complete(request))
         if getattr(self.engine, "nonblocking", False):
             return self.engine.complete(request)
         return await workers.run_abandonable(self.engine.complete, request)
@@ -99,7 +99,7 @@ class ObjectBackend:
         if twin is None or not (anywhere or not on_trio()):
             source = _read(self.stream(request), workers)
         elif hasattr(twin, "stream"):
-            source = _events(twin.stream(request), once=not anywhere)
+            source = _events(twin.stream(request), gently=not anywhere)
         else:
             source = _whole(self.ask_async(request, workers))
         async with aclosing(source) as events:
@@ -107,10 +107,10 @@ class ObjectBackend:
                 yield event
 
 
-async def _events(source: AsyncIterator[Any], *, once: bool = True) -> AsyncGenerator[Any, None]:
-    """What an engine streams; its connection is closed at the end. ``once``: see `cancelled_once`."""
+async def _events(source: AsyncIterator[Any], *, gently: bool = True) -> AsyncGenerator[Any, None]:
+    """What an engine streams; its connection is closed at the end. ``gently``: see `cancelled_gently`."""
     try:
-        while (event := await (cancelled_once(anext(source, None)) if once else anext(source, None))) is not None:
+        while (event := await (cancelled_gently(anext(source, None)) if gently else anext(source, None))) is not None:
             yield event
     finally:
         close = getattr(source, "aclose", None)
@@ -203,7 +203,7 @@ class LMBackend:
         if self._litellm and "litellm" not in sys.modules:
             await workers.run_abandonable(_import_litellm)
         with _muted():
-            return await cancelled_once(self.lm.acall(request))
+            return await cancelled_gently(self.lm.acall(request))
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The whole answer, as events."""
@@ -343,7 +343,7 @@ class NativeBackend(ObjectBackend):
         if pool is None:
             return await workers.run_abandonable(self.engine.complete, request)
         with pool as twin:
-            response: Response = await cancelled_once(twin.complete(request))
+            response: Response = await cancelled_gently(twin.complete(request))
         return response
 
     def stream(self, request: Request) -> Iterator[Any]:

@@ -22,8 +22,9 @@ import anyio.lowlevel
 import httpx
 import pytest
 
+from agenthelm._runtime import groups
 from agenthelm._runtime.context import RunContext, StopMark, current_run, entered, new_run_id, raise_if_stopped
-from agenthelm._runtime.groups import in_child, named, shielded, wait_through
+from agenthelm._runtime.groups import cancelled_gently, in_child, named, shielded, wait_through
 from agenthelm._runtime.retry import Backoff, asked_delay
 from agenthelm._runtime.workers import Outlasted, Workers, hop_back
 from agenthelm.telling import conceal
@@ -387,6 +388,77 @@ async def waiting(event: anyio.Event, after: list[bool]) -> None:
         await wait_through(event)
     finally:
         after.append(event.is_set())
+
+
+@on_asyncio
+class TestCancelledGently:
+    """What was written for asyncio's own cancellation, under a scope's."""
+
+    @pytest.mark.parametrize("natively", [False, True])
+    async def test_clean_up_that_awaits_is_not_cut_off(self, natively: bool) -> None:
+        trail: list[str] = []
+        reached, release = anyio.Event(), anyio.Event()
+
+        async def work() -> None:
+            try:
+                await anyio.sleep_forever()
+            except asyncio.CancelledError:
+                reached.set()
+                await release.wait()
+                trail.append("cleaned up")
+                raise
+
+        async with anyio.create_task_group() as group:
+            task = asyncio.ensure_future(cancelled_gently(work())) if natively else None
+            if task is None:
+                group.start_soon(cancelled_gently, work())
+            await anyio.wait_all_tasks_blocked()
+            _ = group.cancel_scope.cancel() if task is None else task.cancel()
+            with anyio.CancelScope(shield=True):
+                await reached.wait()
+                await anyio.wait_all_tasks_blocked()
+                assert not trail
+                release.set()
+                if task is not None:
+                    with pytest.raises(asyncio.CancelledError):
+                        await task
+        assert trail == ["cleaned up"]
+
+    async def test_what_does_not_obey_is_cancelled_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(groups, "CLEAN_UP_SECONDS", 0.001)
+        ignored: list[str] = []
+
+        async def work() -> None:
+            while len(ignored) < 3:
+                try:
+                    await anyio.sleep_forever()
+                except asyncio.CancelledError:
+                    ignored.append("no")
+            await anyio.sleep_forever()
+
+        with anyio.fail_after(10), anyio.CancelScope() as scope:
+            scope.cancel()
+            await cancelled_gently(work())
+        assert ignored == ["no"] * 3
+
+    async def test_its_value_and_its_error_are_handed_on(self, caplog: pytest.LogCaptureFixture) -> None:
+        async def fail() -> None:
+            try:
+                await anyio.lowlevel.checkpoint()
+            finally:
+                raise LookupError("gone")
+
+        async def value() -> int:
+            return 7
+
+        assert await cancelled_gently(value()) == 7
+        with pytest.raises(LookupError, match="gone"):
+            await cancelled_gently(fail())
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await cancelled_gently(fail())  # what its clean-up raised is nobody's
+        gc.collect()
+        assert not caplog.records
 
 
 class TestNamed:
