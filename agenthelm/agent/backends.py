@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
@@ -101,7 +101,7 @@ class ObjectBackend:
         elif hasattr(twin, "stream"):
             source = _events(twin.stream(request), gently=not anywhere)
         else:
-            source = _whole(self.ask_async(request, workers))
+            source = _whole(self, request, workers)
         async with aclosing(source) as events:
             async for event in events:
                 yield event
@@ -118,8 +118,9 @@ async def _events(source: AsyncIterator[Any], *, gently: bool = True) -> AsyncGe
             await close()
 
 
-async def _whole(answer: Awaitable[Response]) -> AsyncGenerator[Any, None]:
-    for event in response_to_events(await answer):
+async def _whole(backend: Backend, request: Request, workers: Workers) -> AsyncGenerator[Any, None]:
+    """A whole answer, as events."""
+    for event in response_to_events(await backend.ask_async(request, workers)):
         yield event
 
 
@@ -211,7 +212,7 @@ class LMBackend:
 
     def stream_async(self, request: Request, workers: Workers) -> AsyncGenerator[Any, None]:
         """The whole answer, as events."""
-        return _whole(self.ask_async(request, workers))
+        return _whole(self, request, workers)
 
 
 def _server_of(lm: dspy.BaseLM) -> Server | None:
