@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import enum
 import functools
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -172,6 +173,13 @@ def _own(value: Any) -> Any:
         return value
 
 
+def _unlike(name: str, taken: Mapping[str, Any]) -> str:
+    """A name as it is, or with a number where one that is shown alike is taken: no entry may hide another."""
+    if name not in taken:
+        return name
+    return next(f"{name} ({number})" for number in itertools.count(2) if f"{name} ({number})" not in taken)
+
+
 class _NotQuick(Exception):  # noqa: N818 - no error: the long way is taken then
     """There is something in it that needs a closer look."""
 
@@ -323,14 +331,14 @@ class _Masking:
         shown: dict[str, Any] = {}
         for count, (key, item) in enumerate(pairs):
             if count >= ITEMS or self.room <= 0:
-                shown["…"] = f"<{count} of {length} entries>"
+                shown[_unlike("…", shown)] = f"<{count} of {length} entries>"
                 break
             name = str.__str__(key) if isinstance(key, str) else str(self.value(key))
             # By the whole name, of which a secret may be a part.
             hides = key in sensitive or (type(item) is not bool and looks_secret(name[: self.cap]))
             name = self.text(name)
             self.room -= 8
-            shown[name] = self.named(name, item, sensitive=hides)
+            shown[_unlike(name, shown)] = self.named(name, item, sensitive=hides)
         return shown
 
     def items(self, value: Any) -> list[Any]:

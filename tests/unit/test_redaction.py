@@ -186,6 +186,29 @@ def test_long_collections_are_cut_and_say_how_long_they_were() -> None:
     assert shown["wide"]["…"] == "<256 of 5000 entries>"
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("https://a@example.org/", "https://b@example.org/"),
+        ("password=first-one", "password=other-one"),
+        ("\ud800", "\\ud800"),
+        (1, "1"),
+        ("k" * 9000 + "a", "k" * 9000 + "b"),
+    ],
+)
+def test_no_entry_hides_another_one_whose_name_is_shown_alike(one: object, other: object) -> None:
+    held = {one: {"amount": 1_000_000}, other: {"amount": 1}, "third": {"amount": 2}}
+    for shown in (masked(held), masked({"payload": held})["payload"]):
+        assert len(shown) == 3
+        assert [value["amount"] for value in shown.values() if value != MASK] in ([1_000_000, 1, 2], [2])
+
+
+def test_an_entry_can_not_stand_for_those_that_are_left_out() -> None:
+    shown = masked({"…": "all", **{str(number): number for number in range(5000)}})
+    assert shown["…"] == "all"
+    assert "<256 of 5001 entries>" in shown.values()
+
+
 def test_the_whole_copy_is_bounded() -> None:
     assert len(json.dumps(masked({"l": [["x" * 1000] * 200] * 200}, cap=1000))) < 20_000
 
