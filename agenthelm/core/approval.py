@@ -41,10 +41,10 @@ async def approve(
     if not required and not handler.gates:
         return
     request = _request(call, timeout, hook)
-    if not required and not handler.covers(request):
-        return
     asked = call.clock.monotonic()
-    decision = await _ask(handler, request, timeout)
+    decision = await _ask(handler, request, timeout, required=required)
+    if decision is None:
+        return
     waited = call.clock.monotonic() - asked
     call.approver = _said(decision.approver) or type(handler).__name__
     reason = _said(decision.reason)
@@ -110,9 +110,14 @@ def _request(call: Call, timeout: float | None, hook: Any) -> ApprovalRequest:
     )
 
 
-async def _ask(handler: ApprovalHandler, request: ApprovalRequest, timeout: float | None) -> Decision:
+async def _ask(
+    handler: ApprovalHandler, request: ApprovalRequest, timeout: float | None, *, required: bool
+) -> Decision | None:
+    """The handler's answer; None where the contract asks for none, and the handler does not want to be asked either."""
     with anyio.move_on_after(timeout) as scope:
         try:
+            if not required and not handler.covers(request):
+                return None
             decision: object = await handler.request_approval(request)
         except Exception as exc:  # noqa: BLE001 - a handler that breaks has not said yes
             return Decision(

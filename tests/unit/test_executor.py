@@ -676,6 +676,23 @@ class TestApproval:
         assert str(event.approver)[:995] == str(event.approval_reason)[:995] == kept
         assert len(str(event.approver)) < 1100
 
+    async def test_a_handler_that_breaks_when_it_picks_its_calls_is_a_denial_too(self) -> None:
+        class Broken(Asked):
+            gates = True
+
+            def covers(self, request: ApprovalRequest) -> bool:
+                raise KeyError(request.tool_name)
+
+        door = Door(approval_handler=Broken(Decision(True)))
+
+        @tool(registry=door.tools)
+        async def look() -> None:
+            raise AssertionError("reached")
+
+        with pytest.raises(ApprovalDeniedError, match=r"the handler failed \(KeyError: 'look'\)"):
+            await door.call("look")
+        assert (await door.event()).outcome == "denied"
+
     async def test_what_is_asked_is_what_is_run(self) -> None:
         handler = Asked(Decision(True, "fine", "Ada"))
         door = Door(approval_handler=handler)
