@@ -43,6 +43,8 @@ class Ref:
                     value = value[part]
                 elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
                     value = value[int(part)]
+                elif part.startswith("_"):  # a plan may come from a file, and this way leads to all that Python holds
+                    raise AttributeError(part)
                 else:
                     value = getattr(value, part)
             except (KeyError, IndexError, ValueError, AttributeError) as exc:

@@ -737,10 +737,14 @@ class TestRefs:
     class Trip:
         days: int
 
+        def length(self) -> int:
+            return self.days
+
     @pytest.mark.parametrize(
         ("result", "path", "value"),
         [
             ({"rooms": [{"id": 7}]}, "rooms.0.id", 7),
+            ({"_id": 8}, "_id", 8),
             (Trip(3), "days", 3),
             ([1, 2], "-1", 2),
             ("text", "", "text"),
@@ -756,6 +760,8 @@ class TestRefs:
             ({"rooms": []}, "rooms.first", "first"),
             ({"a": 1}, "b", "b"),
             ("text", "0", "0"),
+            (Trip(3), "length.__globals__.pytest", "__globals__"),
+            (Trip(3), "__class__.__name__", "__class__"),
         ],
     )
     def test_to_nowhere_say_where_they_end(self, result: Any, path: str, part: str) -> None:
