@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["preview", "read"]
 
 _OPTIONS = {name: f" Say it to the command: --{name.replace('_', '-')}." for name in ("on_error", "timeout", "budget")}
+_LONGEST = 10_000_000
+"""What the aliases of a file may stand for, in characters and values; a few lines of them could fill the memory."""
 _FIELDS = ("tool", "arguments", "id", "depends_on", "compensate_with")
 
 
@@ -70,26 +72,50 @@ def _parsed(path: Path, text: str) -> Any:
         _refuse_twice(name for name, _ in pairs)
         return dict(pairs)
 
+    kind = "JSON" if path.suffix == ".json" else "YAML"
     try:
-        if path.suffix == ".json":
-            return jsonlib.loads(text, object_pairs_hook=entries)
-        return yaml.load(text, Loader)  # noqa: S506 - a safe loader
-    except _TwiceError as exc:
+        if kind == "JSON":
+            document = jsonlib.loads(text, object_pairs_hook=entries)
+        else:
+            document = yaml.load(text, Loader)  # noqa: S506 - a safe loader
+        if _size(document, {}) > len(text) + _LONGEST:
+            raise _RefusedError("its aliases (*) stand for too much; write out what is needed")
+    except _RefusedError as exc:
         raise PlanError(f"{path}: {exc}") from None
-    except ValueError as exc:
-        raise PlanError(f"{path} is not valid JSON: {exc}") from exc
-    except yaml.YAMLError as exc:
-        raise PlanError(f"{path} is not valid YAML: {' '.join(str(exc).split())}") from exc
+    except RecursionError:
+        raise PlanError(f"{path} is nested too deeply") from None
+    except (ValueError, yaml.YAMLError) as exc:
+        raise PlanError(f"{path} is not valid {kind}: {' '.join(str(exc).split())}") from exc
+    return document
 
 
-class _TwiceError(ValueError):
-    """One key stands twice in a mapping, where the parsers would take the last one and drop the others unseen."""
+class _RefusedError(ValueError):
+    """What the parsers take, and no plan may hold."""
 
 
 def _refuse_twice(names: Iterable[str]) -> None:
+    """Refuse a key that stands twice in a mapping, where the parsers would take the last and drop the others unseen."""
     counted = Counter(names)
     if twice := [name for name, count in counted.items() if count > 1]:
-        raise _TwiceError(f"the key {twice[0]!r} stands twice in one mapping; only one of them could count")
+        raise _RefusedError(f"the key {twice[0]!r} stands twice in one mapping; only one of them could count")
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """How long a document is with all its aliases written out, in characters and values; what contains itself counts once.
+
+    Args:
+        value: The document.
+        known: What is known already, by the ids of collections.
+    """
+    if isinstance(value, str):
+        return len(value)
+    if not isinstance(value, Mapping | list | tuple):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 0
+        parts = [*value, *value.values()] if isinstance(value, Mapping) else value
+        known[id(value)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(value)]
 
 
 def _step(path: Path, number: str, entry: Any) -> Step:

@@ -9,6 +9,11 @@ import pytest
 from tests.support.apps import WORLD
 from tests.support.cli import Cli
 
+LAUGHS = (
+    f"[&a0 [{', '.join('x' * 10)}], " + ", ".join(f"&a{n + 1} [{', '.join([f'*a{n}'] * 10)}]" for n in range(9)) + "]"
+)
+"""Ten lines that stand for thousands of millions of values."""
+
 LIST = """
 
 @tool
@@ -34,6 +39,9 @@ def rooms() -> list:
             ["plan.yaml", "'steps' stands twice"],
         ),
         ("- {tool: book, arguments: {what: x}, id: a, id: b}", ["plan.yaml", "'id' stands twice"]),
+        (f"- {{tool: book, arguments: {{what: {LAUGHS}}}}}", ["plan.yaml", "aliases (*) stand for too much"]),
+        ("[" * 5000 + "]" * 5000, ["plan.yaml is nested too deeply"]),
+        ("- {tool: book, arguments: {what: 2026-13-01}}", ["plan.yaml is not valid YAML", "month"]),
     ],
 )
 def test_they_are_refused_by_name(text: str, words: list[str], tmp_path: Path) -> None:
@@ -53,6 +61,15 @@ def test_a_name_that_stands_twice_in_json_is_refused_as_well(tmp_path: Path) -> 
     assert refused.lines == [
         "error: plan.json: the key 'what' stands twice in one mapping; only one of them could count"
     ]
+
+
+@pytest.mark.parametrize("depth", [900, 200_000])
+def test_json_that_is_nested_too_deeply_is_refused(depth: int, tmp_path: Path) -> None:
+    cli = Cli(tmp_path)
+    cli.write("world.py", WORLD)
+    cli.write("plan.json", f'[{{"tool": "book", "arguments": {{"what": {"[" * depth}{"]" * depth}}}}}]')
+    refused = cli("saga", "run", "plan.json", "--app", "world.py", code=2)
+    assert refused.lines == ["error: plan.json is nested too deeply"]
 
 
 def test_what_is_merged_into_a_mapping_may_be_written_anew_there(tmp_path: Path) -> None:
