@@ -84,7 +84,11 @@ def scrubbed(error: str | None) -> str | None:
 
 def arguments_line(arguments: Mapping[str, object], *, width: int) -> str:
     """Arguments as a person reads them; the idempotency key, which nobody chose, is left out."""
-    shown = (f"{key}={clean(value, width=width)}" for key, value in arguments.items() if key != "idempotency_key")
+    shown = (
+        f"{clean(key, width=width)}={clean(value, width=width)}"
+        for key, value in arguments.items()
+        if key != "idempotency_key"
+    )
     return ", ".join(shown)
 
 
@@ -129,9 +133,16 @@ def print_json(document: object) -> None:
 
 
 def json_text(document: object, stream: IO[str]) -> str:
-    """A document as JSON, indented: in ASCII for a stream that does not take every character."""
+    """A document as JSON, indented: in ASCII for a stream that does not take every character.
+
+    What is no printable character is told as JSON tells it, so that data can neither drive the terminal nor end a line.
+    """
     every = (getattr(stream, "encoding", None) or "utf-8").lower().startswith("utf")
-    return json.dumps(to_json(document), ensure_ascii=not every, indent=2, allow_nan=False)
+    text = json.dumps(to_json(document), ensure_ascii=not every, indent=2, allow_nan=False)
+    lines = text.split("\n")
+    if all(map(str.isprintable, lines)):
+        return text
+    return "\n".join("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line) for line in lines)
 
 
 _for_document: ContextVar[IO[str] | None] = ContextVar("agenthelm_cli_document", default=None)

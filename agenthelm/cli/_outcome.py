@@ -84,7 +84,7 @@ def _show(results: list[SagaResult], names: Mapping[str, Mapping[str, str]]) -> 
 
     for result in results:
         for record in result.steps:
-            out().print(f"{record.step.name}: {clean(record.result, width=160) or 'done'}")
+            out().print(f"{clean(record.step.name)}: {clean(record.result, width=160) or 'done'}")
         if result.exception is not None and _untouched(result):
             say(f"error: {clean(message_of(result.exception))}", style="bold red")
             say(f"run {result.run_id}: left as it is", style="bold")
@@ -92,7 +92,7 @@ def _show(results: list[SagaResult], names: Mapping[str, Mapping[str, str]]) -> 
         if result.error and result.error != "undone on purpose":
             say(f"because: {clean(result.error)}")
         for step, error in result.errors.items():
-            say(f"step {step} failed: {clean(error)}")
+            say(f"step {clean(step)} failed: {clean(error)}")
         for effect in result.stuck:
             say(f"could not be undone: {effect.tool} ({clean(effect.reason)})", style="bold red")
         if result.stuck:

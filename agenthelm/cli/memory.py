@@ -65,7 +65,7 @@ async def get(key: Key, session: Session = None, namespace: Namespace = "default
     if json or not isinstance(value, str):
         _console.print_json(value)
     else:
-        sys.stdout.write(value + "\n")
+        sys.stdout.write((_console.escape_controls(value) if sys.stdout.isatty() else value) + "\n")
 
 
 def _where(session: str | None, namespace: str) -> str:

@@ -152,7 +152,7 @@ def undo(
     lines = _saga.undo_lines(state, rows)
     if not (json and yes):
         for line in lines or [_saga.nothing_to_undo(state)]:
-            _console.say(line)
+            _console.say(_console.clean(line))
     if dry_run:
         return
     if state.status == "rolled_back" and not json:

@@ -343,6 +343,26 @@ def test_what_looks_like_markup_or_drives_a_terminal_is_printed_as_it_is(cli: Cl
         assert "[/bold] \\x1b[31mred" in cli(*command).stdout
 
 
+def test_names_that_data_chose_drive_no_terminal_either(cli: Cli) -> None:
+    """The names of steps are a plan's, those of arguments a model's where a tool takes any name."""
+    cli.write(
+        "app2.py",
+        "from agenthelm import tool\n\n@tool(side_effects=['a:write'], compensating_tool='undo')\n"
+        "def f(**more: str) -> dict:\n    return more\n\n@tool\ndef undo(result: dict) -> None: ...\n",
+    )
+    odd = "a\x1b[31m\x9b2J\nnothing to undo\u202e"
+    cli.write("f.json", json.dumps([{"tool": "f", "id": odd, "arguments": {odd: odd}}]))
+    ran = cli("saga", "run", "f.json", "--app", "app2.py").stdout
+    shown = [cli(*command, "last").stdout for command in (("traces", "show"), ("saga", "show"))]
+    preview = cli("saga", "undo", "last", "--app", "app2.py", "--dry-run").stderr
+    document = cli("traces", "export").stdout
+    for text in (ran, *shown, preview, document):
+        assert text.replace("\n", "").isprintable(), ascii(text)
+        assert "a\\x1b[31m" in text or "a\\u001b[31m" in text
+    assert len(preview.splitlines()) == 1
+    assert json.loads(document)[0]["inputs"] == {odd: odd}
+
+
 def test_calls_are_exported_as_json_csv_and_markdown(ran: Cli) -> None:
     events = json.loads(ran("traces", "export").stdout)
     assert [event["tool_name"] for event in events][:2] == ["offline", "book"]

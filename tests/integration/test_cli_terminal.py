@@ -39,6 +39,13 @@ def test_the_live_view_shows_agents_time_and_cost_and_leaves_the_cursor_visible(
     assert "also in the result: city, details" in shown
 
 
+def test_what_an_agent_remembers_is_shown_and_does_not_drive_the_terminal(cli: Cli) -> None:
+    cli("memory", "set", "note", "two\nlines \x1b[2J")
+    code, _, raw = at_terminal(["memory", "get", "note"], folder=cli.folder, answers={})
+    assert (code, raw) == (0, "two\r\nlines \\x1b[2J\r\n")
+    assert cli("memory", "get", "note").stdout == "two\nlines \x1b[2J\n"
+
+
 def test_a_terminal_that_can_not_draw_is_told_line_by_line(cli: Cli) -> None:
     code, shown, raw = at_terminal(RUN, folder=cli.folder, answers={}, env={"TERM": "dumb"})
     assert code == 0
