@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
+import secrets
+import shutil
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -109,9 +110,12 @@ def target(output: Path | None) -> Iterator[IO[str]]:
     try:
         path = expanded(output)
         whole = not path.exists() or path.is_file()  # what is neither, such as a pipe, is written as it comes
-        place = path.resolve().with_name(f".{path.name}.{os.getpid()}") if whole else path
+        # In a folder where others may write, nobody has put a link in the place of a new file whose name can't be guessed.
+        place = path.resolve().with_name(f".{path.name}.{secrets.token_hex(8)}") if whole else path
         try:
-            with place.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+            with place.open("x" if whole else "w", encoding="utf-8", errors="backslashreplace") as stream:
+                if whole and path.exists():
+                    shutil.copymode(path, place)
                 yield stream
             if whole:
                 place.replace(path.resolve())

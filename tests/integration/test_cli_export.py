@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sqlite3
 import weakref
 from collections.abc import Callable
@@ -127,6 +128,23 @@ def test_an_export_that_breaks_off_leaves_the_file_as_it_was(cli: Cli, storage: 
     assert "the disk is gone" in cli("traces", "export", "-o", "calls.json", code=1).stderr
     assert before.read_text("utf-8") == "what was there"
     assert list(cli.folder.iterdir()) == [before]
+
+
+def test_a_file_that_is_replaced_stays_as_private_as_it_was(cli: Cli, storage: CountingStorage) -> None:
+    before = cli.write("calls.json", "what was there")
+    before.chmod(0o600)
+    cli("traces", "export", "-o", "calls.json")
+    assert READ["json"](before.read_text("utf-8")) == _names(range(EVENTS_IN_ALL))
+    assert before.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_export_is_not_led_into_another_file_by_a_link_that_somebody_else_put_there(
+    cli: Cli, storage: CountingStorage
+) -> None:
+    precious = cli.write("precious.txt", "what was there")
+    (cli.folder / f".calls.json.{os.getpid()}").symlink_to(precious)
+    cli("traces", "export", "-o", "calls.json")
+    assert precious.read_text("utf-8") == "what was there"
 
 
 def test_an_export_follows_a_link_and_writes_into_what_is_no_file(cli: Cli, storage: CountingStorage) -> None:
