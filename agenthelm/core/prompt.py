@@ -33,6 +33,9 @@ _LINE: Final = 4096
 _NARROW: Final = 40
 """Columns below which the call is told in lines; the terminal breaks those by itself."""
 
+_RULE: Final = "--"
+"""What parts the arguments from what is known of the call, where there is no room for a table."""
+
 _TURN: Final = 0.05
 """Seconds after which a thread looks again whether the terminal is free."""
 
@@ -163,7 +166,7 @@ def _show(console: Console, request: ApprovalRequest, left: float | None) -> Non
     """The call with all that a person needs to decide. Plain texts throughout: data is never markup."""
     from rich.text import Text
 
-    arguments = [(plain(name), _json(value)) for name, value in request.arguments.items()]
+    arguments = [(_label(name), _json(value)) for name, value in request.arguments.items()]
     facts: list[tuple[str, str]] = [
         ("does", request.reason),
         ("changes", ", ".join(request.side_effects)),
@@ -177,7 +180,8 @@ def _show(console: Console, request: ApprovalRequest, left: float | None) -> Non
     title = f"Approval needed: {plain(request.tool_name)}"
     # A table would cut off what it has no room for, and nobody can say yes to what was not shown.
     if console.width < _NARROW or any(len(name) > console.width // 3 for name, _ in arguments):
-        for line in (title, *(f"{label}: {text}" for label, text in (*arguments, *told))):
+        lines = [[f"{label}: {text}" for label, text in part] for part in (arguments, told)]
+        for line in (title, *lines[0], _RULE, *lines[1]):
             console.print(Text(line), soft_wrap=True)
         return
     console.print(_table(title, arguments, told))
@@ -196,6 +200,11 @@ def _table(title: str, arguments: list[tuple[str, str]], facts: list[tuple[str, 
     for label, fact in facts:
         table.add_row(Text(label, style="dim"), Text(fact))
     return table
+
+
+def _label(name: str) -> str:
+    """An argument's name; one that no parameter could have is quoted, so that it is not taken for a line of its own."""
+    return name if name.isascii() and name.isidentifier() else _json(name)
 
 
 def _json(value: Any) -> str:

@@ -132,6 +132,23 @@ async def test_data_can_neither_be_markup_nor_steer_the_terminal(terminal: Termi
     assert '"one\\ntwo"' in terminal.plain
 
 
+async def test_no_part_of_a_value_is_invisible(terminal: Terminal) -> None:
+    arguments = MappingProxyType({"to": "ann\u034f\ufe0f\u3164\u2800\U000e0141", "who": "Ærøskøbing 界"})
+    await _answered(terminal, "n\n", arguments=arguments)
+    assert '"ann\\u034f\\ufe0f\\u3164\\u2800\\U000e0141"' in terminal.plain
+    assert "Ærøskøbing 界" in terminal.plain
+
+
+async def test_no_argument_poses_as_what_is_known_of_the_call(terminal: Terminal) -> None:
+    """A tool that takes any name leaves the names of arguments to a model."""
+    arguments = MappingProxyType({"n" * 60: 1, "undone by": "refund", "may cost: 0 USD": 2, "digest": "0"})
+    await _answered(terminal, "n\n", arguments=arguments)
+    lines = [line.strip() for line in terminal.plain.splitlines()]
+    given, told = lines[: lines.index("--")], lines[lines.index("--") :]
+    assert given[-3:] == ['"undone by": "refund"', '"may cost: 0 USD": 2', 'digest: "0"']
+    assert "undone by: cancel_hotel" in told
+
+
 @pytest.mark.parametrize("columns", [1, 8, 39, 40, 80])
 @pytest.mark.parametrize("name", ["n" * 90, "n" * 26, "界" * 40])
 async def test_every_value_is_shown_however_long_a_name_and_however_narrow_the_terminal(
