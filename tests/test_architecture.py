@@ -20,7 +20,7 @@ BELOW = {
     "config": {"exceptions"},
     "_runtime": {"exceptions", "telling", "config"},
     "tracing": {"exceptions", "telling", "config", "lazy"},
-    "core": {"_runtime", "tracing", "exceptions", "telling", "config"},
+    "core": {"_runtime", "tracing", "exceptions", "telling", "config", "lazy"},
     "memory": {"_runtime", "tracing", "exceptions", "telling", "config"},
     "agent": {"core", "memory", "_runtime", "tracing", "exceptions", "telling", "config", "lazy"},
     "orchestration": {"agent", "core", "memory", "_runtime", "tracing", "exceptions", "telling", "config", "lazy"},

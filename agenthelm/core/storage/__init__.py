@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agenthelm.core.storage.base import EVENTS, BaseStorage, Between, Record, StoredRecord, StreamInfo, Where
 from agenthelm.core.storage.codec import INDEXED_FIELDS
 from agenthelm.core.storage.memory_storage import InMemoryStorage
+from agenthelm.lazy import lazily
 
 if TYPE_CHECKING:
     from agenthelm.core.storage.json_storage import JsonStorage
@@ -27,14 +28,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # sqlite3 and what surrounds it take 15 ms to import; a run in memory needs none of it.
-    if name == "SqliteStorage":
-        from agenthelm.core.storage.sqlite_storage import SqliteStorage
+# sqlite3 and what surrounds it take 15 ms to import; a run in memory needs none of it.
+_HOMES = {"JsonStorage": "json_storage", "SqliteStorage": "sqlite_storage"}
 
-        return SqliteStorage
-    if name == "JsonStorage":
-        from agenthelm.core.storage.json_storage import JsonStorage
 
-        return JsonStorage
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker must see which names are not there
+    __getattr__ = lazily(__name__, _HOMES)
