@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
+
+from anyio.abc import AsyncResource
 
 __all__ = [
     "Embedding",
@@ -70,7 +71,7 @@ class VectorRecord:
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
 
 
-class _Closing(ABC):
+class _Closing(AsyncResource):
     """What both kinds of backend share: a life that ends with `aclose`."""
 
     store: str = "memory"
@@ -92,14 +93,6 @@ class _Closing(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Let go of connections, files and threads. May be called twice."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 class KeyValueBackend(_Closing):

@@ -7,11 +7,10 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 from urllib.parse import unquote
 
 import anyio
+from anyio.abc import AsyncResource
 
 from agenthelm.memory.base import KeyValueBackend, VectorBackend
 from agenthelm.memory.context import MemoryContext, session_prefix
@@ -41,7 +40,7 @@ class StoreHealth:
     error: str | None = None
 
 
-class MemoryHub:
+class MemoryHub(AsyncResource):
     """Short-term and semantic memory for all sessions and namespaces of an application.
 
     Nothing is opened before it is used, and the defaults live in this process: no server, no key, no download, no
@@ -137,11 +136,3 @@ class MemoryHub:
         finally:
             for memory in self._closes[1:]:
                 await memory.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()

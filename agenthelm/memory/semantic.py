@@ -6,8 +6,9 @@ import json
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from anyio.abc import AsyncResource
 
 from agenthelm._runtime.workers import Workers
 from agenthelm.exceptions import EmbedderMismatchError, MemoryStoreError, MemoryValueError
@@ -29,7 +30,7 @@ SESSION = RESERVED + "session"
 _REST = RESERVED + "rest"
 
 
-class SemanticMemory:
+class SemanticMemory(AsyncResource):
     """A vector store for similarity search.
 
     Safe to share between tasks. Connects on first use; embedding and every blocking call run in worker threads.
@@ -187,14 +188,6 @@ class SemanticMemory:
         """Let go of what was opened here. May be called twice."""
         if self._owns:
             await self.backend.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def _chosen(self) -> Embedder:
         """The embedder; where it was left to us, the one that made the collection, if we have it."""

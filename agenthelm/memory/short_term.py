@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from anyio.abc import AsyncResource
 
 from agenthelm._runtime.retry import Clock
 from agenthelm.exceptions import ConfigError, MemoryValueError
@@ -19,7 +20,7 @@ DEFAULT_TTL = 3600
 _DIRECT = "agenthelm:k:"
 
 
-class ShortTermMemory:
+class ShortTermMemory(AsyncResource):
     """JSON values in Redis, SQLite or this process.
 
     Values are anything JSON holds, and pydantic models and dataclasses, which are dumped. What is read is a fresh
@@ -163,14 +164,6 @@ class ShortTermMemory:
         """Let go of what was opened here. May be called twice."""
         if self._owns:
             await self.backend.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def _physical(self, key: str) -> str:
         return self._prefix + check_key(key)

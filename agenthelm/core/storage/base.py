@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
+
+from anyio.abc import AsyncResource
 
 __all__ = ["EVENTS", "BaseStorage", "Between", "Record", "StoredRecord", "StreamInfo", "Where"]
 
@@ -69,7 +70,7 @@ class StreamInfo:
     updated_at: float
 
 
-class BaseStorage(ABC):
+class BaseStorage(AsyncResource):
     """An append-only log with named streams, shared by concurrent runs and, where durable, by processes.
 
     Implementations keep four promises, which ``agenthelm.testing.storage_contract`` checks:
@@ -156,11 +157,3 @@ class BaseStorage(ABC):
     def skipped(self) -> int:
         """How many unreadable events were left out of reads so far."""
         return 0
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
