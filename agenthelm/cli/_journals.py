@@ -38,7 +38,7 @@ async def run_id(storage: BaseStorage, run: str) -> str:
 async def _latest(storage: BaseStorage, *, state: str | None, limit: int) -> list[StreamInfo]:
     """The journals in a state, newest first, but for those whose pruning was interrupted."""
     from agenthelm.orchestration.journal import stream_of
-    from agenthelm.orchestration.pruning import PRUNED
+    from agenthelm.orchestration.state import PRUNED
 
     journals = functools.partial(storage.streams, prefix=stream_of(""))
     if state is not None:
@@ -55,16 +55,9 @@ async def read(storage: BaseStorage, run: str) -> RunState:
         RunNotFoundError: There is none.
         CorruptRecordError: It can't be read.
     """
-    from agenthelm.orchestration.fold import fold
-    from agenthelm.orchestration.journal import stream_of
-    from agenthelm.orchestration.pruning import PRUNED
+    from agenthelm.orchestration.fold import load
 
-    name = await run_id(storage, run)
-    records = await storage.read(stream_of(name))
-    state = fold(name, records)
-    if not records or state.status == PRUNED:
-        raise RunNotFoundError(name)
-    return state
+    return await load(storage, await run_id(storage, run))
 
 
 async def ended(storage: BaseStorage, run: str) -> SagaResult | None:

@@ -1,4 +1,4 @@
-"""A run's journal, read into what happened. Pure; no I/O."""
+"""A run's journal, read into what happened."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from types import NoneType
 from typing import Any, get_args
 
 from agenthelm.core.effects import Effect, Outcome
-from agenthelm.core.storage.base import StoredRecord
-from agenthelm.exceptions import CorruptRecordError
+from agenthelm.core.storage.base import BaseStorage, StoredRecord
+from agenthelm.exceptions import CorruptRecordError, RunNotFoundError
+from agenthelm.orchestration.journal import stream_of
 from agenthelm.orchestration.owner import Owner
 from agenthelm.orchestration.results import SagaStatus
-from agenthelm.orchestration.state import EffectState, RunState, settle_repeated
+from agenthelm.orchestration.state import PRUNED, EffectState, RunState, settle_repeated
 
-__all__ = ["fold"]
+__all__ = ["fold", "load"]
 
 _TEXT, _MAYBE_TEXT = (str,), (str, NoneType)
 _SHAPE: Mapping[str, tuple[type, ...]] = {
@@ -33,8 +34,22 @@ _VALUES: Mapping[str, tuple[str, ...]] = {
 _LATEST = 2e11  # the calendar ends soon after that
 
 
+async def load(storage: BaseStorage, run_id: str) -> RunState:
+    """Read one run's journal.
+
+    Raises:
+        RunNotFoundError: There is none.
+        CorruptRecordError: It can't be read.
+    """
+    records = await storage.read(stream_of(run_id))
+    state = fold(run_id, records)
+    if not records or state.status == PRUNED:
+        raise RunNotFoundError(run_id)
+    return state
+
+
 def fold(run_id: str, records: Iterable[StoredRecord]) -> RunState:
-    """Read a journal.
+    """What the records of a journal say. Pure; no I/O.
 
     Raises:
         CorruptRecordError: A record makes no sense where it stands.
@@ -88,8 +103,8 @@ def _apply(state: RunState, data: Mapping[str, Any]) -> None:
     elif kind == "closed":
         state.status = data["status"]
         state.closed_at = state.last_at
-    elif kind == "pruned":
-        state.status = "pruned"
+    elif kind == PRUNED:
+        state.status = PRUNED
     elif kind != "renewed":
         _about_effect(state, kind, state.effects[data["effect"]], data)
 

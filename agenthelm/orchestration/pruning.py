@@ -9,16 +9,13 @@ from agenthelm.exceptions import (
     LeaseLostError,
     PlanError,
     RunBusyError,
-    RunNotFoundError,
     StorageError,
 )
-from agenthelm.orchestration.fold import fold
+from agenthelm.orchestration.fold import load
 from agenthelm.orchestration.journal import LEASE_SECONDS, Journal, claims_of, stream_of
+from agenthelm.orchestration.state import PRUNED
 
-__all__ = ["PRUNED", "drop_journal", "prune_unreadable", "why_unreadable"]
-
-PRUNED = "pruned"
-"""What a journal is in that is about to be dropped, and still is when its pruning was interrupted: the run is gone."""
+__all__ = ["drop_journal", "prune_unreadable", "why_unreadable"]
 
 
 async def drop_journal(storage: BaseStorage, run_id: str, clock: Clock, *, position: int) -> bool:
@@ -58,12 +55,9 @@ async def why_unreadable(storage: BaseStorage, run_id: str) -> CorruptRecordErro
         PlanError: It can be read.
     """
     try:
-        records = await storage.read(stream_of(run_id))
-        state = fold(run_id, records)
+        await load(storage, run_id)
     except CorruptRecordError as error:
         return error
-    if not records or state.status == PRUNED:
-        raise RunNotFoundError(run_id)
     raise PlanError(
         f"the journal of run {run_id!r} can be read, so it was left as it is; "
         f"`agenthelm saga show {run_id}` tells what can be done about the run"

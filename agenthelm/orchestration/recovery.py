@@ -22,11 +22,10 @@ from agenthelm.exceptions import (
     RunNotFoundError,
     StorageError,
 )
-from agenthelm.orchestration.fold import fold
+from agenthelm.orchestration.fold import load
 from agenthelm.orchestration.journal import Journal, run_of, stream_of
 from agenthelm.orchestration.means import Means
 from agenthelm.orchestration.plan import Plan
-from agenthelm.orchestration.pruning import PRUNED
 from agenthelm.orchestration.results import SagaResult, SagaStatus
 from agenthelm.orchestration.resumption import Resumption
 from agenthelm.orchestration.state import EffectState, RunState, result_of
@@ -55,19 +54,6 @@ class Recovery:
     identity: RunContext = field(default_factory=lambda: RunContext(run_id="recovery", session_id="", namespace=""))
     budget: Budget | None = None
 
-    async def load(self, run_id: str) -> RunState:
-        """Read one run's journal.
-
-        Raises:
-            RunNotFoundError: There is none.
-            CorruptRecordError: It can't be read.
-        """
-        records = await self.executor.storage.read(stream_of(run_id))
-        state = fold(run_id, records)
-        if not records or state.status == PRUNED:
-            raise RunNotFoundError(run_id)
-        return state
-
     def preview(self, state: RunState, *, refuse: bool = False) -> list[tuple[EffectState, str | None]]:
         """What undoing a run would undo, in that order, each with the reason if it can't be.
 
@@ -82,7 +68,7 @@ class Recovery:
 
     async def undo(self, run_id: str) -> SagaResult:
         """Undo a run on purpose; see `Orchestrator.undo`."""
-        state = await self.load(run_id)
+        state = await load(self.executor.storage, run_id)
         if state.status in ("rolled_back", "failed"):
             return _as_found(state)
         if state.status is None and not state.claimable(self.executor.clock.wall()):
@@ -95,7 +81,7 @@ class Recovery:
         results: list[SagaResult] = []
         states: list[RunState] = []
         if run_id is not None:
-            state = await self.load(run_id)
+            state = await load(self.executor.storage, run_id)
             if state.status is not None:
                 return []
             if not state.claimable(self.executor.clock.wall()):
@@ -105,7 +91,7 @@ class Recovery:
             found = await self.executor.storage.streams(where={"state": "open"}, prefix=stream_of(""))
             for info in found:
                 try:
-                    states.append(await self.load(run_of(info.name)))
+                    states.append(await load(self.executor.storage, run_of(info.name)))
                 except CorruptRecordError as error:  # of this run nothing may be concluded; the others are not to blame
                     unread = SagaResult("failed", error=describe(error), exception=error, run_id=run_of(info.name))
                     results.append(unread)
@@ -138,11 +124,11 @@ class Recovery:
             RunNotFoundError: There is no such run.
             PlanError: Tools that it takes are not registered here; nothing was written.
         """
-        state = await self.load(run_id)
+        state = await load(self.executor.storage, run_id)
         if state.status is None:
             if recovered := await self.recover(run_id):
                 return recovered[0]
-            state = await self.load(run_id)  # somebody ended it just now
+            state = await load(self.executor.storage, run_id)  # somebody ended it just now
         if not any(s.failed_to_undo for s in state.effects.values()):
             return _as_found(state)
         kept = _apart_from_stuck(state)
@@ -164,7 +150,7 @@ class Recovery:
             PlanError: The run has no such effect.
             RunBusyError: The run is going on, another process is at it, or it is to be recovered before that can be said.
         """
-        state = await self.load(run_id)
+        state = await load(self.executor.storage, run_id)
         dead = state.status is None and state.claimable(self.executor.clock.wall())
         if dead and outcome != "undone":
             raise RunBusyError(
@@ -202,7 +188,7 @@ class Recovery:
             )
         except LeaseLostError as taken:
             raise RunBusyError(run_id, owner="another process, which claimed it just now") from taken
-        return _as_found(await self.load(run_id))
+        return _as_found(await load(self.executor.storage, run_id))
 
     # -- how ----------------------------------------------------------------------------------------------------------
 
@@ -250,7 +236,7 @@ class Recovery:
         except LeaseLostError as taken:
             raise RunBusyError(state.run_id, owner="another process, which claimed it just now") from taken
         except StorageError:
-            await self.load(state.run_id)
+            await load(self.executor.storage, state.run_id)
             raise
         state.status, state.kept = None, kept
         return journal

@@ -14,7 +14,10 @@ from agenthelm.orchestration.owner import Owner
 from agenthelm.orchestration.results import SagaResult, SagaStatus, StuckEffect
 from agenthelm.orchestration.values import decode, encode
 
-__all__ = ["EffectState", "RunState", "result_of", "settle_repeated"]
+__all__ = ["PRUNED", "EffectState", "RunState", "result_of", "settle_repeated"]
+
+PRUNED = "pruned"
+"""What a run is whose journal is about to be dropped, and still is when its pruning was interrupted: the run is gone."""
 
 EffectStatus = Literal["begun", "finished", "failed", "in doubt", "undoing", "undone", "stuck", "accepted"]
 
