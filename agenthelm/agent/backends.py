@@ -7,12 +7,13 @@ build it; all else (LiteLLM, subclasses of ``BaseLM``, whatever comes) is called
 
 from __future__ import annotations
 
+import contextvars
 import importlib
 import os
 import sys
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
@@ -23,7 +24,7 @@ from anyio.lowlevel import RunVar
 from dspy.lm15 import LMRouter, Request, Response, RouterConfig, UnsupportedFeatureError, response_to_events
 from dspy.utils import DummyLM
 
-from agenthelm._runtime.groups import cancelled_gently, shielded
+from agenthelm._runtime.groups import cancelled_once, shielded, streamed_once
 from agenthelm._runtime.workers import Workers, on_trio
 from agenthelm.core.cost import Price
 
@@ -82,7 +83,7 @@ class ObjectBackend:
         if getattr(twin, "any_backend", False):
             return await twin.complete(request)
         if twin is not None and not on_trio():
-            return await cancelled_gently(twin.complete(request))
+            return await cancelled_once(twin.complete, request)
         if getattr(self.engine, "nonblocking", False):
             return self.engine.complete(request)
         return await workers.run_abandonable(self.engine.complete, request)
@@ -95,22 +96,25 @@ class ObjectBackend:
     async def stream_async(self, request: Request, workers: Workers) -> AsyncGenerator[Any, None]:
         """The async twin's events where the event loop allows, else the sync engine's; or a whole answer as events."""
         twin = self.async_engine
-        anywhere = getattr(twin, "any_backend", False)
-        if twin is None or not (anywhere or not on_trio()):
+        if twin is None or (on_trio() and not getattr(twin, "any_backend", False)):
             source = _read(self.stream(request), workers)
         elif hasattr(twin, "stream"):
-            source = _events(twin.stream(request), gently=not anywhere)
+            source = _events(twin.stream(request))
         else:
-            source = _whole(self, request, workers)
+            source = _whole(self.ask_async, request, workers)
         async with aclosing(source) as events:
             async for event in events:
                 yield event
 
 
-async def _events(source: AsyncIterator[Any], *, gently: bool = True) -> AsyncGenerator[Any, None]:
-    """What an engine streams; its connection is closed at the end. ``gently``: see `cancelled_gently`."""
+def _events(source: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+    """What an async engine streams; its connection is closed at the end."""
+    return _plainly(source) if on_trio() else streamed_once(source)
+
+
+async def _plainly(source: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
     try:
-        while (event := await (cancelled_gently(anext(source, None)) if gently else anext(source, None))) is not None:
+        async for event in source:
             yield event
     finally:
         close = getattr(source, "aclose", None)
@@ -118,9 +122,10 @@ async def _events(source: AsyncIterator[Any], *, gently: bool = True) -> AsyncGe
             await close()
 
 
-async def _whole(backend: Backend, request: Request, workers: Workers) -> AsyncGenerator[Any, None]:
-    """A whole answer, as events."""
-    for event in response_to_events(await backend.ask_async(request, workers)):
+async def _whole(
+    ask: Callable[[Request, Workers], Awaitable[Response]], request: Request, workers: Workers
+) -> AsyncGenerator[Any, None]:
+    for event in response_to_events(await ask(request, workers)):
         yield event
 
 
@@ -135,10 +140,14 @@ async def _read(source: Iterator[Any], workers: Workers) -> AsyncGenerator[Any, 
 
 
 class _Blocking:
-    """A stream that threads read, one at a time. One that was let go closes it when its event is there."""
+    """A stream that threads read, one at a time. One that was let go closes it when its event is there.
+
+    Whichever threads read it, it has one context from its beginning to its end: what it sets, it can set back.
+    """
 
     def __init__(self, source: Iterator[Any]) -> None:
         self._source = source
+        self._context = contextvars.copy_context()
         self._lock = threading.Lock()
         self._waited_for = self._over = False
 
@@ -147,7 +156,7 @@ class _Blocking:
         with self._lock:
             self._waited_for = True
         try:
-            return next(self._source, None)
+            return self._context.run(next, self._source, None)
         finally:
             with self._lock:
                 self._waited_for = False
@@ -166,7 +175,7 @@ class _Blocking:
     def _end(self) -> None:
         close = getattr(self._source, "close", None)
         if close is not None:
-            close()
+            self._context.run(close)
 
 
 def declared_price(engine: Any) -> Price | None:
@@ -204,7 +213,7 @@ class LMBackend:
         if self._litellm and "litellm" not in sys.modules:
             await workers.run_abandonable(_import_litellm)
         with _muted():
-            return await cancelled_gently(self.lm.acall(request))
+            return await cancelled_once(self.lm.acall, request)
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The whole answer, as events."""
@@ -212,7 +221,7 @@ class LMBackend:
 
     def stream_async(self, request: Request, workers: Workers) -> AsyncGenerator[Any, None]:
         """The whole answer, as events."""
-        return _whole(self, request, workers)
+        return _whole(self.ask_async, request, workers)
 
 
 def _server_of(lm: dspy.BaseLM) -> Server | None:
@@ -344,7 +353,7 @@ class NativeBackend(ObjectBackend):
         if pool is None:
             return await workers.run_abandonable(self.engine.complete, request)
         with pool as twin:
-            response: Response = await cancelled_gently(twin.complete(request))
+            response: Response = await cancelled_once(twin.complete, request)
         return response
 
     def stream(self, request: Request) -> Iterator[Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -128,6 +129,76 @@ async def test_a_custom_engine_without_async_twin_is_metered_off_the_loop() -> N
         assert (await run.call(program, question="?")).answer == "yes"
     assert run.ledger.total().tokens == 10
     assert threading.get_ident() not in engine.threads
+
+
+WHERE: contextvars.ContextVar[str] = contextvars.ContextVar("where", default="outside")
+
+
+class Streams(Engine):
+    """One that sets what it needs while it streams."""
+
+    def stream(self, request: lm15.Request) -> Iterator[Any]:
+        token = WHERE.set("inside")
+        try:
+            for event in lm15.response_to_events(self.complete(request)):
+                assert WHERE.get() == "inside"
+                yield event
+        finally:
+            WHERE.reset(token)
+
+
+class Awaited:
+    """The async half of a custom engine, which holds on to all sorts of things from event to event."""
+
+    async def complete(self, request: lm15.Request) -> lm15.Response:
+        return Engine().complete(request)
+
+    async def stream(self, request: lm15.Request) -> AsyncIterator[Any]:
+        token = WHERE.set("inside")
+        try:
+            async with asyncio.timeout(10):
+                with anyio.fail_after(10):
+                    for event in lm15.response_to_events(Engine().complete(request)):
+                        await asyncio.sleep(0)
+                        assert WHERE.get() == "inside"
+                        yield event
+        finally:
+            WHERE.reset(token)
+
+
+class Iterable(Awaited):
+    """One whose streams are no iterators."""
+
+    def stream(self, request: lm15.Request) -> Any:
+        events = super().stream(request)
+
+        class Events:
+            def __aiter__(self) -> AsyncIterator[Any]:
+                return events
+
+        return Events()
+
+
+class Whole:
+    """One that can't stream."""
+
+    async def complete(self, request: lm15.Request) -> lm15.Response:
+        return Engine().complete(request)
+
+
+@pytest.mark.parametrize("twin", [None, Awaited(), Iterable(), Whole()])
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_engines_of_many_kinds_stream(twin: Any, awaited: bool, anyio_backend_name: str) -> None:
+    if awaited and anyio_backend_name == "trio":
+        return
+    lm = dspy.LM("mine/engine", engine=Streams(), async_engine=twin, cache=False)
+    send, receive = anyio.create_memory_object_stream[Any](100)
+    async with lm_run(lm) as run, send, receive:
+        with dspy.context(send_stream=send):
+            answer = await program.acall(question="?") if awaited else await run.call(program, question="?")
+    assert answer.answer == "yes"
+    assert run.ledger.total().tokens == 10
+    assert run.ledger.total().estimated_calls == 0
 
 
 async def test_dspys_dummy_lm_is_metered() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import math
 import os
@@ -12,6 +13,7 @@ import sys
 import textwrap
 import threading
 import weakref
+from collections.abc import AsyncIterator
 from email.message import Message
 from typing import Any
 from urllib.error import HTTPError
@@ -22,9 +24,8 @@ import anyio.lowlevel
 import httpx
 import pytest
 
-from agenthelm._runtime import groups
 from agenthelm._runtime.context import RunContext, StopMark, current_run, entered, new_run_id, raise_if_stopped
-from agenthelm._runtime.groups import cancelled_gently, in_child, named, shielded, wait_through
+from agenthelm._runtime.groups import cancelled_once, in_child, named, shielded, streamed_once, wait_through
 from agenthelm._runtime.retry import Backoff, asked_delay
 from agenthelm._runtime.workers import Outlasted, Workers, hop_back
 from agenthelm.telling import conceal
@@ -371,6 +372,138 @@ class TestChildren:
         assert after == [True]
 
 
+@on_asyncio
+class TestAnothersTasks:
+    """What was written for asyncio's own cancellation, awaited in scopes."""
+
+    async def test_a_scope_cancels_it_once_and_waits_for_its_clean_up(self) -> None:
+        cleaned: list[str] = []
+        inside, release = anyio.Event(), anyio.Event()
+
+        async def work() -> None:
+            inside.set()
+            try:
+                await asyncio.sleep(30)
+            finally:
+                await release.wait()
+                cleaned.append("all of it")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(cancelled_once, work)
+            await inside.wait()
+            group.cancel_scope.cancel()
+            release.set()
+        assert cleaned == ["all of it"]
+
+    async def test_native_cancellation_waits_for_its_clean_up_as_well(self) -> None:
+        cleaned: list[str] = []
+        inside, cleaning_up, release = anyio.Event(), anyio.Event(), anyio.Event()
+
+        async def work() -> None:
+            inside.set()
+            try:
+                await asyncio.sleep(30)
+            finally:
+                cleaning_up.set()
+                await release.wait()
+                cleaned.append("all of it")
+
+        task = asyncio.ensure_future(cancelled_once(work))
+        await inside.wait()
+        task.cancel()
+        await cleaning_up.wait()
+        task.cancel()
+        release.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert cleaned == ["all of it"]
+
+    async def test_what_swallows_its_cancellation_hears_of_it_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("agenthelm._runtime.groups.PATIENCE_SECONDS", 0.01)
+        inside, heard = anyio.Event(), list[int]()
+
+        async def work() -> None:
+            for time in range(3):
+                try:
+                    inside.set()
+                    await asyncio.sleep(30)
+                except asyncio.CancelledError:
+                    heard.append(time)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(cancelled_once, work)
+            await inside.wait()
+            group.cancel_scope.cancel()
+        assert heard == [0, 1, 2]
+
+    async def test_its_errors_come_out_bare_an_exit_as_well(self) -> None:
+        async def fails(error: BaseException) -> None:
+            raise error
+
+        for error in (LookupError("gone"), SystemExit(3)):
+            with pytest.raises(type(error)) as raised:
+                await cancelled_once(fails, error)
+            assert raised.value is error
+
+    @pytest.mark.parametrize("seen", [0, 2, 5], ids=["none", "some", "all"])
+    async def test_a_stream_runs_in_one_task_from_its_beginning_to_its_end(self, seen: int) -> None:
+        tasks: list[object] = []
+        set_inside: contextvars.ContextVar[int] = contextvars.ContextVar("set_inside")
+
+        async def source() -> AsyncIterator[int]:
+            token = set_inside.set(1)
+            try:
+                with anyio.CancelScope():
+                    for number in range(5):
+                        tasks.append(asyncio.current_task())
+                        await asyncio.sleep(0)
+                        yield number
+            finally:
+                set_inside.reset(token)
+                tasks.append(asyncio.current_task())
+
+        values, stream = list[int](), streamed_once(source())
+        for _ in range(seen):
+            await in_child(ask, stream, values)
+        await in_child(stream.aclose)
+        assert values == list(range(seen))
+        assert len(set(tasks)) == (1 if seen else 0)
+
+    async def test_a_stream_that_is_cancelled_closes_what_it_reads(self) -> None:
+        inside, closed = anyio.Event(), list[str]()
+
+        async def source() -> AsyncIterator[int]:
+            try:
+                inside.set()
+                await asyncio.sleep(30)
+                yield 1
+            finally:
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                closed.append("all of it")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask, streamed_once(source()), [])
+            await inside.wait()
+            group.cancel_scope.cancel()
+        assert closed == ["all of it"]
+
+    async def test_a_streams_error_comes_after_its_values(self) -> None:
+        async def source() -> AsyncIterator[int]:
+            yield 1
+            raise LookupError("gone")
+
+        values = list[int]()
+        with pytest.raises(LookupError, match="gone"):
+            async for value in streamed_once(source()):
+                values.append(value)
+        assert values == [1]
+
+
+async def ask(stream: AsyncIterator[int], values: list[int]) -> None:
+    values.append(await anext(stream))
+
+
 async def cleaning(reached: anyio.Event, release: anyio.Event, cleaned: list[str]) -> None:
     """Hang; on cancellation, clean up for as long as ``release`` takes."""
     try:
@@ -388,77 +521,6 @@ async def waiting(event: anyio.Event, after: list[bool]) -> None:
         await wait_through(event)
     finally:
         after.append(event.is_set())
-
-
-@on_asyncio
-class TestCancelledGently:
-    """What was written for asyncio's own cancellation, under a scope's."""
-
-    @pytest.mark.parametrize("natively", [False, True])
-    async def test_clean_up_that_awaits_is_not_cut_off(self, natively: bool) -> None:
-        trail: list[str] = []
-        reached, release = anyio.Event(), anyio.Event()
-
-        async def work() -> None:
-            try:
-                await anyio.sleep_forever()
-            except asyncio.CancelledError:
-                reached.set()
-                await release.wait()
-                trail.append("cleaned up")
-                raise
-
-        async with anyio.create_task_group() as group:
-            task = asyncio.ensure_future(cancelled_gently(work())) if natively else None
-            if task is None:
-                group.start_soon(cancelled_gently, work())
-            await anyio.wait_all_tasks_blocked()
-            _ = group.cancel_scope.cancel() if task is None else task.cancel()
-            with anyio.CancelScope(shield=True):
-                await reached.wait()
-                await anyio.wait_all_tasks_blocked()
-                assert not trail
-                release.set()
-                if task is not None:
-                    with pytest.raises(asyncio.CancelledError):
-                        await task
-        assert trail == ["cleaned up"]
-
-    async def test_what_does_not_obey_is_cancelled_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(groups, "CLEAN_UP_SECONDS", 0.001)
-        ignored: list[str] = []
-
-        async def work() -> None:
-            while len(ignored) < 3:
-                try:
-                    await anyio.sleep_forever()
-                except asyncio.CancelledError:
-                    ignored.append("no")
-            await anyio.sleep_forever()
-
-        with anyio.fail_after(10), anyio.CancelScope() as scope:
-            scope.cancel()
-            await cancelled_gently(work())
-        assert ignored == ["no"] * 3
-
-    async def test_its_value_and_its_error_are_handed_on(self, caplog: pytest.LogCaptureFixture) -> None:
-        async def fail() -> None:
-            try:
-                await anyio.lowlevel.checkpoint()
-            finally:
-                raise LookupError("gone")
-
-        async def value() -> int:
-            return 7
-
-        assert await cancelled_gently(value()) == 7
-        with pytest.raises(LookupError, match="gone"):
-            await cancelled_gently(fail())
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            await cancelled_gently(fail())  # what its clean-up raised is nobody's
-        gc.collect()
-        assert not caplog.records
 
 
 class TestNamed:
