@@ -7,6 +7,7 @@ are tokens wait for ever. So each nesting depth has a limiter of its own: depth 
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -314,13 +315,15 @@ async def _told(function: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: 
     """Await what a thread has sent, which hears of a cancellation that came while it was on its way.
 
     On asyncio anyio tells the tasks in a cancelled scope so, again and again, until there is none. Where a thread is waited
-    for there is none, so what the thread sends after that would never be told, and its first ``checkpoint_if_cancelled``,
-    which waits to be told, would spin for ever. Leaving a scope makes anyio look for tasks again.
+    for there is none, and where it was let go the scope is left; so what the thread sends after that would never be told,
+    and its first ``checkpoint_if_cancelled``, which waits to be told, would spin for ever. A scope of its own tells it.
     """
-    with CancelScope():  # noqa: ASYNC100 - left for what anyio does then
-        pass
     errands = _errands.get()
-    return await (function(*args, **kwargs) if errands is None else errands.run(function, args, kwargs))
+    with CancelScope() as scope:
+        if anyio.current_effective_deadline() == -math.inf:
+            scope.cancel()
+        return await (function(*args, **kwargs) if errands is None else errands.run(function, args, kwargs))
+    raise AssertionError("a scope lets through what another one around it has sent as well")
 
 
 def hop_back(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

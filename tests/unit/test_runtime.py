@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import gc
 import math
 import os
@@ -27,7 +28,7 @@ import pytest
 from agenthelm._runtime.context import RunContext, StopMark, current_run, entered, new_run_id, raise_if_stopped
 from agenthelm._runtime.groups import cancelled_once, in_child, named, shielded, streamed_once, wait_through
 from agenthelm._runtime.retry import Backoff, asked_delay
-from agenthelm._runtime.workers import Outlasted, Workers, hop_back
+from agenthelm._runtime.workers import Outlasted, Workers, await_on_loop, hop_back
 from agenthelm.telling import conceal
 from tests.support.deadlines import overruns
 
@@ -127,6 +128,29 @@ class TestThreads:
             await Workers().run(hop_back, on_the_loop)
         assert scope.cancelled_caught
         assert not patience.cancel_called
+
+    @on_asyncio  # trio lets such a thread's work go on, in a task of its own
+    @pytest.mark.parametrize("wait", [anyio.lowlevel.checkpoint_if_cancelled, anyio.sleep_forever])
+    async def test_what_a_thread_awaits_that_others_let_go_is_told_as_well(self, wait: Any) -> None:
+        """As that of ``dspy.asyncify``; without being told it would spin on the event loop for ever."""
+        gate, over, told = Gate(), threading.Event(), list[BaseException]()
+
+        def in_thread() -> None:
+            gate()
+            try:
+                await_on_loop(wait)
+            except BaseException as error:
+                told.append(error)
+            finally:
+                over.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(functools.partial(anyio.to_thread.run_sync, in_thread, abandon_on_cancel=True))
+            await gate.wait_entered()
+            group.cancel_scope.cancel()
+        gate.go.set()
+        assert await anyio.to_thread.run_sync(over.wait, 10)
+        assert "Cancelled" in type(told[0]).__name__
 
     async def test_a_cancelled_call_still_waits_for_its_thread(self) -> None:
         gate, workers = Gate(), Workers()
