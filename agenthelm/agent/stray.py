@@ -17,6 +17,7 @@ from dspy.utils.callback import BaseCallback
 
 from agenthelm._runtime.context import current_run
 from agenthelm.agent.backends import declared_price
+from agenthelm.agent.home import at_home
 from agenthelm.agent.lm_call import ASSUMED_OUTPUT_TOKENS, plain_event
 from agenthelm.agent.lm_errors import fate_of
 from agenthelm.agent.metering import Meter, is_metered
@@ -68,9 +69,16 @@ class StrayWatch(BaseCallback):
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Reserve for a call that did not pass the door."""
+        if not self._meter.closed and not is_metered(instance):
+            began = at_home(self._began, instance, inputs)
+            if began is not None:
+                began.settings.__enter__()  # in this thread's own context, where the call looks for it
+                self._open[call_id] = began
+
+    def _began(self, instance: Any, inputs: dict[str, Any]) -> _Open | None:
         executor = current_executor()
-        if executor is None or self._meter.closed or is_metered(instance):
-            return
+        if executor is None:
+            return None
         model = str(instance.model)
         if model not in self._warned:
             self._warned.add(model)
@@ -89,8 +97,7 @@ class StrayWatch(BaseCallback):
             hold = executor.ledger.unlimited().reserve(bound)
         tracker = _Tracker(dspy.settings.usage_tracker)
         settings = dspy.context(usage_tracker=tracker)
-        settings.__enter__()
-        self._open[call_id] = _Open(executor, hold, price, tracker, settings, executor.clock.monotonic(), model)
+        return _Open(executor, hold, price, tracker, settings, executor.clock.monotonic(), model)
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         """Settle it to the usage that DSPy reported."""
@@ -98,6 +105,9 @@ class StrayWatch(BaseCallback):
         if call is None:
             return
         call.settings.__exit__(None, None, None)
+        at_home(self._ended, call, exception)
+
+    def _ended(self, call: _Open, exception: BaseException | None) -> None:
         fields = {
             "outcome": "success",
             "cost_source": None if call.price is None else call.price.source,

@@ -668,6 +668,17 @@ UNSENT = lm15.TransportError("no route")
 UNSENT.__cause__ = ConnectionRefusedError()
 
 
+async def test_such_a_model_is_booked_in_threads_of_dspys_as_well() -> None:
+    own = dspy.Predict("question -> answer")
+    own.lm = scripted(model="stray")
+    questions = [dspy.Example(question=str(number)).with_inputs("question") for number in range(3)]
+    async with lm_run(scripted()) as run:
+        await run.call(own.batch, examples=questions, num_threads=2, disable_progress_bar=True)
+        assert run.ledger.totals("model")["stray"].calls == 3
+        storage = run.executor.storage
+    assert [record.data["agent_name"] for record in await storage.read("events")] == ["writer"] * 3
+
+
 @pytest.mark.parametrize(
     ("error", "calls", "usd"),
     [(REFUSED, 1, 0.0), (UNSENT, 0, 0.0), (lm15.TransportError("reset"), 1, None)],
