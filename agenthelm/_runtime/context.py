@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from contextvars import ContextVar, Token
@@ -25,6 +26,7 @@ __all__ = [
     "new_call_id",
     "new_run_id",
     "raise_if_stopped",
+    "refuse_reimport",
     "report",
 ]
 
@@ -49,8 +51,29 @@ def new_call_id() -> str:
 
 
 def new_run_id() -> str:
-    """A globally unique id for one run that sorts by its start time (UTC)."""
+    """A globally unique id for one run that sorts by its start time (UTC).
+
+    Raises:
+        RuntimeError: No run begins here; see `refuse_reimport`.
+    """
+    refuse_reimport()
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
+
+
+def refuse_reimport() -> None:
+    """Refuse to work while a worker process imports the program's main file, which does that work elsewhere already.
+
+    A program that starts its work when it is imported would do all of it twice. While the file is imported, anyio has
+    taken ``__main__`` away in the worker, and ``runpy`` has put ``__mp_main__`` there.
+
+    Raises:
+        RuntimeError: This is such an import.
+    """
+    if "__main__" not in sys.modules and "__mp_main__" in sys.modules:
+        raise RuntimeError(
+            "a worker process imports the program's main file, which must not start anything then: "
+            "put what it starts under `if __name__ == '__main__':`"
+        )
 
 
 class StopMark:

@@ -27,6 +27,7 @@ from agenthelm.exceptions import (
     ToolTimeoutError,
     UnknownToolError,
 )
+from agenthelm.telling import describe
 
 __all__ = ["Attempts", "Verdict"]
 
@@ -237,7 +238,7 @@ class Attempts:
             )
         except anyio.BrokenWorkerProcess as broken:
             if not self._entered:
-                raise
+                raise anyio.BrokenWorkerProcess(self._never_began(broken)) from broken
             self._unheard = True
             raise OutcomeUnknown(
                 f"the worker process of tool {call.name!r} died before it said how the call ended"
@@ -247,6 +248,14 @@ class Attempts:
             raise
         self._books().charge(report.charged_usd, agent=call.context.agent if call.context else None)
         return received(report)
+
+    def _never_began(self, broken: anyio.BrokenWorkerProcess) -> str:
+        """Why the tool's worker process did not get as far as the tool."""
+        why = describe(broken.__cause__ or broken)
+        return (
+            f"tool {self._call.name!r} was not called: its worker process failed while it imported the program's main file "
+            f"or the tool's: {why}"
+        )
 
     async def _with_deadline(self, invoke: Callable[..., Any], timeout: float | None, *, at_once: bool = False) -> Any:
         """Await a call that ends at its deadline, which is reckoned from its beginning.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from agenthelm._runtime.context import refuse_reimport
 from agenthelm.core.cost import CostTracker
 from agenthelm.core.event import ExecutionEvent
 from agenthelm.core.executor import ToolExecutor, current_executor
@@ -45,6 +46,7 @@ class ExecutionTracer:
 
     async def trace_and_execute(self, tool: str | Tool | Callable[..., Any], /, **kwargs: Any) -> Any:
         """Call one tool under its whole contract; see `ToolExecutor.call` for what is raised."""
+        refuse_reimport()
         running = current_executor()
         executor = self.executor
         if running is not None and (running.effects is not None or running.passes_doors):

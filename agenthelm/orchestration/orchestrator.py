@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 import anyio
 
-from agenthelm._runtime.context import RunContext, current_run, new_run_id
+from agenthelm._runtime.context import RunContext, current_run, new_run_id, refuse_reimport
 from agenthelm._runtime.frozen import changed
 from agenthelm._runtime.groups import shielded
 from agenthelm._runtime.progress import Progress
@@ -479,6 +479,7 @@ class Orchestrator:
     @asynccontextmanager
     async def _recovery(self) -> AsyncIterator[Recovery]:
         """Ends runs of the past, where compensations and resumed steps may ask models as well."""
+        refuse_reimport()
         context = RunContext(
             run_id="recovery",
             session_id="",

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from agenthelm import charge
+import anyio
+
+from agenthelm import charge, saga
 
 
 class PeculiarError(Exception):
@@ -115,3 +117,13 @@ def spend_and_die_once(path: str, usd: float) -> None:
     if not Path(path).exists():
         _note(path)
         os._exit(9)
+
+
+def run_a_saga() -> str:
+    async def work() -> str:
+        async with saga("inside") as scope:
+            pass
+        assert scope.result is not None
+        return scope.result.status
+
+    return anyio.run(work)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -220,3 +222,75 @@ class TestMoney:
 async def test_the_start_of_a_process_is_no_part_of_the_tools_deadline(elsewhere: Elsewhere) -> None:
     executor = ToolExecutor(ToolRegistry([in_process(elsewhere("time.sleep(1.5)"), timeout=1.0)]), InMemoryStorage())
     assert await executor.call("work", {"path": ""}) != os.getpid()
+
+
+UNGUARDED = """
+from pathlib import Path
+
+import anyio
+
+from agenthelm import Agent, ExecutionTracer, Orchestrator, Step, saga, tool
+
+with Path("imported").open("a") as file:
+    file.write("x")
+
+
+@tool(side_effects=["mail:send"])
+def mail() -> None:
+    with Path("mails").open("a") as file:
+        file.write("x")
+
+
+@tool(runs_in="process")
+def work() -> int:
+    return 7
+
+
+async def by_saga():
+    async with saga("s") as scope:
+        await scope.use("mail")
+        print(await scope.use("work"))
+
+
+async def by_orchestrator():
+    async with Orchestrator() as orchestrator:
+        print(await orchestrator.run_saga([Step("mail"), Step("work")]))
+
+
+async def by_tracer():
+    tracer = ExecutionTracer()
+    await tracer.trace_and_execute("mail")
+    print(await tracer.trace_and_execute("work"))
+
+
+class Clerk(Agent):
+    async def aforward(self, context):
+        await self.ause("mail")
+        return {"value": await self.ause("work")}
+
+
+async def by_agent():
+    print(await Clerk().run())
+
+
+anyio.run(HERE)
+"""
+
+
+class TestAProgramThatRunsWhenItIsImported:
+    """A worker process imports the program's main file; one that starts its work there would do all of it again."""
+
+    @pytest.mark.parametrize("way", ["by_saga", "by_orchestrator", "by_tracer", "by_agent"])
+    def test_does_nothing_twice_and_is_told_why(self, tmp_path: Path, way: str) -> None:
+        program = tmp_path / "program.py"
+        program.write_text(UNGUARDED.replace("HERE", way))
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        command = [sys.executable, str(program)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert (tmp_path / "imported").read_text() == "xx"
+        assert (tmp_path / "mails").read_text() == "x"
+        assert "put what it starts under `if __name__ == '__main__':`" in done.stdout + done.stderr
+
+    async def test_a_tool_may_run_others_in_its_process(self) -> None:
+        executor = ToolExecutor(ToolRegistry([in_process(process_tools.run_a_saga)]), InMemoryStorage())
+        assert await executor.call("work", {}) == "success"
