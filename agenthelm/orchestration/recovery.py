@@ -168,9 +168,7 @@ class Recovery:
             left = [s for s in left if s.reason is not None or s.undoing or s.outcome != "failed"]
             chosen = [s for s in left if step == s.effect.id] or chosen or _named(step, left)
         if not chosen:
-            ids = ", ".join(s.effect.id for s in (left if outcome == "undone" else open_ones)) or "none"
-            which = "not undone" if outcome == "undone" else "stuck or in doubt"
-            raise PlanError(f"run {run_id!r} has no effect or step {step!r} left to resolve; {which}: {ids}")
+            raise PlanError(_unnamed(run_id, step, outcome, left if outcome == "undone" else open_ones))
         status: SagaStatus | None = None
         if state.status == "failed":  # what got stuck ends anew
             stuck = [s for s in open_ones if s.reason is not None and all(s is not entry for entry in chosen)]
@@ -336,6 +334,19 @@ def _named(step: str, effects: list[EffectState]) -> list[EffectState]:
         or [s for s in effects if step == s.effect.step]
         or (of_tool if len(of_tool) == 1 else [])
     )
+
+
+def _unnamed(run_id: str, step: str, outcome: str, effects: list[EffectState]) -> str:
+    """Why nobody knows which of the effects somebody means, and what to call them."""
+    several = any(step == s.effect.tool for s in effects)
+    why = (
+        f"{step!r} is the tool of several, so name one"
+        if several
+        else f"no effect, step or tool {step!r} left to resolve"
+    )
+    which = "not undone" if outcome == "undone" else "stuck or in doubt"
+    named = ", ".join(f"{s.effect.id} ({s.effect.step or s.effect.tool})" for s in effects) or "none"
+    return f"run {run_id!r}: {why}; {which}: {named}"
 
 
 def _resumable(state: RunState, tools: ToolRegistry) -> tuple[Plan, Budget | None]:

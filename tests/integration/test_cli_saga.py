@@ -258,7 +258,7 @@ def test_what_is_stuck_can_be_resolved_by_a_humans_word(cli: Cli, word: str, sta
         "--as must be one of done, undone, not 'gone'"
         in cli("saga", "resolve", "last", "desk", "--as", "gone", code=2).stderr
     )
-    assert "no effect or step 'dsk'" in cli("saga", "resolve", "last", "dsk", "--as", word, code=2).stderr
+    assert "no effect, step or tool 'dsk'" in cli("saga", "resolve", "last", "dsk", "--as", word, code=2).stderr
     cli("saga", "resolve", "last", "desk", "--as", word)
     document = json.loads(cli("saga", "show", "last", "--json").stdout)
     assert [(effect["status"], effect["said_by"]) for effect in document["effects"]] == [(status, "a human")]

@@ -159,3 +159,14 @@ async def test_a_failed_run_is_left_to_retry_and_resolve(tools: ToolRegistry) ->
         result = await orchestrator.run_saga([Step("send"), Step("fail")])
         again = await orchestrator.undo(result.run_id)
         assert (again.status, [stuck.reason for stuck in again.stuck]) == ("failed", ["no tool undoes it"])
+
+
+async def test_a_tool_that_did_several_things_is_not_enough_to_say_which_of_them(tools: ToolRegistry) -> None:
+    async with Orchestrator(tools=tools) as orchestrator:
+        result = await orchestrator.run_saga([Step("send", id="first"), Step("send", id="second"), Step("fail")])
+        with pytest.raises(PlanError, match=r"'send' is the tool of several.*: e1 \(first\), e2 \(second\)"):
+            await orchestrator.resolve(result.run_id, "send", outcome="done")
+        with pytest.raises(PlanError, match=r"no effect, step or tool 'sned'.*: e1 \(first\), e2 \(second\)"):
+            await orchestrator.resolve(result.run_id, "sned", outcome="done")
+        await orchestrator.resolve(result.run_id, "first", outcome="done")
+        assert (await orchestrator.resolve(result.run_id, "send", outcome="done")).stuck == ()
