@@ -31,7 +31,7 @@ __all__ = ["ErrorPolicy", "Merge", "MergeStrategy", "Parallel", "branch_scope"]
 
 MergeStrategy: TypeAlias = Literal["dict", "flat", "list"]
 ErrorPolicy: TypeAlias = Literal["cancel", "collect"]
-Merge: TypeAlias = Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Any]]
+Merge: TypeAlias = Callable[[dict[str, dict[str, Any]]], Mapping[str, Any]]
 """Makes one result of the branches' results, which it gets by name in the order of the agents."""
 
 ERRORS = "errors"
@@ -158,7 +158,7 @@ class Parallel:
 
     def _merged(self, results: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, Any]) -> dict[str, Any]:
         if self.merge is not None:
-            return dict(as_result(self, self.merge(results)))
+            return dict(as_result(self, self.merge({name: dict(result) for name, result in results.items()})))
         if self.merge_strategy == "list":
             return {"results": [dict(result) for result in results.values()]}
         if self.merge_strategy == "dict":

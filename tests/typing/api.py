@@ -75,6 +75,19 @@ class Async(Agent):
         return {"booking": await self.ause("book", city=task, nights=1)}
 
 
+def by_dict(results: dict[str, Any]) -> dict[str, Any]:
+    """A merge function may say that it takes a dict."""
+    return {"first": next(iter(results.values()))}
+
+
+def by_mapping(results: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Or as little as it needs."""
+    return next(iter(results.values()))
+
+
+FLOWS = (Parallel([Sync()], merge=by_dict), Parallel([Sync()], by_mapping), Parallel([Sync()], merge=by_mapping))
+
+
 async def program() -> None:
     """A run, its result, and taking it back."""
     assert_type(await book("Lisbon", 3, "key"), dict[str, str])
