@@ -34,6 +34,8 @@ _OWN_FIELDS = frozenset({_TRAJECTORY, "next_thought", "next_tool_name", "next_to
 _MISREADINGS = 3
 _LONGEST: Final = 100_000
 """Characters of one result that the LM is shown; a larger one would fill its context window by itself."""
+_DEEPEST: Final = 100
+"""Levels of nesting in arguments; a journal can't hold what is much deeper, and nothing could undo the call later."""
 _STOPS = (BudgetExceededError, LeaseLostError, StorageError)
 
 
@@ -94,7 +96,10 @@ class ToolLoop(dspy.Module):
             raise_if_stopped()
             try:
                 choice = _ask(self.choose, turns, inputs)
-            except dspy.AdapterParseError:
+            except (
+                dspy.AdapterParseError,
+                RecursionError,
+            ):  # the latter: JSON that is nested too deeply for its parser
                 raise_if_stopped()
                 misread += 1
                 if misread == _MISREADINGS:
@@ -115,6 +120,8 @@ class ToolLoop(dspy.Module):
 
     def _observe(self, name: str, arguments: Mapping[str, Any], thought: str) -> str:
         """One tool call, and what the LM is told of it."""
+        if _is_deeper(arguments, _DEEPEST):
+            return f"refused: the arguments are nested more than {_DEEPEST} levels deep"
         try:
             result = await_from_sync(self.tools.call, name, arguments, thought)
             return _shown(self.tools[name].binding.shown(result))
@@ -126,6 +133,15 @@ class ToolLoop(dspy.Module):
         except Exception as error:  # noqa: BLE001 - whatever a tool raises is an observation
             raise_if_stopped()
             return _fit(f"error: {describe(error)}")
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether JSON data is nested more than so many levels deep."""
+    if not isinstance(value, (dict, list)):
+        return False
+    return levels == 0 or any(
+        _is_deeper(item, levels - 1) for item in (value.values() if isinstance(value, dict) else value)
+    )
 
 
 def _ask(predictor: dspy.Module, turns: list[_Turn], inputs: Mapping[str, Any]) -> Any:

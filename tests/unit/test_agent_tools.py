@@ -266,6 +266,26 @@ async def test_what_a_tool_complains_about_at_length_or_in_no_utf8_does_not_end_
     assert len(prompts(lm)[-1]) < 250_000
 
 
+@pytest.mark.parametrize("levels", [99, 300, 100_000])
+async def test_arguments_that_no_journal_could_hold_are_refused_and_the_agent_goes_on(
+    executor: ToolExecutor, levels: int
+) -> None:
+    """Whatever a model makes up, what it did can be taken back later."""
+
+    @tool(registry=ToolRegistry(), side_effects=["note:write"])
+    async def keep(note: Any) -> str:
+        CALLS.append("keep")
+        return "kept"
+
+    deep = '[[ ## next_thought ## ]]\n\n[[ ## next_tool_name ## ]]\nkeep\n\n[[ ## next_tool_args ## ]]\n{"note": '
+    deep += "[" * levels + "]" * levels + "}\n\n[[ ## completed ## ]]"
+    lm = ScriptedLM([deep, {"next_tool_name": "finish"}, {"answer": "done"}])
+    with using(executor):
+        assert await agent(lm, keep).run(question="t") == {"answer": "done"}
+    assert (["keep"] if levels == 99 else []) == CALLS
+    assert ("refused: " in prompts(lm)[1]) is (levels > 99)
+
+
 async def test_the_lm_can_not_choose_an_idempotency_key(executor: ToolExecutor) -> None:
     booked: dict[str, str] = {}
 
