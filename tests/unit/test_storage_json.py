@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from agenthelm.core.storage import EVENTS, JsonStorage, Record
+from agenthelm.core.storage.json_index import Index
+from agenthelm.core.storage.json_lines import HEADER
 from agenthelm.exceptions import CorruptRecordError, StorageError
 
 
@@ -358,3 +360,23 @@ async def test_a_log_that_may_only_be_read_can_be_read(path: Path, monkeypatch: 
         assert len(await storage.read("run:0")) == 2
     monkeypatch.undo()
     assert await read(path, "run:0") == [0, 2]
+
+
+def test_a_long_line_is_not_copied_again_for_each_block_that_it_goes_on_in() -> None:
+    """A single large argument or result would make every opening of the log take minutes."""
+    copied = 0
+
+    class Block(bytes):
+        def __radd__(self, before: bytes) -> bytes:
+            nonlocal copied
+            copied += len(before)
+            return before + bytes(self)
+
+    line = json.dumps(
+        {"at": 1.0, "before": {}, "records": [{"stream": "s", "position": 0, "data": {"x": "x" * 99_000}}]}
+    )
+    whole = HEADER + line.encode() + b"\n" + line.replace('"position": 0', '"position": 1').encode() + b"\n"
+    index = Index(Path("log.jsonl"))
+    index.feed(Block(whole[start : start + 100]) for start in range(0, len(whole), 100))
+    assert len(index.streams["s"].offsets) == 2
+    assert copied < len(whole)

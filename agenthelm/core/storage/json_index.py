@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agenthelm.core.storage.base import StreamInfo
-from agenthelm.core.storage.json_lines import HEADER, check_header, may_be_several, parsed
+from agenthelm.core.storage.json_lines import HEADER, check_header, joined, may_be_several, parsed
 from agenthelm.exceptions import CorruptRecordError
 
 __all__ = ["MISSING", "Index", "Stream"]
@@ -88,7 +88,7 @@ class Index:
         self._merged = False
         rest = b""
         offset = self.size
-        for block in source:
+        for block in joined(source):
             *whole, rest = (rest + block).split(b"\n")
             for raw in whole:
                 held = self._take(raw, offset, held)

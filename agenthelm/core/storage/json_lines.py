@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ __all__ = [
     "blocks",
     "check_header",
     "dumps",
+    "joined",
     "line_at",
     "line_of",
     "lines",
@@ -138,10 +139,22 @@ def blocks(descriptor: int, start: int, end: int) -> Iterator[bytes]:
         start += len(block)
 
 
+def joined(source: Iterable[bytes]) -> Iterator[bytes]:
+    """Blocks, those without a line break put to the next one that has one: a line over many of them is copied once."""
+    pieces: list[bytes] = []
+    for block in source:
+        pieces.append(block)
+        if b"\n" in block:
+            yield b"".join(pieces)
+            pieces = []
+    if pieces:
+        yield b"".join(pieces)
+
+
 def lines(descriptor: int, start: int, end: int) -> Iterator[tuple[bytes, int]]:
     """The whole lines in a part of a file, and their offsets."""
     rest = b""
-    for block in blocks(descriptor, start, end):
+    for block in joined(blocks(descriptor, start, end)):
         *whole, rest = (rest + block).split(b"\n")
         for line in whole:
             yield line, start
