@@ -56,6 +56,7 @@ CATCH_ALL = {
     "agent.metering:_Door.complete_async": "as above",
     "agent.metering:_Door.stream": "as above",
     "agent.metering:_AsyncDoor.stream": "as above",
+    "agent.metering:Meter._close_half_read": "is nobody's, and said in the log",
     "agent.tool_loop:ToolLoop._observe": "what a tool raises is what the model sees; a stop is raised first",
     "cli._loop:_watched": "carries the error out of its task group, where it is raised bare",
     "cli._session:agent_names": "a shell that completes a word must not see a traceback",

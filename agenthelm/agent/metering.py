@@ -32,6 +32,7 @@ from agenthelm.core.cost import Price, PriceSource, override_price
 from agenthelm.core.executor import ToolExecutor, current_executor
 from agenthelm.core.storage.base import Record
 from agenthelm.exceptions import ModelError
+from agenthelm.telling import describe
 
 __all__ = ["LMPolicy", "Meter", "Unpriced", "is_metered", "metered"]
 
@@ -90,6 +91,7 @@ class Meter:
         self._prices: PriceSource = prices or METADATA
         self._known: dict[tuple[str, Price | None], Price | None] = {}
         self._pending: list[tuple[ToolExecutor, Record]] = []
+        self._half_read: list[AsyncGenerator[Any, None]] = []
         self._lock = threading.Lock()
         self.closed: bool = False
 
@@ -122,14 +124,29 @@ class Meter:
         with self._lock:
             self._pending.append((executor, record))
 
+    def leave(self, events: AsyncGenerator[Any, None]) -> None:
+        """Keep a half-read stream that can't be closed where it was left; `flush` closes it."""
+        with self._lock:
+            self._half_read.append(events)
+
     async def record(self, executor: ToolExecutor, record: Record) -> None:
         """Write an event, and those kept before it."""
         await executor.storage.append([*self._taken(executor), record])
 
     async def flush(self) -> None:
-        """Write the events that were kept, whatever is cancelled."""
+        """Close the streams and write the events that were kept, whatever is cancelled."""
+        if self._half_read:
+            await shielded(self._close_half_read)
         if self._pending:
             await shielded(self._write)
+
+    async def _close_half_read(self) -> None:
+        while self._half_read:
+            events = self._half_read.pop()
+            try:
+                await events.aclose()
+            except Exception as error:  # noqa: BLE001 - it is nobody's, and the others are to be closed, too
+                _log.warning("a stream that was left half read could not be closed: %s", describe(error))
 
     async def _write(self) -> None:
         while self._pending:
@@ -286,16 +303,18 @@ class _Door:
         return event
 
     def _close(self, events: _Events) -> None:
-        """Let go of the connection; the run may be cancelled by now, and the loop have ended."""
+        """Let go of the connection; the run may be cancelled by now, and the loop be waiting for this thread."""
         run = current_run()
         if not isinstance(events, AsyncGenerator):
             close = getattr(events, "close", None)
             if close is not None:
                 close()
-        elif on_event_loop():
-            pass  # collected there, unfinished; so are the events, which the loop then closes
-        elif run is not None and run.loop is not None and answers(run.loop):
+        elif getattr(events, "ag_frame", None) is None:
+            return  # they have ended
+        elif run is not None and run.loop is not None and not on_event_loop() and answers(run.loop):
             await_on_loop(events.aclose, token=run.loop)
+        else:
+            self.meter.leave(events)
 
     def close(self) -> None:
         """The user's LM owns its connections."""
