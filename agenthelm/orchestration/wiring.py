@@ -110,6 +110,9 @@ def component(owner: str, item: Any) -> Any:
         raise WiringError(f"{owner} takes instances: {item.__name__}() instead of {item.__name__}")
     if isinstance(item, str):
         raise WiringError(f"{owner} takes agents, not their names: AGENT_REGISTRY[{item!r}] instead of {item!r}")
+    if isinstance(item, list | tuple):
+        made = "make a flow of it with Pipeline([...]) or Parallel([...])"
+        raise WiringError(f"{owner} takes agents and flows, not a {type(item).__name__}: {made}")
     if not callable(getattr(item, "run", None)):
         raise WiringError(f"{owner} takes agents, flows and objects with `run(context, /, **inputs)`, not {item!r:.80}")
     return item
