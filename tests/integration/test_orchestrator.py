@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from pathlib import Path
 from typing import Any, Literal
 
 import anyio
 import dspy
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
 from agenthelm._runtime.context import current_run
 from agenthelm._runtime.progress import Progress
@@ -34,6 +35,7 @@ from agenthelm.orchestration.parallel import Parallel
 from agenthelm.orchestration.pipeline import Pipeline
 from agenthelm.orchestration.saga import Ref, Step
 from agenthelm.testing.lm import ScriptedLM
+from tests.support.docs_blocks import blocks
 
 on_asyncio = pytest.mark.parametrize(
     "anyio_backend", ["asyncio", pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop")]
@@ -506,8 +508,18 @@ class TestWatching:
         ]  # fmt: skip
 
 
+def documented(name: str, page: str) -> Any:
+    """A function as a page of the docs has it."""
+    text = (Path(__file__).parents[2] / page).read_text()
+    (block,) = [block.text for block in blocks(text) if f"def {name}(" in block.text]
+    found: dict[str, Any] = {"anyio": anyio}
+    exec(block, found)
+    return found[name]
+
+
+@pytest.mark.parametrize("by_docs", [True, False])
 @on_asyncio
-async def test_in_a_service_a_client_that_goes_away_takes_its_effects_with_it(world: World) -> None:
+async def test_in_a_service_a_client_that_goes_away_takes_its_effects_with_it(world: World, by_docs: bool) -> None:
     import uvicorn
 
     orchestrator = Orchestrator(tools=world.tools)
@@ -524,10 +536,21 @@ async def test_in_a_service_a_client_that_goes_away_takes_its_effects_with_it(wo
         return dict(await orchestrator.run_pipeline([Books()], "fine"))
 
     @app.get("/hang")
-    async def hang(request: Any = None) -> dict[str, str]:
-        return dict(await orchestrator.run_pipeline([Books(), Signals()], "hang", timeout=30))
+    async def hang(request: Request) -> dict[str, str]:
+        run = orchestrator.run_pipeline([Books(), Signals()], "hang", timeout=30)
+        return dict(await (unless_gone(request, run) if by_docs else run))
 
-    server = uvicorn.Server(uvicorn.Config(CancelOnDisconnect(app), port=0, log_level="error", lifespan="off"))
+    @app.get("/fail")
+    async def fail(request: Request) -> str:
+        try:
+            await unless_gone(request, orchestrator.run_pipeline([Books(), Fails()], "fail"))
+        except RuntimeError as error:
+            return str(error.saga.status)  # type: ignore[attr-defined]
+        return "fine"
+
+    unless_gone = documented("unless_gone", "docs/concepts/orchestration.md")
+    served = app if by_docs else CancelOnDisconnect(app)
+    server = uvicorn.Server(uvicorn.Config(served, port=0, log_level="error", lifespan="off"))
     async with anyio.create_task_group() as group:
         group.start_soon(server.serve)
         while not server.started:
@@ -535,6 +558,8 @@ async def test_in_a_service_a_client_that_goes_away_takes_its_effects_with_it(wo
         port = server.servers[0].sockets[0].getsockname()[1]
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
             assert (await client.get("/fine")).json() == {"books": "room fine"}
+            assert (await client.get("/fail")).json() == "rolled_back"
+            world.cancelled = anyio.Event()
             async with anyio.create_task_group() as requests:
                 requests.start_soon(client.get, "/hang")
                 await hanging.wait()

@@ -86,7 +86,10 @@ def test_an_agent_refuses_a_model_that_is_none() -> None:
         ("writer", r"run takes agents, not their names: AGENT_REGISTRY\['writer'\] instead of 'writer'"),
         (None, r"run takes agents, flows and objects with `run\(context, /, \*\*inputs\)`, not None"),
         (len, r"run takes agents, flows and objects with"),
-        ([Agent("a", signature="task -> text")], r"not a list: make a flow of it with Pipeline\(\[\.\.\.\]\) or Parallel"),
+        (
+            [Agent("a", signature="task -> text")],
+            r"not a list: make a flow of it with Pipeline\(\[\.\.\.\]\) or Parallel",
+        ),
     ],
 )
 async def test_a_run_takes_what_can_be_run(given: Any, message: str) -> None:
