@@ -87,8 +87,9 @@ def resolve_model(
     if key and not api_base and api_key is None and not os.environ.get(key):
         raise ModelNotConfiguredError(
             f"model {name!r} needs a key.\n"
-            f"Set it: export {key}=<your key>, or point --api-base to a server that needs none.\n"
-            "Or try everything without a model and without cost: --model offline"
+            f"Set it: export {key}=<your key>, or point --api-base to a server that needs none (in a program: "
+            "dspy.LM(name, api_base=...)).\n"
+            "Or try everything without a model and without cost: --model offline (in a program: lm='offline')"
         )
     return lm
 
@@ -100,7 +101,7 @@ def as_model(lm: Any, option: str = "lm") -> dspy.BaseLM | None:
         ModelNotConfiguredError: There is no key for the model of that name.
         ConfigError: It is neither.
     """
-    if isinstance(lm, str):
+    if isinstance(lm, str) and lm.strip():  # an empty name would be picked by key, which is for the command line
         return resolve_model(lm)
     if lm is None or isinstance(lm, dspy.BaseLM):
         return lm

@@ -58,7 +58,8 @@ def _refused(wrong: Mapping[str, Any]) -> ConfigError:
     """What is wrong with a budget, in one line."""
     name = str(wrong["loc"][0])
     if name not in Budget.model_fields:
-        return ConfigError(f"Budget has no limit {name!r}.{nearest(name, Budget.model_fields)}", setting=name)
+        hint = nearest(name, Budget.model_fields) or f" It has: {', '.join(Budget.model_fields)}."
+        return ConfigError(f"Budget has no limit {name!r}.{hint}", setting=name)
     kind = "number" if name in ("usd", "seconds") else "whole number"
     return ConfigError(
         f"Budget({name}=...) must be a {kind} of at least 0, or None for no limit, not {wrong['input']!r:.80}",

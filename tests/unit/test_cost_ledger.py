@@ -414,6 +414,8 @@ def test_a_limit_that_no_budget_has_is_refused_also_inside_of_somebody_elses_mod
     with pytest.raises(ConfigError, match=r"no limit 'usdd'. Did you mean 'usd'\?") as caught:
         Budget(usdd=1.0)  # type: ignore[call-arg]
     assert caught.value.setting == "usdd"
+    with pytest.raises(ConfigError, match=r"no limit 'dollars'. It has: usd, tokens, calls, tool_calls, seconds\."):
+        Budget(dollars=1.0)  # type: ignore[call-arg]
     with pytest.raises(ValidationError, match="no limit 'usdd'"):
         Request.model_validate({"budget": {"usdd": 1.0}})
     assert Request.model_validate({"budget": {"usd": 1.0}}).budget == Budget(usd=1.0)

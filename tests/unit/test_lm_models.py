@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agenthelm.agent.models import INEXPENSIVE, KEYS, detect_model, resolve_model
+from agenthelm.agent.models import INEXPENSIVE, KEYS, as_model, detect_model, resolve_model
 from agenthelm.agent.pricing import METADATA
 from agenthelm.exceptions import ConfigError, ModelNotConfiguredError
 
@@ -34,6 +34,15 @@ def test_a_missing_key_is_named() -> None:
     with pytest.raises(ModelNotConfiguredError, match="ANTHROPIC_API_KEY") as caught:
         resolve_model("anthropic/claude-haiku-4-5")
     assert len(str(caught.value).splitlines()) == 3
+    assert "dspy.LM(name, api_base=...)" in str(caught.value)  # a program has no options
+    assert "lm='offline'" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_program_that_names_no_model_gets_none_by_its_keys(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with pytest.raises(ConfigError, match=r"lm must be a dspy\.LM or a model's name, not '"):
+        as_model(name)
 
 
 @pytest.mark.parametrize(
