@@ -324,6 +324,18 @@ def test_ordinary_texts_stay(text: str) -> None:
     assert scrub(text) == text
 
 
+@pytest.mark.parametrize("scheme", ["http", "HTTPS"])
+def test_the_host_that_a_request_would_go_to_is_not_taken_for_a_password(scheme: str) -> None:
+    """For requests, browsers and others a backslash ends the host; whoever approves must see what stands before it."""
+    text = f"{scheme}://mallory.example\\@bank.example/ {scheme}://ann:{SECRET}@bank.example/"
+    assert scrub(text) == f"{scheme}://mallory.example\\@bank.example/ {scheme}://***@bank.example/"
+    assert (
+        scrub(f"{scheme}://mallory.example\\sk-abcdefghijkl@bank.example")
+        == f"{scheme}://mallory.example\\***@bank.example"
+    )
+    assert scrub(f"redis://ann:back\\{SECRET}@cache.example") == "redis://***@cache.example"
+
+
 @pytest.mark.parametrize(
     "word",
     [
