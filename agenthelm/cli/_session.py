@@ -29,8 +29,6 @@ __all__ = [
     "choose_agents",
     "ensure_home",
     "load_app",
-    "make_hub",
-    "make_storage",
     "memory_paths",
     "model_for",
     "open_hub",
@@ -94,8 +92,8 @@ def storage_path(settings: Settings) -> Path | None:
     return Path(path)
 
 
-def make_storage(settings: Settings) -> BaseStorage:
-    """The storage that the settings name; its file is made on first use."""
+def open_storage(settings: Settings) -> BaseStorage:
+    """The storage that the settings name, to be closed at the end; its file is made on first use."""
     path = storage_path(settings)
     if path is None:
         from agenthelm.core.storage import InMemoryStorage
@@ -113,16 +111,6 @@ def make_storage(settings: Settings) -> BaseStorage:
     return SqliteStorage(path)
 
 
-@asynccontextmanager
-async def open_storage(settings: Settings) -> AsyncIterator[BaseStorage]:
-    """The storage, closed at the end."""
-    storage = make_storage(settings)
-    try:
-        yield storage
-    finally:
-        await storage.aclose()
-
-
 def stored(settings: Settings) -> bool:
     """Whether there is anything to read yet: looking must not make files."""
     path = storage_path(settings)
@@ -132,8 +120,11 @@ def stored(settings: Settings) -> bool:
         raise ConfigError(f"can't open {path}: {exc.strerror or exc}", setting="storage") from exc
 
 
-def make_hub(settings: Settings, *, quiet: bool = False) -> MemoryHub:
-    """The memory hub that the settings name; it connects on first use, and tells of downloads unless it is quiet."""
+def open_hub(settings: Settings, *, quiet: bool = False) -> MemoryHub:
+    """The memory hub that the settings name, to be closed at the end.
+
+    It connects on first use, and tells of downloads unless it is quiet.
+    """
     from agenthelm.memory import MemoryHub
     from agenthelm.memory.embedders import MINILM, EmbedderLike, MiniLM
 
@@ -171,13 +162,6 @@ def without_new_stores(settings: Settings) -> Settings:
         memory_url="memory://" if "short_term" in absent else settings.memory_url,
         vectors="memory://" if "semantic" in absent else settings.vectors,
     )
-
-
-@asynccontextmanager
-async def open_hub(settings: Settings, *, quiet: bool = False) -> AsyncIterator[MemoryHub]:
-    """The memory hub, closed at the end."""
-    async with make_hub(settings, quiet=quiet) as hub:
-        yield hub
 
 
 def approval_handler(settings: Settings, *, prompt: Callable[[ApprovalHandler], ApprovalHandler]) -> ApprovalHandler:

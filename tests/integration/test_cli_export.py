@@ -91,7 +91,7 @@ def storage(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> CountingStorage:
     storage = CountingStorage()
     anyio.run(_fill, storage)
     monkeypatch.setattr(_session, "stored", lambda settings: True)
-    monkeypatch.setattr(_session, "make_storage", lambda settings: storage)
+    monkeypatch.setattr(_session, "open_storage", lambda settings: storage)
     return storage
 
 
