@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from agenthelm.core.decisions import ApprovalHandler, ApprovalRequest, Decision
 from agenthelm.core.redaction import scrub
 from agenthelm.exceptions import ConfigError
+from agenthelm.telling import behind
 from agenthelm.tracing.context import inject
 
 if TYPE_CHECKING:
@@ -240,10 +241,8 @@ def _is_loopback(host: str) -> bool:
 
 def _why(error: BaseException) -> str:
     """An error by its name and the first message along its causes; on trio the outermost one is often empty."""
-    cause: BaseException | None = error
-    while cause is not None and not str(cause):
-        cause = cause.__cause__ or cause.__context__
-    return type(error).__name__ if cause is None else f"{type(error).__name__}: {cause}"
+    said = next(filter(None, map(str, [error, *behind(error)])), "")
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _fields(request: ApprovalRequest) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from agenthelm._runtime.workers import Workers
 from agenthelm.exceptions import MemoryStoreError
 from agenthelm.memory.backends._urls import split_url, unreadable
 from agenthelm.memory.backends.chroma_base import ChromaBase, MissingCollectionError
-from agenthelm.telling import describe
+from agenthelm.telling import behind, describe
 
 if TYPE_CHECKING:
     import httpx
@@ -147,9 +147,8 @@ class ChromaServerBackend(ChromaBase):
 
 def _root(error: BaseException) -> BaseException:
     """What an error without a text of its own came from: on trio, httpx's have none."""
-    while not str(error) and (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return error
+    causes = [error, *behind(error)]
+    return next((cause for cause in causes if str(cause)), causes[-1])
 
 
 def _floats(vector: Any) -> list[float]:

@@ -18,7 +18,7 @@ from agenthelm.exceptions import ConfigError, MemoryStoreError
 from agenthelm.memory.backends._urls import split_url, unreadable
 from agenthelm.memory.base import KeyValueBackend
 from agenthelm.memory.values import not_an_integer
-from agenthelm.telling import describe
+from agenthelm.telling import behind, describe
 
 if TYPE_CHECKING:
     import redis
@@ -304,11 +304,8 @@ def _may_pass(error: Exception) -> bool:
 
     if isinstance(error, (exceptions.AuthenticationError, exceptions.AuthorizationError)):
         return False
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return False
-        cause = cause.__cause__ or cause.__context__
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in behind(error)):
+        return False
     return isinstance(error, exceptions.ConnectionError)
 
 
