@@ -14,7 +14,7 @@ from agenthelm.core.sensitive import is_plain
 from agenthelm.core.tool import Tool, ToolRegistry
 from agenthelm.exceptions import PlanError, SagaError, StorageError
 from agenthelm.orchestration.journal import Journal, ResultForm
-from agenthelm.orchestration.state import EffectState
+from agenthelm.orchestration.state import EffectState, in_scope
 from agenthelm.orchestration.unwind import GRACE_SECONDS
 from agenthelm.telling import describe
 
@@ -66,7 +66,7 @@ class LiveRun:
 
     def in_scope(self, scope: str) -> list[EffectState]:
         """The effects of a scope and of all inside it, by beginning."""
-        return [s for s in self.states.values() if s.scope == scope or s.scope.startswith(f"{scope}.")]
+        return in_scope(self.states.values(), scope)
 
     async def idle(self, scope: str) -> None:
         """Wait until no effect of a scope is in flight, and no scope inside it is being ended."""

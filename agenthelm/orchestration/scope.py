@@ -89,7 +89,7 @@ class SagaScope:
     errors: dict[str, str] = field(default_factory=dict)
     result: SagaResult | None = None
     stop: StopMark = field(default_factory=StopMark)
-    _log: ScopeLog = field(init=False)
+    _effects: ScopeLog = field(init=False)
     _outer: ScopeLog | None = field(init=False, default=None)
     _stack: ExitStack = field(init=False, default_factory=ExitStack)
     _lease: Lease | None = field(init=False, default=None)
@@ -111,8 +111,8 @@ class SagaScope:
         else:
             run, path = await self._open(), ""
         # From here on nothing fails: the run is open and its lease is kept, and only leaving the block ends both.
-        self._log = ScopeLog(run, path, self.executor.tools, self.stop, self._outer, grace=self.grace)
-        self.executor = self.executor.within(self._log, ledger)
+        self._effects = ScopeLog(run, path, self.executor.tools, self.stop, self._outer, grace=self.grace)
+        self.executor = self.executor.within(self._effects, ledger)
         self.context = self.context.evolve(run_id=run.journal.run_id, stops=(self.stop, *self.context.stops))
         self._stack.enter_context(entered(self.context))
         self._stack.enter_context(using(self.executor))
@@ -221,11 +221,11 @@ class SagaScope:
     def key(self) -> str:
         """What the keys of its steps begin with: the same when it is resumed, another in every nested run."""
         inside = self.context.effect or ""
-        return f"{self.run_id}{self._log.scope}{f'@{inside}' if inside else ''}"
+        return f"{self.run_id}{self._effects.scope}{f'@{inside}' if inside else ''}"
 
     @property
     def _run(self) -> LiveRun:
-        return self._log.run
+        return self._effects.run
 
     # -- beginning ----------------------------------------------------------------------------------------------------
 
@@ -291,17 +291,17 @@ class SagaScope:
 
     async def _finish(self, error: BaseException | None) -> BaseException | None:
         """Close the journal or undo the effects; returns what the block ends with."""
-        scope = self._log.scope
+        scope = self._effects.scope
         self._run.ending.add(scope)
         try:
             await self._run.idle(scope)
-            effects = self._run.in_scope(scope) if scope else list(self._run.states.values())
+            effects = self._run.in_scope(scope)
             try:
-                self._log.refuse_late("saga {} ended", self.opening.name)
+                self._effects.refuse_late("saga {} ended", self.opening.name)
             except SagaError as late:  # the scope around it has undone these effects, or let them stand
                 await self._close("stopped", effects, error or late)
                 return error or late
-            self._log.closed = True
+            self._effects.closed = True
             settle_repeated(effects)
             if error is None:
                 try:
@@ -328,7 +328,7 @@ class SagaScope:
         if any(not state.settled for state in effects):
             decided = True
             try:
-                await journal.append("unwinding", scope=self._log.scope, reason=describe(error))
+                await journal.append("unwinding", scope=self._effects.scope, reason=describe(error))
             except StorageError as broken:
                 _log.error("journal of run %s: %s", journal.run_id, broken)
                 decided = False

@@ -14,7 +14,7 @@ from agenthelm.orchestration.owner import Owner
 from agenthelm.orchestration.results import SagaResult, SagaStatus, StuckEffect
 from agenthelm.orchestration.values import decode, encode
 
-__all__ = ["PRUNED", "EffectState", "RunState", "result_of", "settle_repeated"]
+__all__ = ["PRUNED", "EffectState", "RunState", "in_scope", "result_of", "settle_repeated"]
 
 PRUNED = "pruned"
 """What a run is whose journal is about to be dropped, and still is when its pruning was interrupted: the run is gone."""
@@ -28,7 +28,7 @@ class EffectState:
 
     Attributes:
         effect: What was announced.
-        scope: The path of the scope it belongs to; ``""`` is the run itself, ``"1.2"`` a scope inside a scope.
+        scope: The path of the scope it belongs to; ``""`` is the run itself, ``".1.2"`` a scope inside a scope.
         order: Its place in the order of beginnings.
         outcome: How the call ended; None while, or because, it never returned.
         error: What its call raised, in one line.
@@ -228,12 +228,7 @@ class RunState:
 
     def in_scope(self, scope: str) -> list[EffectState]:
         """The effects of a scope and of all inside it, by beginning."""
-        inside = f"{scope}."
-        return [
-            state
-            for state in self.effects.values()
-            if not scope or state.scope == scope or state.scope.startswith(inside)
-        ]
+        return in_scope(self.effects.values(), scope)
 
     def inside(self, effect: EffectState) -> list[EffectState]:
         """The effects that were begun inside a call, at any depth, by beginning."""
@@ -253,6 +248,12 @@ class RunState:
     def claimable(self, now: float) -> bool:
         """Whether the owner is known dead, or has been silent for the length of a lease."""
         return self.owner.fate() == "dead" or now - self.last_at > LEASE_SECONDS
+
+
+def in_scope(effects: Iterable[EffectState], scope: str) -> list[EffectState]:
+    """Those of a scope and of all inside it."""
+    inside = f"{scope}."
+    return [state for state in effects if state.scope == scope or state.scope.startswith(inside)]
 
 
 def result_of(effects: Iterable[EffectState], status: SagaStatus, **facts: Any) -> SagaResult:
