@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import anyio
 
@@ -11,7 +11,7 @@ from agenthelm.core.binding import own_copy
 from agenthelm.core.call import Call
 from agenthelm.core.digest import digest
 from agenthelm.core.handlers import ApprovalHandler, ApprovalRequest, Decision
-from agenthelm.core.redaction import masked
+from agenthelm.core.redaction import Hook, masked
 from agenthelm.core.signature import call_by_name
 from agenthelm.exceptions import ApprovalDeniedError
 from agenthelm.tracing import names
@@ -28,7 +28,7 @@ async def approve(
     *,
     timeout: float | None,
     on_denial: Literal["observe", "stop"],
-    hook: Any = None,
+    hook: Hook | None = None,
 ) -> None:
     """Get the approval a call needs, if it needs one.
 
@@ -86,7 +86,7 @@ def _required(call: Call) -> bool:
         return True
 
 
-def _request(call: Call, timeout: float | None, hook: Any) -> ApprovalRequest:
+def _request(call: Call, timeout: float | None, hook: Hook | None) -> ApprovalRequest:
     assert call.tool is not None and call.bound is not None
     tool, context = call.tool, call.context
     sensitive = tool.binding.sensitive_among(call.bound)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 from uuid import UUID
@@ -15,7 +15,7 @@ from agenthelm.core.binding import KEY_PARAMETER, own_copy
 from agenthelm.core.digest import digest
 from agenthelm.core.effects import Effect
 from agenthelm.core.event import utc
-from agenthelm.core.redaction import masked, veiled
+from agenthelm.core.redaction import Hook, masked, veiled
 from agenthelm.core.sensitive import secret_texts
 from agenthelm.core.tool import Tool
 from agenthelm.exceptions import (
@@ -179,7 +179,7 @@ class Call:
             # What a tool that ran lets through is of a call inside it, which has an event of its own.
             self.outcome = "failed" if self.attempts else _refusal(error)
 
-    def event(self, redact: Callable[[str, Any], Any] | None) -> dict[str, Any]:
+    def event(self, redact: Hook | None) -> dict[str, Any]:
         """The event, safe to store and to show: `ExecutionEvent`'s fields, those without a value left out."""
         shown = self.arguments if self.bound is None else self.bound
         guarded = self.guarded

@@ -28,11 +28,13 @@ from agenthelm._runtime.retry import Clock, SystemClock
 from agenthelm._runtime.workers import Workers, on_event_loop
 from agenthelm.core.approval import approve
 from agenthelm.core.attempts import Attempts, Verdict
+from agenthelm.core.binding import KEY_PARAMETER
 from agenthelm.core.call import Call
 from agenthelm.core.cost import Amount, Budget, Ledger, Reservation
 from agenthelm.core.effects import EffectLog, Outcome
 from agenthelm.core.handlers import ApprovalHandler, AutoDeny
 from agenthelm.core.process import charged_here
+from agenthelm.core.redaction import Hook
 from agenthelm.core.storage.base import EVENTS, BaseStorage, Record
 from agenthelm.core.storage.memory_storage import InMemoryStorage
 from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
@@ -72,7 +74,7 @@ class ToolExecutor:
     workers: Workers = field(default_factory=Workers)
     effects: EffectLog | None = None
     clock: Clock = field(default_factory=SystemClock)
-    redact: Callable[[str, Any], Any] | None = None
+    redact: Hook | None = None
     on_denial: Literal["observe", "stop"] = "observe"
     approval_timeout: float | None = None
     passes_doors: bool = False
@@ -191,7 +193,7 @@ class ToolExecutor:
         asked = self.tools.get(rule) if isinstance(rule, str) else tool.verifier
         if asked is None:
             return None
-        available = {**arguments, "idempotency_key": key}
+        available = {**arguments, KEY_PARAMETER: key}
         given = {
             name: value for name, value in available.items() if name in asked.parameters or asked.binding.open_ended
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from agenthelm.core.binding import KEY_PARAMETER
 from agenthelm.core.compensation import needs_result
 from agenthelm.core.sensitive import carries_secret
 from agenthelm.core.tool import Tool, ToolRegistry
@@ -98,7 +99,7 @@ class Means:
             available = {"result": result, **tool.binding.fields_of(result)}
             available = {name: value for name, value in available.items() if name not in state.lost}
         available.update(state.arguments(tool))
-        available["idempotency_key"] = state.effect.key
+        available[KEY_PARAMETER] = state.effect.key
         given = {
             name: value
             for name, value in available.items()
