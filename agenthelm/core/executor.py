@@ -197,7 +197,7 @@ class ToolExecutor:
         given = {
             name: value for name, value in available.items() if name in asked.parameters or asked.binding.open_ended
         }
-        asking = replace(self, effects=None, passes_doors=True, ledger=self.ledger.child("run", enforced=False))
+        asking = replace(self, effects=None, passes_doors=True, ledger=self.ledger.unlimited())
         try:
             return Verdict.of(await asking.call(asked, given, hidden=tool.binding.sensitive_among(arguments)))
         except Exception:  # noqa: BLE001 - whatever it raised is on record; the doubt stays

@@ -111,10 +111,9 @@ class Ledger:
         *,
         stop: StopMark | None = None,
         drawn_from: Reservation | None = None,
-        enforced: bool = True,
     ) -> Ledger:
         """A ledger for a scope inside this one; see the class for the arguments."""
-        return Ledger(scope, budget, parent=self, stop=stop, drawn_from=drawn_from, enforced=enforced)
+        return Ledger(scope, budget, parent=self, stop=stop, drawn_from=drawn_from)
 
     def agent(self, name: str, budget: Budget) -> Ledger:
         """A ledger for an agent's work in this scope, held to what that agent uses in the whole run.
@@ -130,7 +129,7 @@ class Ledger:
 
     def unlimited(self) -> Ledger:
         """A ledger inside this one that books and refuses nothing."""
-        return self.child(self.scope, enforced=False)
+        return Ledger(self.scope, parent=self, enforced=False)
 
     def reserve(self, amount: Amount, *, deny_unpriced: bool = False) -> Reservation:
         """Set aside what a call may take, in this ledger and all above it, or in none.

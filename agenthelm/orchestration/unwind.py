@@ -77,12 +77,8 @@ class Unwinder:
                 self._inside.setdefault(state.effect.parent, []).append(state)
         context = current_run() or RunContext(run_id=self.journal.run_id, session_id="", namespace="")
         context = context.evolve(agent=None, step=None, effect=None, stops=())
-        executor = replace(
-            self.executor,
-            effects=None,
-            passes_doors=True,
-            ledger=self.executor.ledger.child("compensation", enforced=False),
-        )
+        ledger = self.executor.ledger.unlimited()
+        executor = replace(self.executor, effects=None, passes_doors=True, ledger=ledger)
         with entered(context), using(executor):
             async with anyio.create_task_group() as group:
                 self._group = group

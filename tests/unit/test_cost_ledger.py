@@ -283,7 +283,7 @@ def test_seconds_are_checked_at_each_door() -> None:
 
 def test_compensations_are_booked_and_never_refused() -> None:
     run = Ledger("run", Budget(usd=0.01, calls=0, seconds=0))
-    undo = run.child("tool:refund", enforced=False)
+    undo = run.unlimited()
     undo.reserve(Amount(usd=3.0, calls=1)).settle(Amount(usd=2.0, calls=1))
     assert run.spent().usd == 2.0
     assert run.stop.error is None

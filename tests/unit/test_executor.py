@@ -1049,7 +1049,7 @@ class TestBudgets:
         async def undo() -> str:
             return "undone"
 
-        passing = replace(door.executor, passes_doors=True, ledger=door.ledger.child("c", enforced=False))
+        passing = replace(door.executor, passes_doors=True, ledger=door.ledger.unlimited())
         with entered(door.context):
             assert await passing.call("undo", {}, compensates="e1") == "undone"
 
