@@ -79,7 +79,6 @@ __all__ = [
     "UnknownAgentError",
     "UnknownToolError",
     "WiringError",
-    "nearest",
 ]
 
 _LONGEST_NAME: Final = 200
@@ -153,7 +152,11 @@ class ToolContractError(ToolError, TypeError):
 
 
 class UnknownToolError(ToolError, LookupError):
-    """No tool of that name exists, or the caller was not given it."""
+    """No tool of that name exists, or the caller was not given it.
+
+    Attributes:
+        known: The names that there are, sorted.
+    """
 
     def __init__(self, tool_name: str, known: Iterable[str], *, where: str | None = None) -> None:
         names = sorted(known)
@@ -263,7 +266,12 @@ class AgentError(AgentHelmError):
 
 
 class UnknownAgentError(AgentError, LookupError):
-    """No agent of that name is registered."""
+    """No agent of that name is registered.
+
+    Attributes:
+        name: The name that was asked for.
+        known: The names that there are, sorted.
+    """
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
@@ -295,7 +303,11 @@ class AgentLoadError(AgentError, ImportError):
 
 
 class AgentInputError(AgentError, ValueError):
-    """An agent was given inputs it does not declare, or not given one it requires."""
+    """An agent was given inputs it does not declare, or not given one it requires.
+
+    Attributes:
+        agent: The agent, or the flow.
+    """
 
     def __init__(self, message: str, *, agent: str) -> None:
         super().__init__(message)
@@ -303,7 +315,11 @@ class AgentInputError(AgentError, ValueError):
 
 
 class AgentOutputError(AgentError, ValueError):
-    """An agent did not return an output it declares."""
+    """An agent did not return an output it declares.
+
+    Attributes:
+        agent: The agent, or the flow.
+    """
 
     def __init__(self, message: str, *, agent: str) -> None:
         super().__init__(message)
@@ -381,7 +397,11 @@ class RunNotFoundError(SagaError, LookupError):
 
 
 class RunBusyError(SagaError, RuntimeError):
-    """A run is still running, or somebody else is undoing it; or it has not ended, and its process is gone."""
+    """A run is still running, or somebody else is undoing it; or it has not ended, and its process is gone.
+
+    Attributes:
+        owner: Who holds it, in words.
+    """
 
     def __init__(
         self, run_id: str, *, owner: str, advice: str = "wait for it to end, or for its lease to expire"
