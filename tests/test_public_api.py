@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,45 @@ def test_every_public_name_has_its_place_in_the_api_reference() -> None:
     described = {line.rsplit(".", 1)[-1] for line in re.findall(r"^::: (agenthelm\S*)", pages, re.MULTILINE)}
     errors = set(importlib.import_module("agenthelm.exceptions").__all__)  # described together, as one module
     assert set(agenthelm.__all__) - errors - described == {"__version__"}
+
+
+def on_the_pages() -> dict[str, object]:
+    """What the API reference describes, by name."""
+    found: dict[str, object] = {}
+    for path in (ROOT / "docs" / "api").glob("*.md"):
+        for place in re.findall(r"^::: (agenthelm\S*)", path.read_text("utf-8"), re.MULTILINE):
+            home, _, name = place.rpartition(".")
+            try:
+                module = importlib.import_module(place)
+            except ImportError:
+                found[name] = getattr(importlib.import_module(home), name)
+            else:
+                found.update((entry, getattr(module, entry)) for entry in module.__all__)
+    return found
+
+
+def docstrings(name: str, described: object) -> Iterator[tuple[str, str]]:
+    """Those of a name and of its public members."""
+    if inspect.isclass(described) or inspect.isroutine(described):
+        yield name, inspect.getdoc(described) or ""
+    for member, value in vars(described).items() if inspect.isclass(described) else ():
+        if not member.startswith("_") and (inspect.isroutine(value) or isinstance(value, property | classmethod)):
+            yield f"{name}.{member}", inspect.getdoc(getattr(described, member)) or ""
+
+
+def test_public_docstrings_refer_to_what_readers_can_find() -> None:
+    """A ``name`` in single backticks is a reference: to something on these pages, or to a member of the same class."""
+    pages = on_the_pages()
+    known = {*pages, *(f"{name}.{member}" for name, it in pages.items() if inspect.isclass(it) for member in dir(it))}
+    known |= {f"{name}.{field}" for name, it in pages.items() for field in getattr(it, "__annotations__", ())}
+    lost = [
+        f"{where} refers to {reference}"
+        for name, described in pages.items()
+        for where, text in docstrings(name, described)
+        for reference in re.findall(r"(?<!`)`([A-Za-z_][\w.]*)`(?!`)", text)
+        if reference not in known and f"{name}.{reference}" not in known
+    ]
+    assert lost == []
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

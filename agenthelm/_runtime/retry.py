@@ -83,7 +83,8 @@ class Backoff:
 
         Args:
             retry: Which retry, from 1.
-            error: What failed. What its peer asked for (see `asked_delay`) is the least that is waited.
+            error: What failed. What its peer asked for, by a ``retry_after`` attribute or a ``Retry-After`` header, is the
+                least that is waited.
             now: Seconds since the epoch, for peers that name a date; the machine's clock by default.
         """
         try:

@@ -58,8 +58,10 @@ class Agent(dspy.Module):
         lm: Its language model: a ``dspy.LM`` or a model's name. None for the run's.
 
     Raises:
-        ModelError: There is no key for the model that was named.
+        ModelNotConfiguredError: There is no key for the model that was named.
         ConfigError: The language model is none.
+        UnknownToolError: There is no tool of a name that was given.
+        ToolContractError: A function can't be a tool, or two different tools share a name.
         AgentError: There is nothing to do: neither ``forward`` nor ``aforward`` nor a Signature; or they can't be
             called by name after a context.
     """
@@ -197,7 +199,14 @@ class Agent(dspy.Module):
 
         Raises:
             RuntimeError: This agent is at work in a run, and here is a thread that is not known to belong to it.
-            ToolError: And whatever else the tool or its contract raises; see `ToolExecutor.call`.
+            UnknownToolError: There is no such tool.
+            ToolInputError: The arguments don't fit; nothing was called.
+            ApprovalDeniedError: Nobody approved; nothing was called.
+            BudgetExceededError: A budget is used up; nothing was called.
+            ToolTimeoutError: The last attempt passed its deadline.
+            ToolOutputError: The tool ran; its result does not fit.
+            StorageError: The record could not be written.
+            Exception: Whatever the tool raised in its last attempt.
         """
         return await executor_here(self.tools).call(tool, arguments)
 

@@ -180,7 +180,7 @@ def _is_rate(usd: object) -> TypeGuard[float]:
 class CostTracker:
     """Adds up the tokens and the cost of LM calls; safe for concurrent use.
 
-    Runs keep their own books (`agenthelm.core.cost.Ledger`); this one is for code that calls models by itself.
+    Runs keep their own books (`RunResult.totals`); this one is for code that calls models by itself.
 
     Args:
         prices: Asked for models that `MODEL_PRICING` does not name.

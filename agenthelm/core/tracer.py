@@ -45,7 +45,7 @@ class ExecutionTracer:
         self.executor: ToolExecutor = ToolExecutor(ToolRegistry.of(tools), self.storage, self.approval_handler)
 
     async def trace_and_execute(self, tool: str | Tool | Callable[..., Any], /, **kwargs: Any) -> Any:
-        """Call one tool under its whole contract; see `ToolExecutor.call` for what is raised."""
+        """Call one tool under its whole contract; it raises what `Agent.ause` does."""
         refuse_reimport()
         running = current_executor()
         executor = self.executor

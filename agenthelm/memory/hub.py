@@ -84,6 +84,9 @@ class MemoryHub(AsyncResource):
         Args:
             session_id: The conversation to continue; a new one when absent.
             namespace: The tenant.
+
+        Raises:
+            MemoryValueError: One of them is empty, or can't be held as UTF-8.
         """
         return MemoryContext(secrets.token_hex(8) if session_id is None else session_id, self, namespace=namespace)
 

@@ -48,6 +48,7 @@ class SemanticMemory(AsyncResource):
 
     Raises:
         ConfigError: The embedder is unknown, or has no name.
+        MemoryValueError: The collection has a name that no store can hold.
     """
 
     def __init__(
@@ -132,7 +133,9 @@ class SemanticMemory(AsyncResource):
         Args:
             query: What to look for; a blank one finds nothing.
             top_k: At most so many.
-            where: Only texts whose metadata fulfil this, see `agenthelm.memory.filters.normalise`.
+            where: Only texts whose metadata fulfil this: ``{"field": value}``, ``{"field": {"$gte": 3, "$lt": 9}}`` with
+                ``$eq $ne $gt $gte $lt $lte $in $nin``, ``{"$and": [...]}``, ``{"$or": [...]}``. Several fields must all
+                hold. A text without the field fulfils only ``$ne`` and ``$nin``.
             min_score: Only matches that score at least so much, from 0 to 1.
 
         Raises:

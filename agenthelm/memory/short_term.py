@@ -134,6 +134,10 @@ class ShortTermMemory(AsyncResource):
 
         Returns:
             Whether it was written.
+
+        Raises:
+            MemoryValueError: JSON can't hold one of the values, or the key or the time makes no sense.
+            MemoryStoreError: The store failed. If it did not answer, it is unknown whether the value was written.
         """
         physical = self._physical(key)
         wanted = decode(encode(expected, where=f"the expected value for {key[:80]!r}"), key=key)

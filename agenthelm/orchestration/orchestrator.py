@@ -226,6 +226,7 @@ class Orchestrator:
             WiringError: It is nothing that can be run, or the fields don't fit together; nothing ran.
             AgentInputError: An input is not taken, is of the wrong type, or is the task a second time; nothing ran.
             ConfigError: The budget or the deadline makes no sense; nothing ran.
+            MemoryValueError: The session or the namespace has a name that no memory can hold; nothing ran.
             PlanError: A tool's compensation could never be called; nothing ran.
             BudgetExceededError: A budget was used up.
             RunTimeoutError: The deadline passed.
@@ -264,6 +265,8 @@ class Orchestrator:
         Raises:
             PlanError: The plan was refused; nothing was called.
             ConfigError: ``on_error``, the budget or the deadline makes no sense; nothing was called.
+            StorageError: The journal could not be begun; nothing was called.
+            LeaseLostError: Another process claimed the run.
         """
         options.budget_of(budget)
         options.check_number("timeout", timeout)
@@ -290,6 +293,7 @@ class Orchestrator:
             RunBusyError: It is running, or somebody is undoing it.
             PlanError: Tools that undoing takes are not registered here; nothing was undone or written.
             CorruptRecordError: Its journal can't be read.
+            LeaseLostError: Another process claimed it meanwhile, and goes on with it.
         """
         async with self._recovery() as recovery:
             return await recovery.undo(run_id)
@@ -307,20 +311,45 @@ class Orchestrator:
             has ``failed``, with the reason.
 
         Raises:
-            RunBusyError: The one run that was asked for is held by a living process.
-            PlanError: Tools that undoing the one run takes are not registered here; nothing was undone or written.
-            CorruptRecordError: The journal of the one run that was asked for can't be read.
+            RunNotFoundError: There is no such run as the one that was asked for.
+            RunBusyError: It is held by a living process.
+            PlanError: Tools that undoing it takes are not registered here; nothing was undone or written.
+            CorruptRecordError: Its journal can't be read.
+            LeaseLostError: Another process claimed it meanwhile, and goes on with it.
         """
         async with self._recovery() as recovery:
             return await recovery.recover(run_id, resume=resume)
 
     async def retry(self, run_id: str) -> SagaResult:
-        """Try once more to undo what got stuck; see `Recovery.retry`."""
+        """Try once more to undo what could not be undone.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            RunBusyError: Somebody else holds it.
+            PlanError: Tools that undoing takes are not registered here; nothing was written.
+            CorruptRecordError: Its journal can't be read.
+            LeaseLostError: Another process claimed it meanwhile, and goes on with it.
+        """
         async with self._recovery() as recovery:
             return await recovery.retry(run_id)
 
     async def resolve(self, run_id: str, step: str, *, outcome: Literal["done", "undone"]) -> SagaResult:
-        """Record a human's word on an effect that got stuck, is in doubt or was undone by hand; see `Recovery.resolve`."""
+        """Record a human's word on what became of an effect.
+
+        Args:
+            run_id: The run.
+            step: The effect's id, its step's name, or its tool's if that has no other effect left.
+            outcome: ``"done"``, of what could not be undone or is in doubt: it stands. What was stuck may stand for good
+                then; what was in doubt in a run that is not to be undone has happened, and `undo` takes it back with the
+                rest. ``"undone"``, of any effect: it does not stand: it never happened, or somebody undid it by hand.
+                That may also be said in a run whose process is gone, which stays open for `recover`.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            PlanError: It has no such effect.
+            RunBusyError: It is going on, another process is at it, or it is to be recovered before that can be said.
+            CorruptRecordError: Its journal can't be read.
+        """
         async with self._recovery() as recovery:
             return await recovery.resolve(run_id, step, outcome=outcome)
 

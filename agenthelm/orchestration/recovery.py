@@ -117,13 +117,7 @@ class Recovery:
         return results
 
     async def retry(self, run_id: str) -> SagaResult:
-        """Try once more to undo what could not be undone.
-
-        Raises:
-            RunBusyError: Somebody else holds the run.
-            RunNotFoundError: There is no such run.
-            PlanError: Tools that it takes are not registered here; nothing was written.
-        """
+        """Try once more to undo what could not be undone; see `Orchestrator.retry`."""
         state = await load(self.executor.storage, run_id)
         if state.status is None:
             if recovered := await self.recover(run_id):
@@ -136,20 +130,7 @@ class Recovery:
         return await shielded(self._take, state, "tried again on purpose", kept, True)
 
     async def resolve(self, run_id: str, step: str, *, outcome: Literal["done", "undone"]) -> SagaResult:
-        """Record a human's word on what became of an effect.
-
-        Args:
-            run_id: The run.
-            step: The effect's id, its step's name, or its tool's if that has no other effect left.
-            outcome: ``"done"``, of what could not be undone or is in doubt: it stands. What was stuck may stand for good
-                then; what was in doubt in a run that is not to be undone has happened, and `undo` takes it back with the
-                rest. ``"undone"``, of any effect: it does not stand: it never happened, or somebody undid it by hand.
-                That may also be said in a run whose process is gone, which stays open for `recover`.
-
-        Raises:
-            PlanError: The run has no such effect.
-            RunBusyError: The run is going on, another process is at it, or it is to be recovered before that can be said.
-        """
+        """Record a human's word on what became of an effect; see `Orchestrator.resolve`."""
         state = await load(self.executor.storage, run_id)
         dead = state.status is None and state.claimable(self.executor.clock.wall())
         if dead and outcome != "undone":

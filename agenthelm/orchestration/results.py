@@ -12,9 +12,7 @@ from agenthelm.orchestration.plan import Step
 __all__ = ["RunResult", "SagaResult", "SagaStatus", "StepRecord", "StuckEffect"]
 
 SagaStatus = Literal["success", "stopped", "rolled_back", "failed", "open"]
-"""``success``: the effects stand. ``stopped``: it failed and they were left standing, as asked. ``rolled_back``: all
-undone. ``failed``: something was irreversible or could not be undone; ``stuck`` names it. ``open``: its process is gone
-and nobody has ended it yet; only `Orchestrator.resolve` returns that."""
+"""How a saga ended; `SagaResult` says what each of them means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,9 @@ class SagaResult:
     """How a saga ended.
 
     Attributes:
-        status: See `SagaStatus`.
+        status: ``success``: the effects stand. ``stopped``: it failed and they were left standing, as asked.
+            ``rolled_back``: all undone. ``failed``: something was irreversible or could not be undone; ``stuck`` names it.
+            ``open``: its process is gone and nobody has ended it yet; only `Orchestrator.resolve` returns that.
         steps: The steps that succeeded, in order of completion (plans only).
         error: What went wrong, in one line.
         exception: The exception itself, where there was one in this process.

@@ -133,6 +133,7 @@ class SagaOrchestrator:
         Raises:
             PlanError: The plan was refused; nothing was called.
             ConfigError: ``on_error``, the budget or the deadline makes no sense; nothing was called.
+            StorageError: The journal could not be begun; nothing was called.
             LeaseLostError: Another process claimed the run.
         """
         options.budget_of(budget)

@@ -186,10 +186,11 @@ class SagaScope:
         return any(not state.settled for state in self._run.states.values())
 
     async def use(self, tool: str, /, **arguments: Any) -> Any:
-        """Call a tool under its contract; see `ToolExecutor.call` for what is raised.
+        """Call a tool under its contract.
 
         Raises:
             SagaError: The scope was not entered, or could not be, so nothing would be undone.
+            Exception: As from `Agent.ause`.
         """
         if not self._begun:
             raise SagaError(f"saga {self.opening.name!r} was not entered: use it inside of 'async with'")

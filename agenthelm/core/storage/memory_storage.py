@@ -45,6 +45,9 @@ class InMemoryStorage(BaseStorage, Forked):
     Args:
         max_events: How many events are kept, at least; up to a tenth more may be.
         max_runs: How many runs that have ended stay undoable.
+
+    Raises:
+        ValueError: One of them is below 1.
     """
 
     durable = False
