@@ -64,7 +64,8 @@ def test_type_checkers_and_the_running_program_find_the_same_names_in_the_same_p
 
 
 @pytest.mark.parametrize(
-    "name", ["agenthelm.agent", "agenthelm.orchestration", "agenthelm.testing", "agenthelm.tracing"]
+    "name",
+    ["agenthelm.agent", "agenthelm.core.storage", "agenthelm.orchestration", "agenthelm.testing", "agenthelm.tracing"],
 )
 def test_a_rooms_names_come_when_they_are_asked_for(name: str) -> None:
     package = importlib.import_module(name)

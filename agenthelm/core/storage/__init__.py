@@ -34,3 +34,7 @@ _HOMES = {"JsonStorage": "json_storage", "SqliteStorage": "sqlite_storage"}
 
 if not TYPE_CHECKING:  # a type checker must see which names are not there
     __getattr__ = lazily(__name__, _HOMES)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
