@@ -24,7 +24,7 @@ from agenthelm.cli._options import (
     Trace,
     check_timeout,
 )
-from agenthelm.exceptions import ConfigError, nearest
+from agenthelm.exceptions import ConfigError
 
 __all__ = ["app"]
 
@@ -69,7 +69,7 @@ async def run(
     One after the other, each agent gets what the ones before it found out.
     If the run fails, or Ctrl-C ends it, what its tools did is undone.
     """
-    from agenthelm.cli import _journals, _result, _saga, _session
+    from agenthelm.cli import _events, _journals, _result, _saga, _session
     from agenthelm.cli._live import View
     from agenthelm.cli._perform import perform
 
@@ -79,10 +79,7 @@ async def run(
     check_timeout(timeout)
     if merge is not None and not parallel:
         raise ConfigError("--merge needs --parallel", setting="merge")
-    if merge not in (None, *_MERGES):
-        raise ConfigError(
-            f"--merge must be dict, flat or list, not {merge!r}.{nearest(merge, _MERGES)}", setting="merge"
-        )
+    _events.one_of("merge", merge, _MERGES)
     text = _task(task)
     chosen = _session.choose_agents(settings, agents or [])
     further = _session.parse_inputs(inputs or [], chosen)

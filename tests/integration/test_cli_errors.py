@@ -195,7 +195,7 @@ def test_an_unknown_setting_is_refused_everywhere(cli: Cli) -> None:
 def test_a_way_of_merging_that_there_is_not_is_named_as_it_was_typed(cli: Cli) -> None:
     run = ("run", "x", "-a", "writer,researcher", "--parallel", "--model", "offline", "--merge", "flta")
     message = error_of(cli(*run, code=2))
-    assert message == "error: --merge must be dict, flat or list, not 'flta'. Did you mean 'flat'?"
+    assert message == "error: --merge must be one of dict, flat, list, not 'flta'. Did you mean 'flat'?"
 
 
 def test_a_folder_that_can_not_be_made_is_one_line(cli: Cli) -> None:
