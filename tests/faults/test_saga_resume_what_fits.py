@@ -9,7 +9,6 @@ import anyio
 import pytest
 from pydantic import BaseModel, Field
 
-from agenthelm._runtime.retry import SystemClock
 from agenthelm.core.cost import Budget
 from agenthelm.core.executor import current_executor
 from agenthelm.core.storage import InMemoryStorage
@@ -19,14 +18,7 @@ from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.results import SagaResult
 from agenthelm.orchestration.saga import Ref, Step, saga
 from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
-
-
-class Later(SystemClock):
-    def __init__(self, by: float = 0.0) -> None:
-        self._by = by
-
-    def wall(self) -> float:
-        return time.time() + 31.0 + self._by
+from tests.support.saga_leases import Later
 
 
 class Dying(InMemoryStorage):

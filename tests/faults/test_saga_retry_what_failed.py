@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
 
-from agenthelm._runtime.retry import SystemClock
 from agenthelm.agent.base import Agent
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
@@ -16,11 +14,7 @@ from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.parallel import Parallel
 from agenthelm.orchestration.results import RunResult
 from agenthelm.orchestration.saga import Step
-
-
-class Later(SystemClock):
-    def wall(self) -> float:
-        return time.time() + 31.0
+from tests.support.saga_leases import Later
 
 
 class Branch(Agent):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any, Literal
 
 import anyio
@@ -18,16 +17,7 @@ from agenthelm.orchestration.journal import stream_of
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step, saga
 from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
-
-
-class Later(SystemClock):
-    """A clock for which every owner has been silent for longer than so many leases."""
-
-    def __init__(self, leases: int = 1) -> None:
-        self.ahead = leases * 31.0
-
-    def wall(self) -> float:
-        return time.time() + self.ahead
+from tests.support.saga_leases import Later
 
 
 class InStep(InMemoryStorage):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import anyio
@@ -20,11 +19,7 @@ from agenthelm.orchestration.journal import Journal, stream_of
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Ref, Step, saga
 from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
-
-
-class Later(SystemClock):
-    def wall(self) -> float:
-        return time.time() + 31.0
+from tests.support.saga_leases import Later
 
 
 class World:
