@@ -141,6 +141,9 @@ async def wait_through(event: _Waitable) -> None:
             pending = None
 
 
+_under_way: set[_Apart[Any]] = set()
+
+
 class _Apart(Generic[T]):
     """Work in a task of asyncio's that no scope reaches, for what was written for asyncio's own cancellation.
 
@@ -154,7 +157,12 @@ class _Apart(Generic[T]):
         self._over = anyio.Event()
         loop: Any = current_token().native_token
         self._task = loop.create_task(self._run(work))  # anyio has none that a scope can't reach
-        self._task.add_done_callback(lambda _: self._over.set())
+        self._task.add_done_callback(self._ended)
+        _under_way.add(self)  # asyncio alone lets a task go that waits for a reader who was dropped
+
+    def _ended(self, _: object) -> None:
+        _under_way.discard(self)
+        self._over.set()
 
     async def _run(self, work: Callable[[], Awaitable[T]]) -> None:
         try:
@@ -204,19 +212,31 @@ async def streamed_once(source: AsyncIterable[T]) -> AsyncGenerator[T, None]:
     Whichever tasks ask for its values, it runs in one from its beginning to its end: what it holds between two of them,
     a time limit or a span, belongs to a task.
     """
-    send, receive = anyio.create_memory_object_stream[T]()
+    offered: list[T] = []  # one at a time
+    ready, taken = anyio.Event(), anyio.Event()
 
     async def read() -> None:
-        with send:
+        nonlocal taken
+        try:
             async with _closing(aiter(source)) as values:
                 async for value in values:
-                    await send.send(value)
+                    taken = anyio.Event()
+                    offered.append(value)
+                    ready.set()
+                    await taken.wait()
+        finally:
+            ready.set()
 
     apart = _Apart(read)
     try:
-        with send, receive:
-            async for value in receive:
-                yield value
+        while True:
+            await ready.wait()
+            if not offered:
+                break
+            ready = anyio.Event()
+            value = offered.pop()
+            taken.set()
+            yield value
         await apart.end()
     finally:
         await apart.cancel()

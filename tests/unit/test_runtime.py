@@ -512,6 +512,28 @@ class TestAnothersTasks:
             group.cancel_scope.cancel()
         assert closed == ["all of it"]
 
+    async def test_a_stream_that_was_dropped_closes_what_it_reads(self) -> None:
+        closed, complaints = anyio.Event(), list[Any]()
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+
+        async def source() -> AsyncIterator[int]:
+            try:
+                while True:
+                    yield 1
+            finally:
+                await asyncio.sleep(0)
+                closed.set()
+
+        dropped: list[Any] = [streamed_once(source())]
+        assert await anext(dropped[0]) == 1
+        await anyio.wait_all_tasks_blocked()
+        dropped.append(dropped)
+        del dropped
+        gc.collect()
+        with anyio.fail_after(10):
+            await closed.wait()
+        assert complaints == []
+
     async def test_a_streams_error_comes_after_its_values(self) -> None:
         async def source() -> AsyncIterator[int]:
             yield 1
