@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import anyio
+from pydantic import BaseModel
 
 from agenthelm.core.binding import own_copy
 from agenthelm.core.call import Call
@@ -81,9 +85,32 @@ def _required(call: Call) -> bool:
     if not callable(rule):
         return rule
     try:
-        return bool(call_by_name(rule, own_copy(call.bound)))
+        return bool(call_by_name(rule, own_copy(call.bound))) or _holds_nan(call.bound)
     except Exception:  # noqa: BLE001 - a predicate that can't say no says yes
         return True
+
+
+def _holds_nan(arguments: Mapping[str, Any]) -> bool:
+    """Whether a number among them is none: no comparison holds for it, such as ``amount > 100``."""
+    waiting: list[Any] = [arguments]
+    seen: set[int] = set()
+    for value in waiting:
+        if isinstance(value, float) and math.isnan(value):
+            return True
+        if id(value) not in seen:
+            seen.add(id(value))
+            waiting.extend(_parts(value))
+    return False
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, BaseModel):
+        return dict(value).values()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name) for field in dataclasses.fields(value)]
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, (list, tuple, set, frozenset)) else ()
 
 
 def _request(call: Call, timeout: float | None, hook: Hook | None) -> ApprovalRequest:

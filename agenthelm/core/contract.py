@@ -26,7 +26,7 @@ class ToolContract:
         side_effects: What the tool touches, as ``"thing:verb"``. The verb ``read`` changes nothing; any other does.
         max_cost: The most one call may spend, all attempts together, in USD. None for no limit; 0.0 for free.
         requires_approval: Whether somebody must say yes first; or a predicate on the arguments, called with those it
-            names. A predicate that raises asks.
+            names. A predicate that raises asks, and so does NaN anywhere in the arguments, which no comparison holds for.
         retries: Attempts after the first.
         retry_on: Which exceptions are retried. Denials, budgets and validation never are, and an outcome in doubt only
             if the tool is idempotent or has no side effects.

@@ -8,6 +8,7 @@ import functools
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 from uuid import UUID
@@ -846,6 +847,29 @@ class TestApproval:
         async def pay(amount: int, to: str = "me") -> None: ...
 
         await door.call("pay", amount=amount)
+        assert len(handler.requests) == asked
+
+    @pytest.mark.parametrize(
+        ("amount", "asked"),
+        [
+            ("NaN", 1),
+            (float("nan"), 1),
+            ("50", 0),
+            ([1, {"a": float("nan")}], 1),
+            ([1, {"a": 2.0}], 0),
+            (Order(amount=5), 0),
+        ],
+    )
+    async def test_a_number_that_no_comparison_holds_for_asks(self, amount: object, asked: int) -> None:
+        """A model may say NaN, which is neither above a limit nor below it."""
+        handler = Asked(Decision(False))
+        door = Door(approval_handler=handler)
+
+        @tool(registry=door.tools, requires_approval=lambda amount: isinstance(amount, float) and amount > 100)
+        async def pay(amount: float | Order | list[Any]) -> None: ...
+
+        with pytest.raises(ApprovalDeniedError) if asked else nullcontext():
+            await door.call("pay", amount=amount)
         assert len(handler.requests) == asked
 
     async def test_a_predicate_that_breaks_asks(self, door: Door) -> None:
