@@ -102,7 +102,7 @@ class WebhookHandler(ApprovalHandler):
         self._secret = text.encode() if isinstance(text, str) else text
         if len(self._secret) < _SHORTEST_SECRET:
             raise ConfigError(f"the webhook's secret needs at least {_SHORTEST_SECRET} bytes", setting="secret")
-        if timeout <= 0:
+        if not timeout > 0:  # NaN neither
             raise ConfigError(f"the webhook's timeout must be above 0 s, not {timeout:g}", setting="timeout")
         self._host, self._encrypted = _checked(url)
         self._url = url

@@ -324,7 +324,9 @@ def test_plain_http_goes_to_this_machine_only(url: str) -> None:
     assert SECRET.decode() not in repr(WebhookHandler(url, secret=SECRET))
 
 
-@pytest.mark.parametrize("settings", [{"secret": "short"}, {"secret": SECRET, "timeout": 0.0}])
+@pytest.mark.parametrize(
+    "settings", [{"secret": "short"}, {"secret": SECRET, "timeout": 0.0}, {"secret": SECRET, "timeout": float("nan")}]
+)
 def test_settings_that_protect_nothing_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         WebhookHandler("https://example.org/", **settings)  # type: ignore[arg-type]
