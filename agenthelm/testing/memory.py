@@ -12,6 +12,7 @@ import anyio
 
 from agenthelm.exceptions import MemoryStoreError, MemoryValueError
 from agenthelm.memory.base import EmbeddingSpec, KeyValueBackend, VectorBackend, VectorRecord
+from agenthelm.testing._raising import raises
 
 __all__ = ["HOSTILE", "key_value_contract", "vector_contract"]
 
@@ -43,14 +44,6 @@ def key_value_contract(factory: Callable[[Path], KeyValueBackend]) -> type:
 def vector_contract(factory: Callable[[Path], VectorBackend]) -> type:
     """Make a class of tests that hold a store of vectors to its promises (see `VectorBackend`); as the other one."""
     return type("VectorContract", (_VectorContract,), {"factory": staticmethod(factory)})
-
-
-async def _raises(kind: type[BaseException], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    try:
-        value = await function(*args, **kwargs)
-    except kind as exc:
-        return exc
-    raise AssertionError(f"expected {kind.__name__}, got {value!r}")
 
 
 async def _gone(store: KeyValueBackend, key: str) -> None:
@@ -160,10 +153,10 @@ class _KeyValueContract:
         async with self.factory(tmp_path) as store:
             for text in ('"5"', "5.0", "null", '{"a":1}', "true", str(2**63 - 1)):
                 await store.write({self.root: text}, None)
-                await _raises(MemoryValueError, store.incr, self.root, 1, ttl=None)
+                await raises(MemoryValueError, store.incr, self.root, 1, ttl=None)
                 assert await store.read([self.root]) == [text]
             await store.write({self.root: str(2**63)}, None)
-            await _raises(MemoryValueError, store.incr, self.root, -1, ttl=None)
+            await raises(MemoryValueError, store.incr, self.root, -1, ttl=None)
 
     async def test_incr_gives_only_a_new_counter_a_time_to_live(self, tmp_path: Path) -> None:
         old, new = self.root + "old", self.root + "new"
@@ -230,8 +223,8 @@ class _KeyValueContract:
         await store.write({self.root: "1"}, 60)
         await store.aclose()
         await store.aclose()
-        await _raises(MemoryStoreError, store.read, [self.root])
-        await _raises(MemoryStoreError, store.ping)
+        await raises(MemoryStoreError, store.read, [self.root])
+        await raises(MemoryStoreError, store.ping)
 
 
 _SPEC = EmbeddingSpec("contract", 3)
@@ -418,8 +411,8 @@ class _VectorContract:
         await store.open(self.name, _SPEC)
         await store.aclose()
         await store.aclose()
-        await _raises(MemoryStoreError, store.open, self.name)
-        await _raises(MemoryStoreError, store.query, self.name, _EAST, top_k=1)
+        await raises(MemoryStoreError, store.open, self.name)
+        await raises(MemoryStoreError, store.query, self.name, _EAST, top_k=1)
 
 
 async def _cancelled_after(operation: Callable[[], Any], turns: int) -> None:

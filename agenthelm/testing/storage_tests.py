@@ -13,16 +13,9 @@ import anyio
 
 from agenthelm.core.storage.base import EVENTS, BaseStorage, Between, Record, StoredRecord, Where
 from agenthelm.exceptions import StalePositionError, StorageClosedError, StorageError
+from agenthelm.testing._raising import raises
 
 __all__ = ["StorageTests"]
-
-
-async def _raises(kind: type[BaseException], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    try:
-        value = await function(*args, **kwargs)
-    except kind as exc:
-        return exc
-    raise AssertionError(f"expected {kind.__name__}, got {value!r}")
 
 
 def _data(records: Sequence[StoredRecord]) -> list[Any]:
@@ -73,7 +66,7 @@ class StorageTests:
         async with self.factory(tmp_path) as storage:
             assert await storage.append([Record("a", {"n": 0})], {"a": 0}) == {"a": 1}
             records = [Record("b", {"n": 1}), Record("a", {"n": 1}, state="late")]
-            error = await _raises(StalePositionError, storage.append, records, {"a": 0})
+            error = await raises(StalePositionError, storage.append, records, {"a": 0})
             assert (error.stream, error.expected, error.actual) == ("a", 0, 1)
             assert await storage.read("b") == []
             assert _data(await storage.read("a")) == [0]
@@ -83,7 +76,7 @@ class StorageTests:
         async with self.factory(tmp_path) as storage:
             await storage.append([Record("a", {"n": 0})])
             assert await storage.append([Record("b", {"n": 0})], {"a": 1, "c": 0}) == {"b": 1}
-            await _raises(StalePositionError, storage.append, [Record("b", {"n": 1})], {"c": 1})
+            await raises(StalePositionError, storage.append, [Record("b", {"n": 1})], {"c": 1})
 
     async def test_of_concurrent_appends_that_expect_one_position_exactly_one_wins(self, tmp_path: Path) -> None:
         async with self.factory(tmp_path) as storage:
@@ -208,7 +201,7 @@ class StorageTests:
             (info,) = await storage.streams(where={"state": "closed"})
             assert (info.position, info.state) == (3, "closed")
             assert 0 < info.created_at <= info.updated_at
-            await _raises(ValueError, storage.streams, where={"owner": "me"})
+            await raises(ValueError, storage.streams, where={"owner": "me"})
 
     async def test_forgets_a_dropped_stream_and_no_other(self, tmp_path: Path) -> None:
         async with self.factory(tmp_path) as storage:
@@ -230,10 +223,10 @@ class StorageTests:
         await storage.append([Record("a", {"n": 1})])
         await storage.aclose()
         await storage.aclose()
-        await _raises(StorageClosedError, storage.append, [Record("a", {"n": 2})])
-        await _raises(StorageClosedError, storage.read, "a")
-        await _raises(StorageClosedError, storage.streams)
-        await _raises(StorageClosedError, storage.drop, "a")
+        await raises(StorageClosedError, storage.append, [Record("a", {"n": 2})])
+        await raises(StorageClosedError, storage.read, "a")
+        await raises(StorageClosedError, storage.streams)
+        await raises(StorageClosedError, storage.drop, "a")
 
     async def test_can_be_closed_unused(self, tmp_path: Path) -> None:
         await self.factory(tmp_path).aclose()
@@ -250,13 +243,13 @@ class StorageTests:
             assert await other.append([Record("a", {"n": 3})], {"a": 1}) == {"a": 2}
             assert _data(await storage.read("a")) == [1, 3]
             assert _data(await storage.read(EVENTS, where={"run_id": "r"})) == [2]
-            await _raises(StalePositionError, storage.append, [Record("a", {"n": 4})], {"a": 1})
+            await raises(StalePositionError, storage.append, [Record("a", {"n": 4})], {"a": 1})
             assert [info.name for info in await storage.streams(where={"state": "open"})] == ["a"]
 
     async def test_a_value_json_cannot_hold_fails_its_own_append_only(self, tmp_path: Path) -> None:
         async with self.factory(tmp_path) as storage:
             if not storage.durable:
                 return
-            await _raises(StorageError, storage.append, [Record("a", {"n": 1}), Record("a", {"n": object()})])
+            await raises(StorageError, storage.append, [Record("a", {"n": 1}), Record("a", {"n": object()})])
             assert await storage.read("a") == []
             assert await storage.append([Record("a", {"n": 2})]) == {"a": 1}
