@@ -650,8 +650,9 @@ class TestRecords:
         with pytest.raises(StorageError, match="told to fail"):
             await ToolExecutor(tools, FaultyStorage(InMemoryStorage())).call("f", {})
 
-    def test_spending_outside_of_any_call_is_nobodys(self) -> None:
+    def test_spending_outside_of_any_call_is_nobodys(self, caplog: pytest.LogCaptureFixture) -> None:
         charge(1.0)
+        assert caplog.records == []  # where a tool's function is merely called, as in its own unit test
 
     async def test_what_a_tracer_calls_inside_a_run_is_undone_with_the_run(self, tools: ToolRegistry) -> None:
         world: list[str] = []

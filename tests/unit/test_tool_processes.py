@@ -216,7 +216,7 @@ class TestMoney:
         assert executor.ledger.spent().usd == executor.ledger.cost_usd == 1.0
 
     def test_outside_of_a_process_it_is_nobodys(self) -> None:
-        charged_here(1.0)
+        assert not charged_here(1.0)
 
 
 async def test_the_start_of_a_process_is_no_part_of_the_tools_deadline(elsewhere: Elsewhere) -> None:
