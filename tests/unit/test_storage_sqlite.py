@@ -12,8 +12,8 @@ from typing import Any
 import anyio
 import pytest
 
-from agenthelm.core.storage import EVENTS, INDEXED_FIELDS, Between, Record, SqliteStorage, sqlite_query
-from agenthelm.core.storage.codec import matches
+from agenthelm.core.storage import EVENTS, Between, Record, SqliteStorage, sqlite_query
+from agenthelm.core.storage.codec import INDEXED_FIELDS, matches
 from agenthelm.core.storage.sqlite_schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
 from agenthelm.exceptions import ConfigError, CorruptRecordError, StalePositionError, StorageError
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agenthelm.core.storage.base import EVENTS, BaseStorage, Between, Record, StoredRecord, StreamInfo, Where
-from agenthelm.core.storage.codec import INDEXED_FIELDS
 from agenthelm.core.storage.memory_storage import InMemoryStorage
 from agenthelm.lazy import lazily
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EVENTS",
-    "INDEXED_FIELDS",
     "BaseStorage",
     "Between",
     "InMemoryStorage",

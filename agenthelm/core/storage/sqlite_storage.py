@@ -34,8 +34,9 @@ class SqliteStorage(BaseStorage):
     """A log in one SQLite file (WAL, ``synchronous=FULL``), safe for several tasks, event loops and processes.
 
     Appends of concurrent runs share commits: one writer thread, started with the first append, gathers them. Reads go
-    through connections of their own in worker threads and wait for no writer. Filters on the fields in
-    ``INDEXED_FIELDS`` take milliseconds on a million events; others work too, and read the whole stream.
+    through connections of their own in worker threads and wait for no writer. Filters on an event's run, agent, tool,
+    outcome, kind, session, namespace, time, duration or cost take milliseconds on a million events; others work too, and
+    read the whole stream.
 
     The file and its folder are made when the first append needs them, readable by their owner only. When the file is
     removed or replaced meanwhile, the runs whose journals went with it can go no further, and later ones use the new one.
