@@ -190,7 +190,7 @@ class LMBackend:
     verbatim: str | None = None
     price: Price | None = None
 
-    def __init__(self, lm: dspy.BaseLM) -> None:
+    def __init__(self, lm: dspy.BaseLM, *, litellm: bool | None = None) -> None:
         if isinstance(lm, dspy.LM):
             lm = lm.copy(num_retries=0, cache=False)
             lm.callbacks = []  # the LM in front of this backend calls them
@@ -198,8 +198,7 @@ class LMBackend:
         self.server: Server | None = _server_of(lm)
         # A subclass of the old kind may bring the sync half only; DSPy's dummy brings both in one.
         self._awaitable = isinstance(lm, (dspy.LM, DummyLM)) or type(lm).aforward is not dspy.BaseLM.aforward
-        # What DSPy's native engine can't do goes through LiteLLM, whose import takes seconds: not on the event loop.
-        self._litellm = isinstance(lm, dspy.LM) and isinstance(lm.engine, str)
+        self._litellm = litellm
 
     def ask(self, request: Request) -> Response:
         """Call the LM; history and usage are kept by the LM in front of this backend."""
@@ -210,7 +209,7 @@ class LMBackend:
         """Await the LM on asyncio, if it can be; else call it in a thread that is let go."""
         if on_trio() or not self._awaitable:
             return await workers.run_abandonable(self.ask, request)
-        if self._litellm and "litellm" not in sys.modules:
+        if "litellm" not in sys.modules and self._needs_litellm():
             await workers.run_abandonable(_import_litellm)
         with _muted():
             return await cancelled_once(self.lm.acall, request)
@@ -222,6 +221,23 @@ class LMBackend:
     def stream_async(self, request: Request, workers: Workers) -> AsyncGenerator[Any, None]:
         """The whole answer, as events."""
         return _whole(self.ask_async, request, workers)
+
+    def _needs_litellm(self) -> bool:
+        """What DSPy's native engine can't do goes through it; its import takes seconds, and must not be on the loop."""
+        if self._litellm is None:
+            self._litellm = _goes_through_litellm(self.lm)
+        return self._litellm
+
+
+def _goes_through_litellm(lm: dspy.BaseLM) -> bool:
+    if not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str):
+        return False
+    try:
+        from dspy.clients.backend_selection import select_backend
+
+        return not select_backend(lm).native
+    except (ImportError, AttributeError, TypeError, ValueError, dspy.lm15.LM15Error):  # the call itself will say so
+        return True
 
 
 def _server_of(lm: dspy.BaseLM) -> Server | None:
@@ -322,7 +338,7 @@ class NativeBackend(ObjectBackend):
         self._sync, self._async = engines
         self._config = config
         self._model_type = lm.model_type
-        self._fallback = LMBackend(lm)
+        self._fallback = LMBackend(lm, litellm=True)
         super().__init__(self._sync(config, model_type=lm.model_type), None, verbatim=provider)
         self.server: Server | None = _server_of(lm)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -338,6 +339,32 @@ async def test_connections_are_used_again_by_later_runs(server: OpenAIServer) ->
                 await run.call(program, question="?")
     assert server.asked == 3
     assert server.connections == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # on trio a thread asks, where an import blocks nobody
+async def test_a_subclass_of_dspys_lm_needs_no_litellm_where_dspy_needs_none(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its import takes seconds."""
+
+    class Logged(dspy.LM):
+        async def aforward(self, prompt: Any = None, messages: Any = None, **options: Any) -> Any:
+            return await super().aforward(prompt, messages, **options)
+
+        def forward(self, prompt: Any = None, messages: Any = None, **options: Any) -> Any:
+            return super().forward(prompt, messages, **options)
+
+    def imported() -> None:
+        raise AssertionError("nothing needs it")
+
+    monkeypatch.setattr("agenthelm.agent.backends._import_litellm", imported)
+    monkeypatch.delitem(sys.modules, "litellm", raising=False)
+    lm = Logged("openai/gpt-4o-mini", api_base=server.base_url, api_key="k", cache=False)
+    async with lm_run(lm) as run:
+        await run.call(program, question="?")
+    assert server.asked == run.ledger.total().calls == 1
+    await lm.aclose()
 
 
 async def test_models_that_a_service_makes_as_it_goes_leave_no_connections_open(server: OpenAIServer) -> None:
