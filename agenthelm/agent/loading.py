@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import sys
 import traceback
@@ -15,6 +14,7 @@ from typing import Any
 
 from agenthelm.agent.base import Agent
 from agenthelm.agent.signature import Runnable
+from agenthelm.core.process import module_of_file
 from agenthelm.exceptions import AgentLoadError, nearest
 from agenthelm.telling import describe
 
@@ -66,16 +66,12 @@ def _load_file(place: str, target: str) -> ModuleType:
     if (known := sys.modules.get(name) or _imported(path)) is not None:
         return known
     _importable(path.parent)
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise AgentLoadError(f"{place} is not a Python file", target=target, file=str(path))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # pydantic and pickle look a class's module up while it is being defined
     try:
-        spec.loader.exec_module(module)
+        module = module_of_file(name, path)
     except (Exception, SystemExit) as error:
-        sys.modules.pop(name, None)
         raise _broken(error, target, path) from error
+    if module is None:
+        raise AgentLoadError(f"{place} is not a Python file", target=target, file=str(path))
     return module
 
 
@@ -122,7 +118,7 @@ def _broken(error: BaseException, target: str, path: Path | None) -> AgentLoadEr
         frames = [
             (frame.filename, frame.lineno)
             for frame in traceback.extract_tb(error.__traceback__)
-            if "importlib" not in frame.filename and frame.filename != __file__
+            if "importlib" not in frame.filename and frame.filename not in _LOADERS
         ]
         own = [frame for frame in frames if path is not None and frame[0] == str(path)]
         users = [frame for frame in frames if "site-packages" not in frame[0] and not frame[0].startswith(_PACKAGE)]
@@ -136,6 +132,8 @@ def _broken(error: BaseException, target: str, path: Path | None) -> AgentLoadEr
 
 _LOOP_IN_LOOP = ("Already running", "running event loop", "another loop is running", "inside a run")
 """What anyio, asyncio and trio say to a program that starts an event loop while it is imported in one."""
+
+_LOADERS = (__file__, module_of_file.__code__.co_filename)
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 

@@ -15,7 +15,7 @@ from agenthelm._runtime.workers import Workers
 from agenthelm.core.binding import own_copy
 from agenthelm.core.call import Call
 from agenthelm.core.cost import Ledger
-from agenthelm.core.process import received, reported
+from agenthelm.core.process import carried, received, reported
 from agenthelm.exceptions import (
     ApprovalDeniedError,
     BudgetExceededError,
@@ -234,7 +234,7 @@ class Attempts:
 
         try:
             report = await self._workers.run_in_process(
-                reported, binding.prepared(call.bound), needs=call.tool.function, begins=sent
+                reported, carried(binding.prepared(call.bound)), needs=carried(call.tool.function), begins=sent
             )
         except anyio.BrokenWorkerProcess as broken:
             if not self._entered:

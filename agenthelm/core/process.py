@@ -1,10 +1,13 @@
-"""A tool in a worker process: how it ended comes back whatever it returned or raised, and with what it charged."""
+"""A tool in a worker process: it gets there, and how it ended comes back, whatever it returned or raised or charged."""
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 from agenthelm.core.effects import LostResult
@@ -12,7 +15,10 @@ from agenthelm.core.ledger import Ledger
 from agenthelm.exceptions import OutcomeUnknown
 from agenthelm.telling import describe, message_of
 
-__all__ = ["Report", "charged_here", "received", "reported"]
+__all__ = ["Report", "carried", "charged_here", "module_of_file", "received", "reported"]
+
+_files: dict[str, Path] = {}
+"""Modules that were made of a file, by name: no other process finds them by that."""
 
 _books: Ledger | None = None
 """What the function that runs in this worker process spends; a worker runs one at a time."""
@@ -49,6 +55,54 @@ def reported(function: Callable[[], Any]) -> Report:
     finally:
         _books = None
     return Report(outcome, content, books.priced_usd)
+
+
+def module_of_file(name: str, path: Path) -> ModuleType | None:
+    """Make a module of a file, here and in the worker processes that what is in it is sent to.
+
+    Returns:
+        The module; None if it is no Python file.
+
+    Raises:
+        Exception: Whatever the file raises.
+    """
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        return None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # pydantic and pickle look a class's module up while it is being defined
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    _files[name] = path
+    return module
+
+
+class _Carried:
+    """A value on its way to a worker process, which makes modules of the files that it is from first."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Mapping[str, Path], bytes]]:
+        content = pickle.dumps(self._value, pickle.HIGHEST_PROTOCOL)
+        return _arrived, ({name: path for name, path in _files.items() if name.encode() in content}, content)
+
+
+def carried(value: Any) -> Any:
+    """A value as it is sent to a worker process, where it arrives as it is."""
+    return _Carried(value) if _files else value
+
+
+def _arrived(files: Mapping[str, Path], content: bytes) -> Any:
+    for name, path in files.items():
+        if name not in sys.modules:
+            if str(path.parent) not in sys.path:  # it may import what lies beside it
+                sys.path.insert(0, str(path.parent))
+            module_of_file(name, path)
+    return pickle.loads(content)  # noqa: S301 - from the process that this one works for
 
 
 def received(report: Report) -> Any:

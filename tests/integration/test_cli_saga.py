@@ -240,6 +240,25 @@ def test_a_dead_run_whose_tool_is_gone_is_ended_by_a_human_and_recover(cli: Cli)
     assert world(cli) == ["flight"]  # which nobody but the human has touched
 
 
+def test_tools_of_an_app_that_is_a_file_run_in_processes(cli: Cli) -> None:
+    cli.write(
+        "apps/my-app.py",
+        "import beside, os\nfrom pydantic import BaseModel\nfrom agenthelm import tool\n\n"
+        "class Square(BaseModel):\n    value: int\n    pid: int\n\n"
+        "@tool(runs_in='process')\ndef square(n: int) -> Square:\n    return Square(value=n * n, pid=os.getpid())\n\n"
+        "@tool(runs_in='process')\ndef root(square: Square) -> int:\n    return beside.root(square.value)\n",
+    )
+    cli.write("apps/beside.py", "def root(n):\n    return int(n ** 0.5)\n")
+    steps = [
+        {"tool": "square", "arguments": {"n": 3}},
+        {"tool": "root", "arguments": {"square": {"$ref": "square"}}},
+    ]
+    cli.write("plan.json", json.dumps(steps))
+    done = cli.process("saga", "run", "plan.json", "--app", "apps/my-app.py", "--json")
+    results = json.loads(done.stdout)["steps"]
+    assert (results["square"]["value"], results["root"]) == (9, 3)
+
+
 def test_what_is_stuck_can_be_tried_again(cli: Cli) -> None:
     done = cli("saga", "run", "stuck.yaml", code=3)
     assert "could not be undone: book_badly" in done.stderr
