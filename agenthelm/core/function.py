@@ -154,6 +154,18 @@ def _refuse_unreachable(name: str, function: Callable[..., Any]) -> None:
             f"define it with 'def' at the top level of a module",
             tool_name=name,
         )
+    if getattr(function, "__module__", None) == "__main__" and not _main_is_a_file():
+        raise ToolContractError(
+            f"tool {name!r}: runs_in='process' is for functions that another process can import, and {place} is in no file; "
+            "define it in a module",
+            tool_name=name,
+        )
+
+
+def _main_is_a_file() -> bool:
+    """Whether the program is one; what is typed in, as into a notebook, is none."""
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    return file is not None and Path(file).is_file()
 
 
 def known_tool(function: Callable[..., Any]) -> Tool | None:

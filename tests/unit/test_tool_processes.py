@@ -291,6 +291,20 @@ class TestAProgramThatRunsWhenItIsImported:
         assert (tmp_path / "mails").read_text() == "x"
         assert "put what it starts under `if __name__ == '__main__':`" in done.stdout + done.stderr
 
+    def test_one_that_is_typed_in_has_no_file_for_its_tools_to_be_imported_from(self, tmp_path: Path) -> None:
+        program = "from agenthelm import tool\n@tool(runs_in='process')\ndef work() -> int: return 7\n"
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(
+            [sys.executable, "-"],
+            input=program,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "work is in no file; define it in a module" in done.stderr
+
     async def test_a_tool_may_run_others_in_its_process(self) -> None:
         executor = ToolExecutor(ToolRegistry([in_process(process_tools.run_a_saga)]), InMemoryStorage())
         assert await executor.call("work", {}) == "success"
