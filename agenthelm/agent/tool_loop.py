@@ -8,6 +8,7 @@ those that must end a run.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -36,6 +37,8 @@ _LONGEST: Final = 100_000
 """Characters of one result that the LM is shown; a larger one would fill its context window by itself."""
 _DEEPEST: Final = 100
 """Levels of nesting in arguments; a journal can't hold what is much deeper, and nothing could undo the call later."""
+_LINE_BREAK: Final = re.compile(r"\r\n?|[\n\x85\u2028\u2029]")
+_INDENTED: Final = r"\g<0>    "
 _STOPS = (BudgetExceededError, LeaseLostError, StorageError)
 
 
@@ -47,9 +50,14 @@ class _Turn:
     observation: str
 
     def __str__(self) -> str:
-        return (
-            f"thought: {self.thought}\ntool: {self.tool}\narguments: {self.arguments}\nobservation: {self.observation}"
-        )
+        told = {
+            "thought": self.thought,
+            "tool": self.tool,
+            "arguments": self.arguments,
+            "observation": self.observation,
+        }
+        # Indented, so that no line of what a tool returned can pose as a turn, or as a field of the prompt.
+        return "\n".join(f"{name}: {_LINE_BREAK.sub(_INDENTED, text)}" for name, text in told.items())
 
 
 class ToolLoop(dspy.Module):
