@@ -138,7 +138,7 @@ def _parsed(name: str, text: bytes, *, ours: bool) -> Any:
 
     try:
         return tomllib.loads(text.decode("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
         if ours or _OUR_TABLE.search(text):
             raise ConfigError(f"{name} is not valid TOML: {exc}") from exc
         return {}  # somebody else's file: not ours to judge

@@ -353,7 +353,7 @@ def parse_inputs(pairs: list[str], agents: Sequence[Any]) -> Mapping[str, object
             raise ConfigError(f"--input {name} is given twice", setting="input")
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = text
         wanted = [signature.inputs[name].type for signature in signatures if name in signature.inputs]
         inputs[name] = text if wanted and not isinstance(value, str) and all(kind is str for kind in wanted) else value

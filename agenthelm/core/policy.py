@@ -116,7 +116,7 @@ class PolicyHandler(ApprovalHandler):
         where = str(path)
         try:
             data = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise ConfigError(f"the policy {where} is not valid TOML: {exc}") from exc
         except (OSError, ValueError) as exc:  # ValueError: the path holds a NUL
             raise ConfigError(f"the policy {where} can't be read: {getattr(exc, 'strerror', None) or exc}") from exc

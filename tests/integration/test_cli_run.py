@@ -127,6 +127,12 @@ def test_an_input_of_the_wrong_type_or_given_twice_and_a_second_task_are_usage_e
     assert world(cli) == {}
 
 
+def test_an_input_that_is_too_deep_for_json_is_text(cli: Cli) -> None:
+    brackets = "[" * 60_000
+    done = cli("run", "x", "--app", "app.py", "-a", "planner", "-i", f"fail={brackets}{']' * 60_000}", code=1)
+    assert f"RuntimeError: {brackets[:100]}" in done.stderr
+
+
 def test_a_number_is_a_text_where_a_text_is_wanted(cli: Cli) -> None:
     done = cli("run", "x", "--app", "app.py", "-a", "planner", "-i", "fail=42", code=1)
     assert "RuntimeError: 42" in done.stderr

@@ -210,6 +210,7 @@ def test_prices_are_tables(folder: Path) -> None:
         ('memory_url = "sqlite:///a\\u0000b"', ["agenthelm.toml: memory_url", "zero characters"]),
         ("[pricing]\nx = 1", ['agenthelm.toml: pricing."x" must be a table', "per 1K", "not 1"]),
         ("model = ", ["agenthelm.toml", "not valid TOML"]),
+        (f"model = {'[' * 5000}{']' * 5000}", ["agenthelm.toml", "not valid TOML"]),
     ],
 )
 def test_what_makes_no_sense_in_the_file_is_refused_with_file_and_key(

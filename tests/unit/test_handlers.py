@@ -222,6 +222,7 @@ def test_an_empty_policy_file_denies_by_default(tmp_path: Path) -> None:
         ("rule = 5", "written as \\[\\[rule\\]\\]"),
         ("[rule]\naction = 'deny'", "written as \\[\\[rule\\]\\]"),
         ("default = ", "not valid TOML"),
+        (f"default = {'[' * 5000}{']' * 5000}", "not valid TOML"),
         ("[[rule]]\naction = 'ask'", "says 'ask'"),
     ],
 )
