@@ -138,6 +138,7 @@ class LMCall:
         self.error_type: str | None = None
         self.record: Record | None = None
         self._hold: Reservation | None = None
+        self._starts = 0
         self._emitted = False
         self._clock = executor.clock
         self._context = contextvars.copy_context()
@@ -271,7 +272,9 @@ class LMCall:
 
     def event(self, event: Any) -> None:
         """Look at one event of a stream: its end says what it took."""
-        if event.type == "delta":
+        if event.type == "start":
+            self._starts += 1
+        elif event.type == "delta":
             self._emitted = True
         elif event.type == "end" and self._hold is not None:
             empty = Response(
@@ -279,6 +282,10 @@ class LMCall:
                 usage=event.usage or lm15.Usage(),
             )  # fmt: skip
             self._settle(usage_of(empty, self.model, self.verbatim))
+
+    def is_news(self, event: Any) -> bool:
+        """Whether a stream's reader has not had this event from an attempt before: DSPy's takes one start only."""
+        return event.type != "start" or self._starts == 1
 
     async def next_event(self, events: AsyncIterator[Any]) -> Any | None:
         """A stream's next event within the deadline, or None at its end."""

@@ -272,7 +272,8 @@ class _Door:
                     events = self._in_run(self._events, request, executor)
                     try:
                         while (event := self._in_run(self._next_event, call, events)) is not None:
-                            yield event
+                            if call.is_news(event):
+                                yield event
                         return
                     except Exception as error:  # noqa: BLE001 - see `complete`
                         time.sleep(call.retry_after(error))
@@ -391,7 +392,8 @@ class _AsyncDoor:
                     events = backend.stream_async(request, executor.workers)
                     try:
                         while (event := await call.next_event(events)) is not None:
-                            yield event
+                            if call.is_news(event):
+                                yield event
                         return
                     except Exception as error:  # noqa: BLE001 - see `complete`
                         await executor.clock.sleep(call.retry_after(error))

@@ -201,6 +201,47 @@ async def test_engines_of_many_kinds_stream(twin: Any, awaited: bool, anyio_back
     assert run.ledger.total().estimated_calls == 0
 
 
+class Breaks(Engine):
+    """One whose first stream breaks before it has said anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broken = False
+
+    def stream(self, request: lm15.Request) -> Iterator[Any]:
+        for event in lm15.response_to_events(self.complete(request)):
+            yield event
+            if not self.broken:
+                self.broken = True
+                raise lm15.ServerError("gone")
+
+
+class BreaksAwaited(Awaited):
+    """The async half of such a one."""
+
+    def __init__(self) -> None:
+        self.engine = Breaks()
+
+    async def stream(self, request: lm15.Request) -> AsyncIterator[Any]:
+        for event in self.engine.stream(request):
+            yield event
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_a_stream_that_breaks_before_its_answer_is_asked_for_again(
+    awaited: bool, anyio_backend_name: str
+) -> None:
+    if awaited and anyio_backend_name == "trio":
+        return
+    lm = dspy.LM("mine/engine", engine=Breaks(), async_engine=BreaksAwaited(), cache=False)
+    send, receive = anyio.create_memory_object_stream[Any](100)
+    async with lm_run(lm) as run, send, receive:
+        with dspy.context(send_stream=send):
+            answer = await program.acall(question="?") if awaited else await run.call(program, question="?")
+    assert answer.answer == "yes"
+    assert (run.ledger.total().calls, run.ledger.total().failed_calls) == (2, 1)
+
+
 async def test_dspys_dummy_lm_is_metered() -> None:
     async with lm_run(DummyLM([{"answer": "one"}, {"answer": "two"}])) as run:
         assert (await run.call(program, question="1")).answer == "one"
