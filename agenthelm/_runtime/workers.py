@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import math
+import signal
 import threading
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -274,7 +276,17 @@ class Workers:
 
 
 def _is_there(_: Any) -> None:
-    """What a worker process does first."""
+    """What a worker process does first.
+
+    A terminal's Ctrl-C goes to it as well. What becomes of the call is for the process that waits for it to say, which
+    kills this one or goes on waiting; interrupted here, a service that ends in good order would be interrupted there.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _left_alone)  # a function, since processes that are started here inherit SIG_IGN
+
+
+def _left_alone(number: int, frame: FrameType | None) -> None:
+    """Do nothing about a signal."""
 
 
 def on_event_loop() -> bool:

@@ -219,6 +219,13 @@ class TestMoney:
         assert not charged_here(1.0)
 
 
+async def test_ctrl_c_is_left_to_the_process_that_may_undo_the_run(tmp_path: Path) -> None:
+    """A service that ends in good order waits for its calls; its terminal tells the worker processes as well."""
+    executor = ToolExecutor(ToolRegistry([in_process(process_tools.go_on_after_ctrl_c)]), InMemoryStorage())
+    assert await executor.call("work", {"path": str(tmp_path / "made")}) == 7
+    assert (tmp_path / "made").read_text() == "x"
+
+
 async def test_the_start_of_a_process_is_no_part_of_the_tools_deadline(elsewhere: Elsewhere) -> None:
     executor = ToolExecutor(ToolRegistry([in_process(elsewhere("time.sleep(1.5)"), timeout=1.0)]), InMemoryStorage())
     assert await executor.call("work", {"path": ""}) != os.getpid()
