@@ -94,7 +94,7 @@ def _show(results: list[SagaResult], names: Mapping[str, Mapping[str, str]]) -> 
         for step, error in result.errors.items():
             say(f"step {clean(step)} failed: {clean(error)}")
         for effect in result.stuck:
-            say(f"could not be undone: {effect.tool} ({clean(effect.reason)})", style="bold red")
+            say(f"could not be undone: {effect.tool} [{effect.effect_id}] ({clean(effect.reason)})", style="bold red")
         if result.stuck:
             say(_saga.what_to_do(result.run_id))
         called = names.get(result.run_id, {})
