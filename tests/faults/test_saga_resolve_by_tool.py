@@ -36,7 +36,7 @@ def test_a_tool_names_its_only_effect(tmp_path: Path) -> None:
 def test_and_of_two_effects_neither(tmp_path: Path) -> None:
     cli = Cli(tmp_path)
     anyio.run(leave_doubt, tmp_path / ".agenthelm" / "agenthelm.db", 2)
-    assert "e1, e2" in cli("saga", "resolve", "last", "send", "--as", "undone", code=2).stderr
+    assert "e1 (send), e2 (send)" in cli("saga", "resolve", "last", "send", "--as", "undone", code=2).stderr
 
 
 def test_the_last_run_can_be_recovered_by_that_name(tmp_path: Path) -> None:
