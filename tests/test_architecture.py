@@ -49,7 +49,7 @@ CATCH_ALL = {
     "_runtime.retry:asked_delay": "what can't be read of an error does not take its place",
     "_runtime.groups:in_child.body": "carries the error out of its task group, where it is raised bare",
     "_runtime.groups:beside": "as above",
-    "_runtime.groups:_Apart._run": "carries the error out of its task, to whoever awaits it",
+    "_runtime.apart:_Apart._run": "carries the error out of its task, to whoever awaits it",
     "_runtime.groups:named.one": "keeps each task's error for the caller, who raises or returns it",
     "_runtime.workers:Outlasted.run": "carries the error out of its thread, to whoever asked for the call",
     "agent.metering:_Door._complete": "asks again, or `retry_after` raises it",

@@ -7,13 +7,11 @@ build it; all else (LiteLLM, subclasses of ``BaseLM``, whatever comes) is called
 
 from __future__ import annotations
 
-import contextvars
 import importlib
 import os
 import sys
-import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
@@ -24,8 +22,10 @@ from anyio.lowlevel import RunVar
 from dspy.lm15 import LMRouter, Request, Response, RouterConfig, UnsupportedFeatureError, response_to_events
 from dspy.utils import DummyLM
 
-from agenthelm._runtime.groups import cancelled_once, shielded, streamed_once
+from agenthelm._runtime.apart import cancelled_once
+from agenthelm._runtime.groups import shielded
 from agenthelm._runtime.workers import Workers, on_trio
+from agenthelm.agent import streams
 from agenthelm.core.cost import Price
 
 __all__ = ["Backend", "LMBackend", "ObjectBackend", "Server", "backend_for", "connections", "declared_price"]
@@ -97,85 +97,14 @@ class ObjectBackend:
         """The async twin's events where the event loop allows, else the sync engine's; or a whole answer as events."""
         twin = self.async_engine
         if twin is None or (on_trio() and not getattr(twin, "any_backend", False)):
-            source = _read(self.stream(request), workers)
+            source = streams.read(self.stream(request), workers)
         elif hasattr(twin, "stream"):
-            source = _events(twin.stream(request))
+            source = streams.events(twin.stream(request))
         else:
-            source = _whole(self.ask_async, request, workers)
+            source = streams.whole(self.ask_async, request, workers)
         async with aclosing(source) as events:
             async for event in events:
                 yield event
-
-
-def _events(source: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
-    """What an async engine streams; its connection is closed at the end."""
-    return _plainly(source) if on_trio() else streamed_once(source)
-
-
-async def _plainly(source: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
-    try:
-        async for event in source:
-            yield event
-    finally:
-        close = getattr(source, "aclose", None)
-        if close is not None:
-            await close()
-
-
-async def _whole(
-    ask: Callable[[Request, Workers], Awaitable[Response]], request: Request, workers: Workers
-) -> AsyncGenerator[Any, None]:
-    for event in response_to_events(await ask(request, workers)):
-        yield event
-
-
-async def _read(source: Iterator[Any], workers: Workers) -> AsyncGenerator[Any, None]:
-    """What an engine streams that can only block."""
-    stream = _Blocking(source)
-    try:
-        while (event := await workers.run_abandonable(stream.next)) is not None:
-            yield event
-    finally:
-        stream.close()
-
-
-class _Blocking:
-    """A stream that threads read, one at a time. One that was let go closes it when its event is there.
-
-    Whichever threads read it, it has one context from its beginning to its end: what it sets, it can set back.
-    """
-
-    def __init__(self, source: Iterator[Any]) -> None:
-        self._source = source
-        self._context = contextvars.copy_context()
-        self._lock = threading.Lock()
-        self._waited_for = self._over = False
-
-    def next(self) -> Any | None:
-        """The next event, or None at the end."""
-        with self._lock:
-            self._waited_for = True
-        try:
-            return self._context.run(next, self._source, None)
-        finally:
-            with self._lock:
-                self._waited_for = False
-                over = self._over
-            if over:
-                self._end()
-
-    def close(self) -> None:
-        """Read no more."""
-        with self._lock:
-            self._over = True
-            waited_for = self._waited_for
-        if not waited_for:
-            self._end()
-
-    def _end(self) -> None:
-        close = getattr(self._source, "close", None)
-        if close is not None:
-            self._context.run(close)
 
 
 def declared_price(engine: Any) -> Price | None:
@@ -220,7 +149,7 @@ class LMBackend:
 
     def stream_async(self, request: Request, workers: Workers) -> AsyncGenerator[Any, None]:
         """The whole answer, as events."""
-        return _whole(self.ask_async, request, workers)
+        return streams.whole(self.ask_async, request, workers)
 
     def _needs_litellm(self) -> bool:
         """What DSPy's native engine can't do goes through it; its import takes seconds, and must not be on the loop."""
@@ -382,9 +311,9 @@ class NativeBackend(ObjectBackend):
         pool = self._pool() if native else None
         with nullcontext() if pool is None else pool as twin:
             if twin is not None:
-                source = _events(twin.stream(request))
+                source = streams.events(twin.stream(request))
             elif native:
-                source = _read(self.engine.stream(request), workers)
+                source = streams.read(self.engine.stream(request), workers)
             else:
                 source = self._fallback.stream_async(request, workers)
             async with aclosing(source) as events:

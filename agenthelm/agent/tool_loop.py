@@ -104,10 +104,7 @@ class ToolLoop(dspy.Module):
             raise_if_stopped()
             try:
                 choice = _ask(self.choose, turns, inputs)
-            except (
-                dspy.AdapterParseError,
-                RecursionError,
-            ):  # the latter: JSON that is nested too deeply for its parser
+            except (dspy.AdapterParseError, RecursionError):  # the latter of JSON too deep for its parser
                 raise_if_stopped()
                 misread += 1
                 if misread == _MISREADINGS:

@@ -25,8 +25,9 @@ import anyio.lowlevel
 import httpx
 import pytest
 
+from agenthelm._runtime.apart import cancelled_once, streamed_once
 from agenthelm._runtime.context import RunContext, StopMark, current_run, entered, new_run_id, raise_if_stopped
-from agenthelm._runtime.groups import cancelled_once, in_child, named, shielded, streamed_once, wait_through
+from agenthelm._runtime.groups import in_child, named, shielded, wait_through
 from agenthelm._runtime.retry import Backoff, asked_delay
 from agenthelm._runtime.workers import Outlasted, Workers, await_on_loop, hop_back
 from agenthelm.telling import conceal
@@ -443,7 +444,7 @@ class TestAnothersTasks:
         assert cleaned == ["all of it"]
 
     async def test_what_swallows_its_cancellation_hears_of_it_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("agenthelm._runtime.groups.PATIENCE_SECONDS", 0.01)
+        monkeypatch.setattr("agenthelm._runtime.apart.CLEAN_UP_SECONDS", 0.01)
         inside, heard = anyio.Event(), list[int]()
 
         async def work() -> None:
