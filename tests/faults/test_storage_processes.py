@@ -137,12 +137,12 @@ inside.wait()
 os.register_at_fork(before=go_on.set)
 if (child := os.fork()) == 0:
     signal.alarm(20)  # for ever, if it waits for a thread that is not here
+else:
+    assert os.waitpid(child, 0)[1] == 0  # what both print is one line after the other
 async def main():
     await storage.append([Record("run:1", {"n": 1}, "success")])
     print(*[record.data["n"] for record in await storage.read("run:1")], flush=True)
 anyio.run(main)
-if child:
-    assert os.waitpid(child, 0)[1] == 0
 os._exit(0)
 """
 
