@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         OutcomeUnknown,
         PlanError,
         RunBusyError,
+        RunExistsError,
         RunTimeoutError,
         ToolError,
         WiringError,
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from agenthelm.orchestration.pipeline import Pipeline
     from agenthelm.orchestration.plan import Ref, Step
     from agenthelm.orchestration.results import RunResult, SagaResult, StepRecord, StuckEffect
+    from agenthelm.orchestration.runs import RunInfo, Runs
     from agenthelm.orchestration.saga import SagaOrchestrator, saga
     from agenthelm.tracing.tracer import AgentHelmTracer
 
@@ -110,6 +112,7 @@ _HOMES = {
         "OutcomeUnknown",
         "PlanError",
         "RunBusyError",
+        "RunExistsError",
         "RunTimeoutError",
         "ToolError",
         "WiringError",
@@ -125,6 +128,7 @@ _HOMES = {
     "agenthelm.orchestration.pipeline": ("Pipeline",),
     "agenthelm.orchestration.plan": ("Ref", "Step"),
     "agenthelm.orchestration.results": ("RunResult", "SagaResult", "StepRecord", "StuckEffect"),
+    "agenthelm.orchestration.runs": ("RunInfo", "Runs"),
     "agenthelm.orchestration.saga": ("SagaOrchestrator", "saga"),
     "agenthelm.tracing.tracer": ("AgentHelmTracer",),
 }
@@ -177,9 +181,12 @@ __all__ = [
     "ResearcherAgent",
     "ReviewerAgent",
     "RunBusyError",
+    "RunExistsError",
+    "RunInfo",
     "RunResult",
     "RunTimeoutError",
     "Runnable",
+    "Runs",
     "SagaOrchestrator",
     "SagaResult",
     "SemanticMemory",

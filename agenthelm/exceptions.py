@@ -26,6 +26,7 @@ The tree, with the builtin each one also is::
     ├── SagaError
     │   ├── PlanError               ValueError       a plan refused before its first effect
     │   ├── RunNotFoundError        LookupError
+    │   ├── RunExistsError          RuntimeError     the run id it was given is a run's already
     │   ├── RunBusyError            RuntimeError     another process is running or undoing that run
     │   └── LeaseLostError          RuntimeError     this process's claim on its run is stale
     ├── StorageError                OSError          the log can't be read or written
@@ -65,6 +66,7 @@ __all__ = [
     "OutcomeUnknown",
     "PlanError",
     "RunBusyError",
+    "RunExistsError",
     "RunNotFoundError",
     "RunTimeoutError",
     "SagaError",
@@ -394,6 +396,22 @@ class RunNotFoundError(SagaError, LookupError):
     def __init__(self, run_id: str) -> None:
         super().__init__(f"no run {run_id!r} in this storage; `agenthelm saga list` shows the runs it holds")
         self.run_id: str = run_id
+
+
+class RunExistsError(SagaError, RuntimeError):
+    """A run was to begin under an id that a run has already; nothing ran.
+
+    Attributes:
+        status: How that run ended; ``open`` if it has not.
+    """
+
+    def __init__(self, run_id: str, *, status: str) -> None:
+        super().__init__(
+            f"there is a run {run_id!r} already ({status}), so this one did not begin; "
+            f"`agenthelm saga show {run_id}` tells of it, and another run takes another id"
+        )
+        self.run_id: str = run_id
+        self.status = status
 
 
 class RunBusyError(SagaError, RuntimeError):

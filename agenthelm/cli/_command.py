@@ -140,6 +140,7 @@ _USAGE: tuple[type[Exception], ...] = (
     errors.PlanError,
     errors.ToolContractError,
     errors.RunNotFoundError,
+    errors.RunExistsError,
 )
 
 

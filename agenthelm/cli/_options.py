@@ -22,6 +22,7 @@ __all__ = [
     "MaxTokens",
     "Model",
     "Namespace",
+    "RunId",
     "Session",
     "Since",
     "Timeout",
@@ -96,6 +97,10 @@ Model = Annotated[
     typer.Option("--model", "-m", metavar="MODEL", help="As DSPy names it, such as openai/gpt-4o-mini; or offline."),
 ]
 Namespace = Annotated[str, typer.Option("--namespace", callback=not_empty, help="The tenant whose memory is used.")]
+RunId = Annotated[
+    str | None,
+    typer.Option("--run-id", metavar="ID", callback=not_empty, help="Its id; refused if there is such a run already."),
+]
 Session = Annotated[
     str | None,
     typer.Option("--session", "-s", metavar="ID", callback=not_empty, help="The conversation to continue."),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from agenthelm.cli._console import clean, err, escape_controls, out, print_json, say, scrubbed, to_json
 from agenthelm.cli._tables import print_table
 from agenthelm.cli._units import count, dollars
+from agenthelm.exceptions import RunExistsError
 
 if TYPE_CHECKING:
     from agenthelm.cli._live import View
@@ -119,10 +120,11 @@ def print_failure(error: BaseException, view: View, *, code: int, message: str) 
     saga, usage = getattr(error, "saga", None), getattr(error, "usage", None)
     if not isinstance(usage, Totals):  # an error from before the run began, or somebody else's word
         usage = None
+    own = None if saga is None and isinstance(error, RunExistsError) else getattr(error, "run_id", None)
     spent = 0.0 if view.run_id is None else view.cost  # of an interrupted run only what was last heard is known
     print_json(
         {
-            "run_id": getattr(error, "run_id", None) or getattr(saga, "run_id", None) or view.run_id,
+            "run_id": own or getattr(saga, "run_id", None) or view.run_id,
             "status": getattr(saga, "status", None) or "failed",
             "error": {"type": type(error).__name__, "message": scrubbed(message)},
             "cost_usd": spent if usage is None else usage.cost_usd,

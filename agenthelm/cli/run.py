@@ -19,6 +19,7 @@ from agenthelm.cli._options import (
     MaxTokens,
     Model,
     Namespace,
+    RunId,
     Session,
     Timeout,
     Trace,
@@ -52,6 +53,7 @@ async def run(
     api_base: ApiBase = None,
     session: Session = None,
     namespace: Namespace = "default",
+    run_id: RunId = None,
     budget: Dollars = None,
     max_tokens_total: MaxTokens = None,
     max_calls: MaxCalls = None,
@@ -90,6 +92,7 @@ async def run(
         "namespace": namespace,
         "timeout": timeout,
         "rollback": rollback,
+        "run_id": run_id,
         "inputs": further,
     }
     view = View(quiet=quiet)

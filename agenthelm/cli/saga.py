@@ -20,6 +20,7 @@ from agenthelm.cli._options import (
     Limit,
     MaxCalls,
     MaxTokens,
+    RunId,
     Timeout,
     Trace,
     Yes,
@@ -38,7 +39,7 @@ app: typer.Typer = typer.Typer(
 
 _AFTERWARDS = frozenset({"success", "rolled_back", "stopped"})  # all but failed: there is nothing left to do
 
-RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id; last is the latest one.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id; last is the latest one.")]
 
 
 @command(app, "list")
@@ -50,14 +51,15 @@ async def list_runs(
     json: Json = False,
 ) -> None:
     """The runs with a journal, newest first."""
-    from agenthelm.cli import _console, _events, _journals, _saga, _session, _tables
+    from agenthelm.cli import _console, _events, _saga, _session, _tables
+    from agenthelm.orchestration.runs import states
 
     _events.one_of("state", state, _saga.STATES)
     settings = _session.settings_from()
     runs: list[RunState] = []
     if _session.stored(settings):
         async with _session.open_storage(settings) as storage:
-            runs = [run async for run in _journals.runs(storage, state=state, limit=limit)]
+            runs = [run async for run in states(storage, status=state, limit=limit)]
     if json:
         _console.print_json([_saga.facts(run) for run in runs])
     elif not runs:
@@ -67,7 +69,7 @@ async def list_runs(
 
 
 @command(app, "show")
-async def show(run: RunId, json: Json = False) -> None:
+async def show(run: Run, json: Json = False) -> None:
     """Draw a run's journal: what was done, is in doubt, was undone, or is stuck."""
     from agenthelm.cli import _console, _journals, _saga, _session
 
@@ -100,6 +102,7 @@ async def run_plan(
     max_tokens_total: MaxTokens = None,
     max_calls: MaxCalls = None,
     timeout: Timeout = None,
+    run_id: RunId = None,
     approve: Approve = None,
     trace: Trace = None,
     json: Json = False,
@@ -118,7 +121,7 @@ async def run_plan(
         return
 
     async def work(orchestrator: Any) -> list[SagaResult]:
-        return [await orchestrator.run_saga(steps, on_error=on_error, name=name, timeout=timeout)]
+        return [await orchestrator.run_saga(steps, on_error=on_error, name=name, timeout=timeout, run_id=run_id)]
 
     limits = _session.budget_from(settings, tokens=max_tokens_total, calls=max_calls)
     await _outcome.perform(settings, work, wanted=frozenset({"success"}), json=json, budget=limits)
@@ -126,7 +129,7 @@ async def run_plan(
 
 @command(app, "undo")
 def undo(
-    run: RunId,
+    run: Run,
     app: App = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be undone.")] = False,
     yes: Yes = False,
@@ -228,7 +231,7 @@ async def recover(
 
 
 @command(app, "retry")
-async def retry(run: RunId, app: App = None, trace: Trace = None, json: Json = False) -> None:
+async def retry(run: Run, app: App = None, trace: Trace = None, json: Json = False) -> None:
     """Try again to undo what could not be undone."""
     from agenthelm.cli import _journals, _outcome, _session
 
@@ -243,7 +246,7 @@ async def retry(run: RunId, app: App = None, trace: Trace = None, json: Json = F
 
 @command(app, "resolve")
 async def resolve(
-    run: RunId,
+    run: Run,
     step: Annotated[
         str, typer.Argument(metavar="STEP", help="The step, the effect's id, or the tool if it is the only one.")
     ],
@@ -297,7 +300,9 @@ def prune(
 
 
 def _prune_older(settings: Any, older_than: str, *, dry_run: bool) -> list[str]:
-    from agenthelm.cli import _events, _journals, _loop, _session
+    from agenthelm._runtime.retry import SystemClock
+    from agenthelm.cli import _events, _loop, _session
+    from agenthelm.orchestration.pruning import prune_older
 
     before = _events.parse_when(older_than, option="older-than").timestamp()
 
@@ -305,7 +310,7 @@ def _prune_older(settings: Any, older_than: str, *, dry_run: bool) -> list[str]:
         if not _session.stored(settings):
             return []
         async with _session.open_storage(settings) as storage:
-            return await _journals.prune(storage, before=before, dry_run=dry_run)
+            return await prune_older(storage, SystemClock(), before=before, dry_run=dry_run)
 
     return _loop.run(work)
 

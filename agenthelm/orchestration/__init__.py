@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from agenthelm.orchestration.pipeline import Pipeline
     from agenthelm.orchestration.plan import Ref, Step
     from agenthelm.orchestration.results import RunResult, SagaResult, StepRecord, StuckEffect
+    from agenthelm.orchestration.runs import RunInfo, Runs
     from agenthelm.orchestration.saga import SagaOrchestrator
     from agenthelm.orchestration.scope import SagaScope
 
@@ -22,7 +23,9 @@ __all__ = [
     "Pipeline",
     "Progress",
     "Ref",
+    "RunInfo",
     "RunResult",
+    "Runs",
     "SagaOrchestrator",
     "SagaResult",
     "SagaScope",
@@ -36,7 +39,9 @@ _HOMES = {
     "Parallel": "parallel",
     "Pipeline": "pipeline",
     "Ref": "plan",
+    "RunInfo": "runs",
     "RunResult": "results",
+    "Runs": "runs",
     "SagaOrchestrator": "saga",
     "SagaResult": "results",
     "SagaScope": "scope",

@@ -16,13 +16,13 @@ from agenthelm._runtime.retry import Clock
 from agenthelm.core.binding import Binding
 from agenthelm.core.effects import Effect, Outcome
 from agenthelm.core.sensitive import carries_secret
-from agenthelm.core.storage.base import EVENTS, BaseStorage, Record
+from agenthelm.core.storage.base import EVENTS, BaseStorage, Record, StreamInfo
 from agenthelm.exceptions import LeaseLostError, StalePositionError, StorageError
 from agenthelm.orchestration.owner import Owner
 from agenthelm.orchestration.values import encode
 from agenthelm.tracing.marks import hidden_fields
 
-__all__ = ["LEASE_SECONDS", "RENEW_SECONDS", "Journal", "ResultForm", "stream_of"]
+__all__ = ["LEASE_SECONDS", "RENEW_SECONDS", "Journal", "ResultForm", "claims_of", "info_of", "run_of", "stream_of"]
 
 LEASE_SECONDS = 30.0
 """A run whose journal is silent for so long may be claimed even if its owner can't be seen to be dead."""
@@ -48,6 +48,12 @@ def run_of(stream: str) -> str:
 def claims_of(run_id: str) -> str:
     """The stream that counts the claims on a run, a record each: its length is the epoch of whoever holds the run."""
     return f"{_CLAIMS}{run_id}"
+
+
+async def info_of(storage: BaseStorage, run_id: str) -> StreamInfo | None:
+    """What a storage knows of a run's journal without reading it; None if there is none."""
+    name = stream_of(run_id)
+    return next((info for info in await storage.streams(prefix=name) if info.name == name), None)
 
 
 class ResultForm(NamedTuple):

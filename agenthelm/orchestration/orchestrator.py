@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 import anyio
 
-from agenthelm._runtime.context import RunContext, current_run, new_run_id, refuse_reimport
+from agenthelm._runtime.context import RunContext, refuse_reimport
 from agenthelm._runtime.frozen import changed
 from agenthelm._runtime.groups import shielded
 from agenthelm._runtime.progress import Progress
@@ -28,6 +28,7 @@ from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
 from agenthelm.exceptions import RunTimeoutError, nearest
 from agenthelm.memory.hub import MemoryHub
 from agenthelm.orchestration import options
+from agenthelm.orchestration.beginning import in_progress, own_run_id, refuse_run_id
 from agenthelm.orchestration.inputs import given
 from agenthelm.orchestration.parallel import ErrorPolicy, Merge, MergeStrategy, Parallel
 from agenthelm.orchestration.pipeline import Pipeline
@@ -35,6 +36,7 @@ from agenthelm.orchestration.plan import Plan, Steps
 from agenthelm.orchestration.pruning import prune_unreadable
 from agenthelm.orchestration.recovery import Recovery
 from agenthelm.orchestration.results import RunResult, SagaResult
+from agenthelm.orchestration.runs import Runs
 from agenthelm.orchestration.saga import OnError, run_plan
 from agenthelm.orchestration.scope import Opening, SagaScope, heard
 from agenthelm.orchestration.unwind import GRACE_SECONDS
@@ -81,6 +83,9 @@ class Orchestrator:
         redact: A hook over values before they reach an event: ``(name, value) -> value``.
         observer: Told about progress, for live views; a plain function that must not block.
         clock: Time and back-off; for tests.
+
+    Attributes:
+        runs: The runs whose journals the storage holds: to list, to look up, to prune.
 
     Raises:
         ConfigError: An option makes no sense.
@@ -131,6 +136,7 @@ class Orchestrator:
         self.memory_hub: MemoryHub = MemoryHub() if hub is None else hub
         self.storage: BaseStorage = InMemoryStorage() if log is None else log
         self.tools: ToolRegistry = options.tools_of(tools)
+        self.runs: Runs = Runs(self.storage, clock=clock)
         self.budget: Budget | None = options.budget_of(budget)
         self._lm = as_model(lm)
         models = options.instance("lms", lms, Mapping, "a dict from agents' names to their models")
@@ -166,11 +172,12 @@ class Orchestrator:
         budget: Budget | None = None,
         timeout: float | None = None,
         rollback: bool = True,
+        run_id: str | None = None,
     ) -> RunResult:
         """Run agents in order over a growing state; see `run` and `Pipeline`."""
         return await self.run(
             Pipeline(agents), task, inputs=inputs, session_id=session_id, namespace=namespace, budget=budget,
-            timeout=timeout, rollback=rollback,
+            timeout=timeout, rollback=rollback, run_id=run_id,
         )  # fmt: skip
 
     async def run_parallel(
@@ -187,12 +194,13 @@ class Orchestrator:
         budget: Budget | None = None,
         timeout: float | None = None,
         rollback: bool = True,
+        run_id: str | None = None,
     ) -> RunResult:
         """Run agents at once; see `run` and `Parallel`."""
         flow = Parallel(agents, merge_strategy, on_error=on_error, max_concurrency=max_concurrency)
         return await self.run(
             flow, task, inputs=inputs, session_id=session_id, namespace=namespace, budget=budget, timeout=timeout,
-            rollback=rollback,
+            rollback=rollback, run_id=run_id,
         )  # fmt: skip
 
     async def run(
@@ -206,6 +214,7 @@ class Orchestrator:
         budget: Budget | None = None,
         timeout: float | None = None,
         rollback: bool = True,
+        run_id: str | None = None,
     ) -> RunResult:
         """Run an agent or a flow.
 
@@ -218,6 +227,8 @@ class Orchestrator:
             budget: What this run may spend, in place of the orchestrator's.
             timeout: The deadline of the run in seconds; undoing is not under it.
             rollback: Whether a failure undoes what tools did.
+            run_id: The run's id, such as the id of the message that asks for it, so that it runs once however often it is
+                asked for; a new one by default.
 
         Returns:
             The final state without ``task``.
@@ -225,7 +236,8 @@ class Orchestrator:
         Raises:
             WiringError: It is nothing that can be run, or the fields don't fit together; nothing ran.
             AgentInputError: An input is not taken, is of the wrong type, or is the task a second time; nothing ran.
-            ConfigError: The budget or the deadline makes no sense; nothing ran.
+            ConfigError: The budget, the deadline or the run id makes no sense; nothing ran.
+            RunExistsError: There is a run of that id in the storage already; nothing ran.
             MemoryValueError: The session or the namespace has a name that no memory can hold; nothing ran.
             PlanError: A tool's compensation could never be called; nothing ran.
             BudgetExceededError: A budget was used up.
@@ -241,7 +253,7 @@ class Orchestrator:
         return await heard(
             lambda begun: self._run(
                 agent_or_flow, checked, begun, session_id=session_id, namespace=namespace, budget=budget,
-                timeout=timeout, rollback=rollback,
+                timeout=timeout, rollback=rollback, run_id=run_id,
             ),
             self._take_back,
         )  # fmt: skip
@@ -256,6 +268,7 @@ class Orchestrator:
         namespace: str = "default",
         budget: Budget | None = None,
         timeout: float | None = None,
+        run_id: str | None = None,
     ) -> SagaResult:
         """Run a plan of tool calls; see `SagaOrchestrator.execute`.
 
@@ -264,7 +277,8 @@ class Orchestrator:
 
         Raises:
             PlanError: The plan was refused; nothing was called.
-            ConfigError: ``on_error``, the budget or the deadline makes no sense; nothing was called.
+            ConfigError: ``on_error``, the budget, the deadline or the run id makes no sense; nothing was called.
+            RunExistsError: There is a run of that id in the storage already; nothing was called.
             StorageError: The journal could not be begun; nothing was called.
             LeaseLostError: Another process claimed the run.
         """
@@ -272,7 +286,7 @@ class Orchestrator:
         options.check_number("timeout", timeout)
         plan = Plan.of(steps)
         plan.check_tools(self.tools)
-        executor, context = self._begin(session_id, namespace)
+        executor, context = self._begin(session_id, namespace, run_id)
 
         async def body(begun: list[SagaScope]) -> SagaResult:
             async with self._models(executor, context) as identity:
@@ -398,8 +412,9 @@ class Orchestrator:
         budget: Budget | None,
         timeout: float | None,
         rollback: bool,
+        run_id: str | None,
     ) -> RunResult:
-        executor, context = self._begin(session_id, namespace)
+        executor, context = self._begin(session_id, namespace, run_id)
         memory = self.memory_hub.create_context(session_id=context.session_id, namespace=context.namespace)
         context = context.evolve(memory=memory)
         name = component_name(flow)
@@ -472,10 +487,11 @@ class Orchestrator:
                 option = "budgets" if name in self._budgets else "lms"
                 _log.warning("%s names %r, and no agent of this run is called that.%s", option, name, hint)
 
-    def _begin(self, session_id: str | None, namespace: str) -> tuple[ToolExecutor, RunContext]:
+    def _begin(self, session_id: str | None, namespace: str, run_id: str | None) -> tuple[ToolExecutor, RunContext]:
         """The executor and identity of a run: of its own, or inside the one in progress."""
-        running, ambient = current_executor(), current_run()
-        if running is not None and ambient is not None and running.effects is not None:
+        if (outer := in_progress()) is not None:
+            running, ambient = outer
+            refuse_run_id(run_id, ambient)
             executor = self._executor(
                 storage=running.storage,
                 ledger=running.ledger,
@@ -486,15 +502,15 @@ class Orchestrator:
             if namespace != "default":
                 context = context.evolve(namespace=namespace)
             return executor, context
-        run_id = new_run_id()
+        own_id = own_run_id(run_id)
         context = RunContext(
-            run_id=run_id,
-            session_id=session_id or run_id,
+            run_id=own_id,
+            session_id=session_id or own_id,
             namespace=namespace,
             observer=self._observer,
             loop=anyio.lowlevel.current_token(),
         )
-        return self._executor(storage=self.storage).inside(running), context
+        return self._executor(storage=self.storage).inside(current_executor()), context
 
     def _models(self, executor: ToolExecutor, context: RunContext) -> lm_scope:
         """Puts the run's identity, executor and models in force; gives the identity, which carries the models."""

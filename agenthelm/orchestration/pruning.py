@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from agenthelm._runtime.retry import Clock
-from agenthelm.core.storage.base import BaseStorage, StreamInfo
+from agenthelm.core.storage.base import BaseStorage
 from agenthelm.exceptions import (
     CorruptRecordError,
     LeaseLostError,
     PlanError,
     RunBusyError,
+    RunNotFoundError,
     StorageError,
 )
 from agenthelm.orchestration.fold import load
-from agenthelm.orchestration.journal import LEASE_SECONDS, Journal, claims_of, stream_of
+from agenthelm.orchestration.journal import LEASE_SECONDS, Journal, claims_of, info_of, run_of, stream_of
 from agenthelm.orchestration.state import PRUNED
 
-__all__ = ["drop_journal", "prune_unreadable", "why_unreadable"]
+__all__ = ["drop_journal", "prune_older", "prune_unreadable", "why_unreadable"]
 
 
 async def drop_journal(storage: BaseStorage, run_id: str, clock: Clock, *, position: int) -> bool:
@@ -39,12 +40,38 @@ async def drop_journal(storage: BaseStorage, run_id: str, clock: Clock, *, posit
     except LeaseLostError:
         return False
     except StorageError:
-        if await _info(storage, run_id) is not None:
+        if await info_of(storage, run_id) is not None:
             raise
         return False
     await storage.drop(claims_of(run_id))
     await storage.drop(stream_of(run_id))  # the last one, so that an interrupted pruning is seen and finished
     return True
+
+
+async def prune_older(storage: BaseStorage, clock: Clock, *, before: float, dry_run: bool = False) -> list[str]:
+    """Drop the journals of runs that were closed before then; open runs and stuck ones stay.
+
+    Returns:
+        The runs whose journals were dropped, or would be.
+    """
+    dropped: list[str] = []
+    for stream in await storage.streams(prefix=stream_of("")):
+        if stream.updated_at >= before or stream.state in ("open", "failed", None):
+            continue
+        run_id = run_of(stream.name)
+        if stream.state == "stopped" and await _stuck(storage, run_id):
+            continue  # it stands as asked, but for a nested run that could not be undone
+        if dry_run or await drop_journal(storage, run_id, clock, position=stream.position):
+            dropped.append(run_id)
+    return dropped
+
+
+async def _stuck(storage: BaseStorage, run_id: str) -> bool:
+    try:
+        state = await load(storage, run_id)
+    except (RunNotFoundError, CorruptRecordError):
+        return False
+    return any(effect.failed_to_undo for effect in state.effects.values())
 
 
 async def why_unreadable(storage: BaseStorage, run_id: str) -> CorruptRecordError:
@@ -67,7 +94,7 @@ async def why_unreadable(storage: BaseStorage, run_id: str) -> CorruptRecordErro
 async def prune_unreadable(storage: BaseStorage, run_id: str, clock: Clock) -> None:
     """Drop the journal of a run that can't be read; see `Orchestrator.prune_unreadable`."""
     await why_unreadable(storage, run_id)
-    info = await _info(storage, run_id)
+    info = await info_of(storage, run_id)
     if info is None:  # the list of streams is damaged as well, and nobody can have written to this one
         await storage.drop(claims_of(run_id))
         await storage.drop(stream_of(run_id))
@@ -76,8 +103,3 @@ async def prune_unreadable(storage: BaseStorage, run_id: str, clock: Clock) -> N
     silent = info.state != "open" or clock.wall() - info.updated_at > LEASE_SECONDS
     if not silent or not await drop_journal(storage, run_id, clock, position=info.position):
         raise RunBusyError(run_id, owner="a process that wrote to its journal just now")
-
-
-async def _info(storage: BaseStorage, run_id: str) -> StreamInfo | None:
-    name = stream_of(run_id)
-    return next((info for info in await storage.streams(prefix=name) if info.name == name), None)

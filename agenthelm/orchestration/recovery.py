@@ -28,7 +28,7 @@ from agenthelm.orchestration.means import Means
 from agenthelm.orchestration.plan import Plan
 from agenthelm.orchestration.results import SagaResult, SagaStatus
 from agenthelm.orchestration.resumption import Resumption
-from agenthelm.orchestration.state import EffectState, RunState, result_of
+from agenthelm.orchestration.state import EffectState, RunState, as_found
 from agenthelm.orchestration.unwind import GRACE_SECONDS, Unwinder
 from agenthelm.telling import describe
 from agenthelm.tracing import names, spans
@@ -70,7 +70,7 @@ class Recovery:
         """Undo a run on purpose; see `Orchestrator.undo`."""
         state = await load(self.executor.storage, run_id)
         if state.status in ("rolled_back", "failed"):
-            return _as_found(state)
+            return as_found(state)
         if state.status is None and not state.claimable(self.executor.clock.wall()):
             raise RunBusyError(run_id, owner=str(state.owner))
         self._refuse_missing(state, state.effects.values())
@@ -124,7 +124,7 @@ class Recovery:
                 return recovered[0]
             state = await load(self.executor.storage, run_id)  # somebody ended it just now
         if not any(s.failed_to_undo for s in state.effects.values()):
-            return _as_found(state)
+            return as_found(state)
         kept = _apart_from_stuck(state)
         self._refuse_missing(state, state.begun() if kept else state.effects.values(), again=True)
         return await shielded(self._take, state, "tried again on purpose", kept, True)
@@ -167,7 +167,7 @@ class Recovery:
             )
         except LeaseLostError as taken:
             raise RunBusyError(run_id, owner="another process, which claimed it just now") from taken
-        return _as_found(await load(self.executor.storage, run_id))
+        return as_found(await load(self.executor.storage, run_id))
 
     # -- how ----------------------------------------------------------------------------------------------------------
 
@@ -301,7 +301,7 @@ class Recovery:
         status = status or ("failed" if stuck else state.kept or "rolled_back")
         await journal.closed(status, state.reason)
         state.status, state.undone = status, undone
-        return _as_found(state)
+        return as_found(state)
 
     def _as(self, state: RunState) -> RunContext:
         return self.identity.evolve(run_id=state.run_id, session_id=state.session_id, namespace=state.namespace)
@@ -357,14 +357,3 @@ def _apart_from_stuck(state: RunState) -> SagaStatus | None:
     if state.decided:
         return None
     return "success" if state.status == "failed" else state.status  # type: ignore[return-value]
-
-
-def _as_found(state: RunState) -> SagaResult:
-    """A run's result as its journal tells it."""
-    return result_of(
-        state.effects.values(),
-        state.status or "open",  # type: ignore[arg-type]
-        error=state.reason,
-        undone=tuple(state.undone),
-        run_id=state.run_id,
-    )

@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 
-from agenthelm._runtime.context import RunContext, current_run, new_run_id
+from agenthelm._runtime.context import RunContext
 from agenthelm.core.cost import Budget
 from agenthelm.core.executor import ToolExecutor, current_executor
 from agenthelm.core.handlers import ApprovalHandler, AutoDeny
@@ -18,6 +18,7 @@ from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
 from agenthelm.core.tracer import ExecutionTracer
 from agenthelm.exceptions import LeaseLostError, RunTimeoutError
 from agenthelm.orchestration import options
+from agenthelm.orchestration.beginning import in_progress, own_run_id, refuse_run_id
 from agenthelm.orchestration.plan import Plan, Ref, Step, Steps
 from agenthelm.orchestration.progression import OnError, Progression
 from agenthelm.orchestration.results import SagaResult, StepRecord, StuckEffect
@@ -42,6 +43,7 @@ def saga(
     grace: float = GRACE_SECONDS,
     session_id: str = "default",
     namespace: str = "default",
+    run_id: str | None = None,
 ) -> SagaScope:
     """A scope that undoes the effects of tools called inside it when it does not complete.
 
@@ -63,23 +65,31 @@ def saga(
         grace: Seconds for one compensation, its retries included.
         session_id: The conversation it belongs to.
         namespace: The tenant it belongs to.
+        run_id: Its id, if it is a run of its own; a new one by default. If there is a run of that id in the storage
+            already, entering the block raises `RunExistsError`.
 
     Raises:
-        ConfigError: The budget is none.
+        ConfigError: The budget is none, or the run id is none or can't be had here.
         PlanError: A tool's compensation could never be called.
     """
     options.budget_of(budget)
-    executor, context = current_executor(), current_run()
-    if executor is None or context is None or executor.effects is None:
-        if executor is not None and executor.passes_doors:  # a compensator has the tools and the storage of its run
-            tools, storage = executor.tools, executor.storage
+    if (outer := in_progress()) is not None:
+        executor, context = outer
+        refuse_run_id(run_id, context)
+    else:
+        running = current_executor()
+        if running is not None and running.passes_doors:  # a compensator has the tools and the storage of its run
+            tools, storage = running.tools, running.storage
         registry = ToolRegistry.of(tools)
         registry.check()
         storage = InMemoryStorage() if storage is None else storage
         handler = AutoDeny() if approval_handler is None else approval_handler
-        executor = ToolExecutor(registry, storage, handler).inside(executor)
+        executor = ToolExecutor(registry, storage, handler).inside(running)
         context = RunContext(
-            run_id=new_run_id(), session_id=session_id, namespace=namespace, loop=anyio.lowlevel.current_token()
+            run_id=own_run_id(run_id),
+            session_id=session_id,
+            namespace=namespace,
+            loop=anyio.lowlevel.current_token(),
         )
     return SagaScope(executor, context, Opening(name), budget=budget, rollback=rollback, grace=grace)
 
@@ -116,6 +126,7 @@ class SagaOrchestrator:
         name: str = "saga",
         budget: Budget | None = None,
         timeout: float | None = None,
+        run_id: str | None = None,
     ) -> SagaResult:
         """Run a plan.
 
@@ -126,13 +137,16 @@ class SagaOrchestrator:
             name: What the journal calls it.
             budget: What the plan may spend.
             timeout: Its deadline in seconds.
+            run_id: The run's id, such as the id of the message that asks for it, so that it runs once however often it is
+                asked for; a new one by default. The idempotency keys of its steps are made of it.
 
         Returns:
             How it ended; failures, budget and deadline stops included.
 
         Raises:
             PlanError: The plan was refused; nothing was called.
-            ConfigError: ``on_error``, the budget or the deadline makes no sense; nothing was called.
+            ConfigError: ``on_error``, the budget, the deadline or the run id makes no sense; nothing was called.
+            RunExistsError: There is a run of that id in the storage already; nothing was called.
             StorageError: The journal could not be begun; nothing was called.
             LeaseLostError: Another process claimed the run.
         """
@@ -140,12 +154,13 @@ class SagaOrchestrator:
         options.check_number("timeout", timeout)
         plan = Plan.of(steps)
         base = self.tracer.executor
-        executor = ToolExecutor(self.tools, base.storage, base.approval_handler, workers=base.workers)
-        context = RunContext(run_id=new_run_id(), session_id="default", namespace="default")
-        running, ambient = current_executor(), current_run()
-        if running is not None and ambient is not None and running.effects is not None:
-            executor, context = running, ambient
-        executor = executor.inside(running)
+        if (outer := in_progress()) is not None:
+            executor, context = outer
+            refuse_run_id(run_id, context)
+        else:
+            executor = ToolExecutor(self.tools, base.storage, base.approval_handler, workers=base.workers)
+            context = RunContext(run_id=own_run_id(run_id), session_id="default", namespace="default")
+        executor = executor.inside(current_executor())
         plan.check_tools(executor.tools)
         return await heard(
             lambda begun: run_plan(

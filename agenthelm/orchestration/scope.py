@@ -17,8 +17,8 @@ from agenthelm._runtime.context import RunContext, StopMark, current_run, entere
 from agenthelm._runtime.groups import beside, in_child, shielded
 from agenthelm.core.cost import Budget
 from agenthelm.core.executor import ToolExecutor, using
-from agenthelm.exceptions import LeaseLostError, SagaError, StorageError
-from agenthelm.orchestration.journal import Journal
+from agenthelm.exceptions import LeaseLostError, RunExistsError, SagaError, StorageError
+from agenthelm.orchestration.journal import Journal, info_of
 from agenthelm.orchestration.lease import Lease
 from agenthelm.orchestration.live import LiveRun, ScopeLog
 from agenthelm.orchestration.results import SagaResult, SagaStatus, StepRecord
@@ -248,6 +248,9 @@ class SagaScope:
                     trace_id=trace_id,
                     span_id=span_id,
                 )
+            except LeaseLostError:
+                info = await info_of(journal.storage, journal.run_id)
+                raise RunExistsError(journal.run_id, status=(info and info.state) or "pruned") from None
             except anyio.get_cancelled_exc_class():
                 # The record was written all the same; nobody would close it.
                 await shielded(journal.closed, "rolled_back")

@@ -14,10 +14,12 @@ from agenthelm.orchestration.owner import Owner
 from agenthelm.orchestration.results import SagaResult, SagaStatus, StuckEffect
 from agenthelm.orchestration.values import decode, encode
 
-__all__ = ["PRUNED", "EffectState", "RunState", "in_scope", "result_of", "settle_repeated"]
+__all__ = ["PRUNED", "UNREADABLE", "EffectState", "RunState", "as_found", "in_scope", "result_of", "settle_repeated"]
 
 PRUNED = "pruned"
 """What a run is whose journal is about to be dropped, and still is when its pruning was interrupted: the run is gone."""
+UNREADABLE = "unreadable"
+"""What a run is of whose journal nothing can be concluded."""
 
 EffectStatus = Literal["begun", "finished", "failed", "in doubt", "undoing", "undone", "stuck", "accepted"]
 
@@ -265,6 +267,17 @@ def result_of(effects: Iterable[EffectState], status: SagaStatus, **facts: Any) 
         in_doubt=tuple(s.effect.id for s in effects if s.doubtful and not s.settled and s.reason is None),
         irreversible=tuple(state.effect.id for state in effects if state.irreversible),
         **facts,
+    )
+
+
+def as_found(state: RunState) -> SagaResult:
+    """A run's result as its journal tells it."""
+    return result_of(
+        state.effects.values(),
+        state.status or "open",  # type: ignore[arg-type]
+        error=state.reason,
+        undone=tuple(state.undone),
+        run_id=state.run_id,
     )
 
 

@@ -15,7 +15,6 @@ import pytest
 
 from agenthelm._runtime.retry import SystemClock
 from agenthelm.agent.base import Agent
-from agenthelm.cli._journals import prune
 from agenthelm.core.storage import InMemoryStorage, JsonStorage, SqliteStorage
 from agenthelm.core.storage.base import EVENTS
 from agenthelm.core.tool import ToolRegistry, tool
@@ -24,6 +23,7 @@ from agenthelm.orchestration import lease
 from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.journal import Journal
 from agenthelm.orchestration.orchestrator import Orchestrator
+from agenthelm.orchestration.pruning import prune_older
 from agenthelm.orchestration.saga import SagaResult, Step, saga
 from agenthelm.orchestration.state import RunState
 from agenthelm.testing.storage import FaultyStorage
@@ -480,7 +480,7 @@ def test_pruning_a_run_forgets_the_claims_on_it(tmp_path: Path) -> None:
         async with SqliteStorage(tmp_path / "journal.db") as storage:
             (result,) = await Orchestrator(storage=storage, tools=tools_of(world)).recover()
             assert [info.position for info in await storage.streams(prefix="claims:")] == [1]
-            assert await prune(storage, before=time.time() + 1, dry_run=False) == [result.run_id]
+            assert await prune_older(storage, SystemClock(), before=time.time() + 1) == [result.run_id]
             return [info.name for info in await storage.streams()]
 
     assert anyio.run(recover_and_prune) == [EVENTS]

@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 
 from agenthelm._runtime.retry import SystemClock
-from agenthelm.cli._journals import prune, read, runs
+from agenthelm.cli._journals import read
 from agenthelm.cli._journals import run_id as named
 from agenthelm.core.storage import EVENTS, BaseStorage, InMemoryStorage, Record, SqliteStorage
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import CorruptRecordError, PlanError, RunBusyError, RunNotFoundError, StorageError
 from agenthelm.orchestration.journal import Journal, stream_of
 from agenthelm.orchestration.orchestrator import Orchestrator
+from agenthelm.orchestration.pruning import prune_older
+from agenthelm.orchestration.runs import states
 from agenthelm.orchestration.saga import Step
 from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
 from tests.support.saga_leases import Later
@@ -86,7 +88,7 @@ async def test_a_run_that_is_undone_meanwhile_keeps_its_journal() -> None:
         await world.orchestrator.undo(run_id)
 
     storage.meanwhile = undo
-    assert await prune(storage, before=EVER, dry_run=False) == []
+    assert await prune_older(storage, SystemClock(), before=EVER) == []
     assert world.things == set()
     assert (await world.orchestrator.undo(run_id)).status == "rolled_back"
 
@@ -97,7 +99,7 @@ async def test_an_undo_that_had_read_the_journal_before_finds_that_it_is_gone() 
     run_id = await world.run()
 
     async def away() -> None:
-        await prune(storage, before=EVER, dry_run=False)
+        await prune_older(storage, SystemClock(), before=EVER)
 
     storage.meanwhile = away
     with pytest.raises(RunNotFoundError):
@@ -119,7 +121,7 @@ async def test_between_the_record_of_pruning_and_the_dropping_nobody_gets_the_ru
             heard.append(error)
 
     storage.meanwhile = undo
-    assert await prune(storage, before=EVER, dry_run=False) == [run_id]
+    assert await prune_older(storage, SystemClock(), before=EVER) == [run_id]
     assert (world.things, [type(error) for error in heard]) == ({"a"}, [RunNotFoundError])
 
 
@@ -135,11 +137,11 @@ async def test_what_was_not_dropped_all_the_same_is_dropped_the_next_time() -> N
             raise StorageError("no")
 
     with pytest.raises(StorageError):
-        await prune(Full(), before=EVER, dry_run=False)
+        await prune_older(Full(), SystemClock(), before=EVER)
     with pytest.raises(RunNotFoundError):
         await world.orchestrator.undo(run_id)
     assert await world.orchestrator.recover() == []
-    assert await prune(storage, before=EVER, dry_run=False) == [run_id]
+    assert await prune_older(storage, SystemClock(), before=EVER) == [run_id]
     assert await storage.streams(prefix=stream_of("")) == []
 
 
@@ -165,13 +167,13 @@ async def test_a_run_whose_pruning_was_interrupted_is_gone_for_whoever_looks(at:
     run_id = await world.run()
     await world.orchestrator.undo(run_id)  # so it was claimed, which is written down beside its journal
     with pytest.raises(SimulatedCrash):
-        await prune(storage, before=EVER, dry_run=False)
-    assert [run.run_id async for run in runs(storage, state=None, limit=1)] == [older]
+        await prune_older(storage, SystemClock(), before=EVER)
+    assert [run.run_id async for run in states(storage, status=None, limit=1)] == [older]
     assert await named(storage, "last") == older
     with pytest.raises(RunNotFoundError):
         await read(storage, run_id)
     storage.left = 9
-    assert await prune(storage, before=EVER, dry_run=False) == [run_id, older]
+    assert await prune_older(storage, SystemClock(), before=EVER) == [run_id, older]
     assert [info.name for info in await storage.streams()] == [EVENTS]
 
 
@@ -182,10 +184,10 @@ async def test_two_may_prune_at_once() -> None:
     elsewhere: list[str] = []
 
     async def away() -> None:
-        elsewhere.extend(await prune(storage, before=EVER, dry_run=False))
+        elsewhere.extend(await prune_older(storage, SystemClock(), before=EVER))
 
     storage.meanwhile = away
-    assert await prune(storage, before=EVER, dry_run=False) == []
+    assert await prune_older(storage, SystemClock(), before=EVER) == []
     assert sorted(elsewhere) == sorted(run_ids)
     assert await storage.streams(prefix=stream_of("")) == []
 
@@ -195,7 +197,7 @@ async def test_a_journal_that_can_not_be_written_is_not_dropped() -> None:
     run_id = await World(storage).run()
     full = FaultyStorage(storage, matching=lambda record: record.data.get("type") == "pruned", do="fail")
     with pytest.raises(StorageError):
-        await prune(full, before=EVER, dry_run=False)
+        await prune_older(full, SystemClock(), before=EVER)
     assert [info.name for info in await storage.streams(prefix=stream_of(""))] == [stream_of(run_id)]
 
 

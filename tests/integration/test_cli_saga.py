@@ -309,6 +309,19 @@ def test_finished_journals_are_pruned_and_open_or_stuck_ones_stay(cli: Cli) -> N
     assert left["name"] == "stuck"
 
 
+def test_a_job_that_is_started_twice_under_one_id_works_once(cli: Cli) -> None:
+    assert "run nightly-1: success" in cli("saga", "run", "trip.yaml", "--run-id", "nightly-1").stderr
+    done = sorted(world(cli))
+    again = cli("saga", "run", "trip.yaml", "--run-id", "nightly-1", code=2)
+    assert again.stderr.startswith("error: there is a run 'nightly-1' already (success), so this one did not begin")
+    refused = json.loads(cli("saga", "run", "trip.yaml", "--run-id", "nightly-1", "--json", code=2).stdout)
+    assert (refused["run_id"], refused["error"]["type"]) == (None, "RunExistsError")  # it is no document of that run
+    same = cli("run", "A trip", "--agents", "writer", "--model", "offline", "--run-id", "nightly-1", code=2)
+    assert "there is a run 'nightly-1' already" in same.stderr
+    assert sorted(world(cli)) == done
+    assert [run["run_id"] for run in json.loads(cli("saga", "list", "--json").stdout)] == ["nightly-1"]
+
+
 NESTED = """
 
 from agenthelm import saga
