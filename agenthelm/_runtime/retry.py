@@ -60,22 +60,24 @@ class Backoff:
         factor: What each further bound is multiplied by.
         maximum: No delay is longer, in seconds, except one that a peer asked for.
         jitter: Whether to draw the delay; without it the bound itself is waited.
+        longest_wait: A peer that asks to be left alone for longer than this, in seconds, is not asked again.
     """
 
     initial: float = 0.5
     factor: float = 2.0
     maximum: float = 30.0
     jitter: bool = True
+    longest_wait: float = 300.0
     random: random.Random = field(default_factory=random.Random, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        numbers = (self.initial, self.factor, self.maximum)
+        numbers = (self.initial, self.factor, self.maximum, self.longest_wait)
         if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers) or not (
-            self.initial >= 0 and self.factor >= 1 and self.maximum >= 0
+            self.initial >= 0 and self.factor >= 1 and self.maximum >= 0 and self.longest_wait >= 0
         ):
             raise ValueError(
-                f"a back-off needs finite numbers with initial >= 0, factor >= 1 and maximum >= 0, not "
-                f"{self.initial!r}, {self.factor!r} and {self.maximum!r}"
+                f"a back-off needs finite numbers with initial >= 0, factor >= 1, maximum >= 0 and longest_wait >= 0, "
+                f"not {', '.join(map(repr, numbers))}"
             )
 
     def delay(self, retry: int, *, error: BaseException | None = None, now: float | None = None) -> float:
@@ -93,6 +95,10 @@ class Backoff:
             bound = self.maximum if self.initial else 0.0
         drawn = self.random.uniform(0.0, bound) if self.jitter else bound
         return max(drawn, asked_delay(error, now=time.time() if now is None else now))
+
+    def too_long(self, delay: float) -> bool:
+        """Whether a delay is one that a peer asked for, and longer than anybody waits: then there is no retry."""
+        return delay > max(self.maximum, self.longest_wait)
 
 
 def asked_delay(error: BaseException | None, *, now: float) -> float:

@@ -250,7 +250,7 @@ class LMCall:
         if self._emitted or self.attempts > policy.retries or not is_retryable(error):
             raise error
         delay = policy.backoff.delay(self.attempts, error=error)
-        if delay > policy.longest_wait or (policy.timeout is not None and delay > self.remaining()):
+        if policy.backoff.too_long(delay) or delay > self.remaining():
             raise error
         return delay
 

@@ -63,15 +63,13 @@ class LMPolicy:
         retries: Attempts after the first, and only for failures that may pass: rate limits, server errors, a broken
             connection.
         cache: Whether DSPy's response cache may answer. Off by default: an agent that asks again wants a new answer.
-        backoff: The waits between attempts. A ``Retry-After`` of the peer is waited at least.
-        longest_wait: A peer that asks for a longer wait than this, in seconds, is not asked again.
+        backoff: The waits between attempts. A ``Retry-After`` of the peer is waited at least, if it is a minute at most.
     """
 
     timeout: float | None = 120.0
     retries: int = 2
     cache: bool = False
-    backoff: Backoff = field(default_factory=Backoff)
-    longest_wait: float = 60.0
+    backoff: Backoff = field(default_factory=lambda: Backoff(longest_wait=60.0))
 
 
 class Meter:

@@ -124,7 +124,10 @@ class Attempts:
                 self.doubt = False
                 return value
             try:
-                await call.clock.sleep(contract.backoff.delay(call.attempts, error=failure, now=call.clock.wall()))
+                delay = contract.backoff.delay(call.attempts, error=failure, now=call.clock.wall())
+                if contract.backoff.too_long(delay):
+                    raise failure
+                await call.clock.sleep(delay)
                 raise_if_stopped()
                 self._raise_if_spent(failure)
                 if self._late is not None and self._late.is_set():

@@ -363,6 +363,24 @@ class TestRetries:
             await door.call("f")
         assert door.clock.slept == [17.0]
 
+    @pytest.mark.parametrize(("longest", "calls", "slept"), [(86_400.0, 2, [7200.0]), (7199.0, 1, [])])
+    async def test_a_peer_that_asks_for_more_than_anybody_waits_is_not_asked_again(
+        self, door: Door, longest: float, calls: int, slept: list[float]
+    ) -> None:
+        class BusyError(OSError):
+            retry_after = 7200.0
+
+        asked = []
+
+        @tool(registry=door.tools, retries=1, backoff=Backoff(initial=0.1, longest_wait=longest))
+        async def f() -> None:
+            asked.append(1)
+            raise BusyError
+
+        with pytest.raises(BusyError):
+            await door.call("f")
+        assert (len(asked), door.clock.slept) == (calls, slept)
+
     async def test_the_retry_after_header_of_a_response_is_obeyed(self, door: Door) -> None:
         @tool(registry=door.tools, retries=1, backoff=Backoff(initial=0.1))
         async def fetch() -> None:
