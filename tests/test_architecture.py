@@ -26,6 +26,7 @@ BELOW = {
     "orchestration": {"agent", "core", "memory", "_runtime", "tracing", "exceptions", "telling", "config", "lazy"},
     "testing": {"orchestration", "agent", "core", "memory", "_runtime", "tracing", "exceptions", "config", "lazy"},
     "cli": {"orchestration", "agent", "core", "memory", "_runtime", "tracing", "exceptions", "telling", "config"},
+    "__main__": {"cli"},
 }
 """Each room, and the rooms it may import."""
 

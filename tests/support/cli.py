@@ -71,7 +71,7 @@ class Cli:
     def process(self, *arguments: str, code: int = 0, stdin: str | None = None, **env: str) -> Outcome:
         """Run a command as a process of its own."""
         done = subprocess.run(
-            [sys.executable, "-m", "agenthelm.cli.main", *arguments],
+            [sys.executable, "-m", "agenthelm", *arguments],
             cwd=self.folder,
             env=environment(self.folder, {**self.env, **env}),
             input=stdin,
@@ -87,7 +87,7 @@ class Cli:
     def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
         """Start a command as a process of its own."""
         return subprocess.Popen(
-            [sys.executable, "-m", "agenthelm.cli.main", *arguments],
+            [sys.executable, "-m", "agenthelm", *arguments],
             cwd=self.folder,
             env=environment(self.folder, {**self.env, **env}),
             stdin=subprocess.DEVNULL,
