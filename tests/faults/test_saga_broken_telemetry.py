@@ -150,7 +150,7 @@ def _unheard(cli: Cli, *arguments: str, **env: str) -> tuple[int, str]:
         done = subprocess.run(
             [sys.executable, "-m", "agenthelm.cli.main", *arguments],
             check=False, cwd=cli.folder, env=environment(cli.folder, env), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=60,
+            stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=120,
         )  # fmt: skip
     finally:
         os.close(stderr)

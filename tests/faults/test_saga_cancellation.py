@@ -53,14 +53,14 @@ class Threads:
         def make(name: str) -> dict[str, str]:
             self.log.append(f"begin {name}")
             anyio.from_thread.run_sync(self.entered.set)
-            assert self.gate.wait(30)
+            assert self.gate.wait(60)
             self.log.append(f"made {name}")
             return {"thing": f"thing of {name}"}
 
         @tool(registry=self.tools)
         def unmake(thing: str) -> None:
             anyio.from_thread.run_sync(self.undoing.set)
-            assert self.undo_gate.wait(30)
+            assert self.undo_gate.wait(60)
             self.log.append(f"undone {thing}")
 
     async def effects(self) -> list[EffectState]:
@@ -286,7 +286,7 @@ async def test_a_cancellation_that_comes_while_verify_is_asked_keeps_the_doubt_o
         async with saga("by hand", tools=tools, storage=storage) as scope:
             await scope.use("make")
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             group.start_soon(run)
             await asked.wait()
@@ -341,7 +341,7 @@ def test_one_interrupt_undoes_what_was_under_way(loop: str, tmp_path: Path) -> N
     assert process.stdout is not None
     assert process.stdout.readline() == "in the tool\n"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate("go on\n", timeout=30)
+    out, err = process.communicate("go on\n", timeout=120)
     assert out == "undone\n"
     assert "KeyboardInterrupt" in err
     assert not (tmp_path / "thing").exists()

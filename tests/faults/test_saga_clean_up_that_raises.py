@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from agenthelm._runtime.retry import Backoff
@@ -95,8 +96,11 @@ async def test_neither_is_one_whose_run_is_cancelled_taken_for_undone(hang: Hang
 async def test_nor_one_whose_agent_waits_for_it_no_longer(hang: Hang) -> None:
     account: list[float] = []
     async with saga(tools=paying(account, hang)) as scope:
+        paying_it = asyncio.ensure_future(scope.use("pay", amount=100.0))
+        while not account:
+            await anyio.lowlevel.checkpoint()
         with pytest.raises(Exception, match=r"unclosed|aborted"):
-            await asyncio.wait_for(scope.use("pay", amount=100.0), 0.05)
+            await asyncio.wait_for(paying_it, 0.01)
     assert account == [100.0]
     assert len(scope.result.in_doubt) == 1
 
@@ -145,7 +149,7 @@ async def test_an_undo_that_may_have_worked_is_not_repeated(timeout: float | Non
         account.append(-amount)
         await in_a_finally()
 
-    async with Orchestrator(storage=InMemoryStorage(), tools=tools, grace=0.2) as orchestrator:
+    async with Orchestrator(storage=InMemoryStorage(), tools=tools, grace=0.5) as orchestrator:
         run = await orchestrator.run_saga([Step("pay", {"amount": 10.0})])
         first = await orchestrator.undo(run.run_id)
         again = await orchestrator.retry(run.run_id)

@@ -54,7 +54,7 @@ def test_a_run_whose_reader_has_gone_is_undone_all_the_same(tmp_path: Path) -> N
     process.stderr.close()
     process.stdin.write("go on\n")
     process.stdin.close()
-    process.wait(30)
+    process.wait(60)
     assert list(json.loads((tmp_path / "world.json").read_text()).values()) == ["cancelled"]
     (run,) = json.loads(cli("saga", "list", "--json").stdout)
     assert run["status"] == "failed"  # the desk is closed

@@ -28,7 +28,7 @@ async def test_a_verify_that_hangs_leaves_its_doubt_and_the_rest_is_undone(where
         return True
 
     def ask_in_thread() -> bool:
-        assert gate.wait(30)
+        assert gate.wait(60)
         return False
 
     @tool(registry=tools, compensating_tool="cancel")
@@ -44,7 +44,7 @@ async def test_a_verify_that_hangs_leaves_its_doubt_and_the_rest_is_undone(where
         gate.set()
 
     scope = saga(tools=tools, grace=0.05)
-    with anyio.fail_after(20), pytest.raises(ValueError, match="no"):
+    with anyio.fail_after(60), pytest.raises(ValueError, match="no"):
         async with scope:
             await scope.use("book", what="a")
             async with anyio.create_task_group() as calls:
@@ -86,7 +86,7 @@ async def test_the_lease_of_a_run_to_be_resumed_is_kept_while_its_doubts_are_ask
         return False
 
     storage = FaultyStorage(inner, matching=seen)
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)
     assert result.status == "success"
     (info,) = await inner.streams(prefix="run:")

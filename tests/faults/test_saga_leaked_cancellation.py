@@ -86,7 +86,7 @@ async def test_a_compensator_that_was_ended_may_have_worked_and_is_not_repeated(
             await ends()
 
     tool(registry=tools, name="odd", compensating_tool="unodd")(lambda: None)
-    orchestrator = Orchestrator(tools=tools, grace=0.1)
+    orchestrator = Orchestrator(tools=tools, grace=0.5)
     result = await orchestrator.run_saga([Step("odd"), Step("fail")])
     assert result.status == "failed"
     again = await orchestrator.retry(result.run_id)

@@ -36,7 +36,7 @@ def undone_once_renewed() -> tuple[ToolRegistry, list[str], FaultyStorage]:
 
     @tool(registry=tools)
     async def unmake() -> None:
-        with anyio.fail_after(10):  # as long as it takes, but for a test
+        with anyio.fail_after(60):  # as long as it takes, but for a test
             await renewed.wait()
         world.remove("made")
 

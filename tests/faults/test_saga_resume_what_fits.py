@@ -257,7 +257,7 @@ async def test_a_resumed_plan_has_a_deadline_again(tools: ToolRegistry, world: l
     async def wait() -> None:
         await anyio.sleep_forever()
 
-    storage = Dying(3)
+    storage = Dying(1)  # before the deadline or at it, it does nothing more
     await Orchestrator(tools=tools, storage=storage).run_saga([Step("make", {"name": "a"}), Step("wait")], timeout=0.05)
     storage.left = 1000
     (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)

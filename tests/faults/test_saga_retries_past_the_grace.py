@@ -21,7 +21,7 @@ async def test_no_attempt_begins_after_the_grace() -> None:
     @tool(registry=tools, retries=40, backoff=Backoff(initial=0))
     def slow_undo() -> None:
         attempts.append(1)
-        past_the_grace.wait(30)
+        past_the_grace.wait(60)
         raise ValueError("no")
 
     @tool(registry=tools)

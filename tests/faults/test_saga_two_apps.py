@@ -69,6 +69,6 @@ def test_a_program_and_the_command_line_mean_the_same_app(cli: Cli) -> None:
     program += "        await Orchestrator(storage=storage).run_saga([Step('book', {'what': 'it'})])\n\n\n"
     program += "if __name__ == '__main__':\n    anyio.run(main)\n"
     cli.write("hotel.py", APP + program)
-    subprocess.run([sys.executable, "hotel.py"], cwd=cli.folder, env=environment(cli.folder), check=True, timeout=60)
+    subprocess.run([sys.executable, "hotel.py"], cwd=cli.folder, env=environment(cli.folder), check=True, timeout=120)
     cli("saga", "undo", "last", "--yes", "--app", "hotel.py")
     assert (cli.folder / "hotel.log").read_text().splitlines() == ["book it", "cancel it"]

@@ -32,7 +32,7 @@ class Gate:
         def guarded(appends: list[Append]) -> Any:
             self.sizes.append(len(appends))
             self.reached.set()
-            assert self.open.wait(30)
+            assert self.open.wait(60)
             return commit(appends)
 
         storage._log.commit = guarded
@@ -180,7 +180,7 @@ async def test_reads_do_not_wait_for_a_commit(kind: str, tmp_path: Path) -> None
         async with anyio.create_task_group() as group:
             group.start_soon(storage.append, [Record("a", {"n": 2})])
             await anyio.to_thread.run_sync(gate.reached.wait)
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 assert len(await storage.read("a")) == 1
             gate.open.set()
 

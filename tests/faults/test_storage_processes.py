@@ -136,7 +136,7 @@ thread.start()
 inside.wait()
 os.register_at_fork(before=go_on.set)
 if (child := os.fork()) == 0:
-    signal.alarm(20)  # for ever, if it waits for a thread that is not here
+    signal.alarm(120)  # for ever, if it waits for a thread that is not here
 else:
     assert os.waitpid(child, 0)[1] == 0  # what both print is one line after the other
 async def main():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from tests.support.apps import AGENTS
 from tests.support.cli import Cli, environment
 from tests.support.full_disk import full_disk
 from tests.support.openai_server import Behaviour, OpenAIServer
+from tests.support.redis_server import free_port
 
 COUNTER = """
 from agenthelm import Agent
@@ -292,7 +292,7 @@ def test_a_terminal_of_any_encoding_is_printed_to(cli: Cli, encoding: str) -> No
             cwd=cli.folder,
             env=environment(cli.folder, {"PYTHONIOENCODING": encoding}),
             capture_output=True,
-            timeout=60,
+            timeout=120,
         )
         assert (done.returncode, done.stderr) == (0, b""), command
         printed = done.stdout.decode(encoding)
@@ -315,7 +315,7 @@ def test_json_is_json_in_every_encoding(cli: Cli, encoding: str, command: str) -
         cwd=cli.folder,
         env=environment(cli.folder, {"PYTHONIOENCODING": encoding}),
         capture_output=True,
-        timeout=60,
+        timeout=120,
     )
     assert said in json.dumps(json.loads(done.stdout.decode(encoding)), ensure_ascii=False)
 
@@ -332,7 +332,7 @@ def test_a_stream_that_is_closed_is_not_printed_to(cli: Cli, closed: str) -> Non
             env=environment(cli.folder),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
         assert done.returncode == code, command
         assert "Traceback" not in done.stderr
@@ -350,7 +350,7 @@ def test_a_result_that_finds_no_room_is_one_line(cli: Cli, command: str) -> None
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
+            timeout=120,
         )
     assert (done.returncode, done.stderr) == (1, "error: OSError: [Errno 28] No space left on device\n")
 
@@ -388,9 +388,7 @@ def test_a_server_that_stays_down_is_one_line_after_its_retries(cli: Cli, server
 
 
 def test_a_dead_endpoint_is_one_line(cli: Cli) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    port = free_port()
     done = cli("run", "x", "-a", "writer", "--model", "m", "--api-base", f"http://127.0.0.1:{port}/v1", code=1)
     assert "failed to connect to 127.0.0.1" in error_of(done)
 

@@ -84,7 +84,7 @@ def test_ctrl_c_delivers_what_there_is(cli: Cli, collector: Collector, times: in
             while "interrupted" not in process.stderr.readline():
                 assert process.poll() is None
             process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     finally:
         process.kill()
         process.communicate()

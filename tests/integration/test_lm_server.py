@@ -142,10 +142,8 @@ async def test_the_deadline_holds_against_a_half_open_connection(
     server.script = [Behaviour("hang") if mode == "hang" else Behaviour(delay=30)]
     send, receive = anyio.create_memory_object_stream[Any](1000)
     async with lm_run(model(server), policy=LMPolicy(timeout=0.2)) as run, send, receive:
-        began = time.monotonic()
         with pytest.raises(dspy.LMTimeoutError), dspy.context(send_stream=send if streamed else None):
             await run.call(program, question="?")
-        assert time.monotonic() - began < 20
     assert run.ledger.total().estimated_calls == 1
 
 
@@ -154,14 +152,12 @@ async def test_cancelling_an_agent_does_not_wait_for_the_model(server: OpenAISer
     hanging = Behaviour("hang")
     server.script = [hanging]
     send, receive = anyio.create_memory_object_stream[Any](1000)
-    async with lm_run(model(server)) as run, send, receive:
+    async with lm_run(model(server), policy=LMPolicy(timeout=3600)) as run, send, receive:
         with dspy.context(send_stream=send if streamed else None):
             async with anyio.create_task_group() as group:
                 group.start_soon(run.call, program)
                 await anyio.to_thread.run_sync(hanging.started.wait)
-                began = time.monotonic()
-                group.cancel_scope.cancel()
-        assert time.monotonic() - began < 20
+                group.cancel_scope.cancel()  # whoever waited for the model now would wait for ever
     (event,) = await run.events()
     assert event.outcome == "cancelled"
     assert run.ledger.total().estimated_calls == 1
@@ -182,7 +178,7 @@ async def test_a_stream_that_nobody_waits_for_any_more_is_closed(
                 group.cancel_scope.cancel()
         if anyio_backend_name == "trio":
             server.closing.set()  # it answers now
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while server.open_connections:
                 await anyio.sleep(0.001)
 
@@ -207,7 +203,7 @@ async def test_a_stream_that_is_collected_half_read_is_closed_with_its_run_and_d
         await anyio.to_thread.run_sync(read)
         half_read.clear()
         gc.collect()
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while server.open_connections:
             await anyio.sleep(0.001)
     assert run.ledger.total().estimated_calls == 1
@@ -375,7 +371,7 @@ async def test_models_that_a_service_makes_as_it_goes_leave_no_connections_open(
             await orchestrator.run(Agent("asker", signature="question -> answer", lm=own), "?")
             del own
         gc.collect()
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while server.open_connections > 16:
                 await anyio.sleep(0.001)
         assert server.connections == 20
@@ -405,7 +401,7 @@ async def test_a_model_call_that_is_cancelled_while_it_connects_leaves_no_connec
                 for _ in range(passes):
                     await anyio.lowlevel.checkpoint()
                 group.cancel_scope.cancel()
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while server.open_connections:
             await anyio.sleep(0.001)
     assert server.connections > 10
@@ -507,12 +503,11 @@ async def test_64_parallel_agents_that_swallow_every_error_make_no_call_too_many
 
 async def test_the_wait_between_attempts_ends_with_the_deadline(server: OpenAIServer) -> None:
     server.script = [Behaviour("status", status=500)] * 9
-    policy = LMPolicy(timeout=4.0, retries=8, backoff=Backoff(initial=60, jitter=False))
+    wait = Backoff(initial=3600, maximum=3600, jitter=False)  # longer than any test may take
+    policy = LMPolicy(timeout=300.0, retries=8, backoff=wait, longest_wait=3600)
     async with lm_run(model(server), policy=policy) as run:
-        began = time.monotonic()
         with pytest.raises(dspy.LMServerError):
             await run.call(program, question="?")
-        assert time.monotonic() - began < 30
     assert server.asked == 1
 
 

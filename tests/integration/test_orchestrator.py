@@ -35,6 +35,7 @@ from agenthelm.orchestration.parallel import Parallel
 from agenthelm.orchestration.pipeline import Pipeline
 from agenthelm.orchestration.saga import Ref, Step
 from agenthelm.testing.lm import ScriptedLM
+from tests.support.deadlines import LIMITS
 from tests.support.docs_blocks import blocks
 
 on_asyncio = pytest.mark.parametrize(
@@ -169,8 +170,11 @@ class TestRuns:
 
     async def test_a_deadline_undoes_too(self, world: World) -> None:
         async with Orchestrator(tools=world.tools) as orchestrator:
-            with pytest.raises(RunTimeoutError, match=r"0\.05 s"):
-                await orchestrator.run_pipeline([Books(), Hangs()], "x", timeout=0.05)
+            for seconds in LIMITS:
+                with pytest.raises(RunTimeoutError, match=rf"within {seconds:g} s"):
+                    await orchestrator.run_pipeline([Books(), Hangs()], "x", timeout=seconds)
+                if world.log:
+                    break
         assert world.log == ["book room x", "cancel room x"]
 
     async def test_cancellation_undoes_too(self, world: World) -> None:
@@ -564,7 +568,7 @@ async def test_in_a_service_a_client_that_goes_away_takes_its_effects_with_it(wo
                 requests.start_soon(client.get, "/hang")
                 await hanging.wait()
                 requests.cancel_scope.cancel()
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await world.cancelled.wait()
         server.should_exit = True
     assert world.booked == {"room fine"}

@@ -37,7 +37,7 @@ class ChromaServer:
             stderr=subprocess.DEVNULL,
             env={**os.environ, "ANONYMIZED_TELEMETRY": "False"},
         )
-        wait_for_port(self.port, process=self._process, seconds=40)
+        wait_for_port(self.port, process=self._process)
 
     def kill(self) -> None:
         """Kill it at once."""

@@ -7,7 +7,6 @@ By hand: ``python -m tests.support.openai_server --port 8085`` prints one line p
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import random
@@ -132,6 +131,7 @@ class OpenAIServer:
         self._random = None if jitter is None else random.Random(jitter)
         self._lock = threading.Lock()
         self._count = 0
+        self._hanging = 0
         self._seen: list[Seen] = []
         self.closing = threading.Event()
         self._server = _Server(("127.0.0.1", port), _Handler)
@@ -156,8 +156,7 @@ class OpenAIServer:
 
         A client has its answer a moment before the server has written the request down, so that is waited for.
         """
-        with contextlib.suppress(TimeoutError):  # one that hangs on purpose is not over
-            self.wait_idle(1.0)
+        self.wait_idle()
         with self._lock:
             return list(self._seen)
 
@@ -192,12 +191,12 @@ class OpenAIServer:
         self._server.server_close()
         self._thread.join()
 
-    def wait_idle(self, timeout: float = 5.0) -> None:
-        """Wait until every request that arrived has ended."""
+    def wait_idle(self, timeout: float = 60.0) -> None:
+        """Wait until every request that arrived has ended, but for those that hang on purpose."""
         deadline = time.monotonic() + timeout
         while True:
             with self._lock:
-                if len(self._seen) == self._count:
+                if len(self._seen) + self._hanging == self._count:
                     return
             if time.monotonic() > deadline:
                 raise TimeoutError("a request is still open")
@@ -211,6 +210,14 @@ class OpenAIServer:
         if callable(self.script):
             return number, self.script(number, body)
         return number, self.script[number - 1] if number <= len(self.script) else ANSWER
+
+    def hang(self) -> None:
+        """Wait for the end of the server."""
+        with self._lock:
+            self._hanging += 1
+        self.closing.wait()
+        with self._lock:
+            self._hanging -= 1
 
     def finish(self, seen: Seen) -> None:
         """Put a request into the log."""
@@ -309,7 +316,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif how.mode == "hang":
             self._head(200, "application/json", 1000)
             outcome["status"] = 200
-            self.server.owner.closing.wait()
+            self.server.owner.hang()
             self._hang_up()
         elif how.mode in ("status", "refuse_key"):
             status = 401 if how.mode == "refuse_key" else how.status

@@ -57,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.raw.append(body)
         if self.server.silent:
-            self.server.gave_up = not self.server.closing.wait(20)
+            self.server.gave_up = not self.server.closing.wait(60)
             self.close_connection = True
             return
         if self.path == "/v1/traces":

@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import functools
 import importlib.util
+import random
 import select
 import shutil
 import signal
@@ -38,13 +39,15 @@ def redis_executable() -> str:
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port nobody listens on, nor will by chance: whoever asks for any port is given one above these."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
-def wait_for_port(port: int, *, process: subprocess.Popen[bytes], seconds: float = 20.0) -> None:
+def wait_for_port(port: int, *, process: subprocess.Popen[bytes], seconds: float = 120.0) -> None:
     """Wait until somebody listens; fail if the process ends first."""
     until = time.monotonic() + seconds
     while True:
@@ -73,7 +76,8 @@ class RedisServer:
         self.port = free_port()
         self.password = password
         self._executable = redis_executable()
-        self._folder = tempfile.TemporaryDirectory(prefix="redis-")
+        # The address of a socket has a hundred bytes or so, and the path of the usual folder may be longer.
+        self._folder = tempfile.TemporaryDirectory(prefix="redis-", dir="/tmp")
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -97,6 +101,8 @@ class RedisServer:
             command += ["--requirepass", self.password]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for_port(self.port, process=self._process)
+        while not self._answers():  # it listens before it has read its data
+            time.sleep(0.01)
 
     def kill(self) -> None:
         """Kill it at once, as a crash would."""
@@ -117,6 +123,12 @@ class RedisServer:
         """Kill it and remove its data."""
         self.kill()
         self._folder.cleanup()
+
+    def _answers(self) -> bool:
+        login = f"AUTH {self.password}\r\n" if self.password else ""
+        with socket.create_connection(("127.0.0.1", self.port)) as connection:
+            connection.sendall(f"{login}PING\r\nQUIT\r\n".encode())
+            return b"+PONG" in connection.makefile("rb").read()
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is None:
@@ -166,7 +178,7 @@ class TlsProxy:
 
     def _serve(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError, ValueError):  # closed meanwhile
-            connection.settimeout(10)
+            connection.settimeout(60)
             try:
                 client = self._context.wrap_socket(connection, server_side=True)
             except OSError:

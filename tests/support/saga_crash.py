@@ -202,7 +202,7 @@ def in_fork(folder: Path, kill_at: str | None, act: Callable[[Orchestrator], Awa
     if pid == 0:
         code = 1
         logging.disable()
-        faulthandler.dump_traceback_later(20, exit=True)  # a try that hangs is a wrong one
+        faulthandler.dump_traceback_later(120, exit=True)  # a try that hangs is a wrong one
         try:
             points = WORLD.points = Points(kill_at)
             WORLD.open(folder / "world.db")

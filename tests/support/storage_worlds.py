@@ -30,6 +30,6 @@ def start(script: str, kind: str, path: Path, *args: object) -> subprocess.Popen
 
 
 def finished(process: subprocess.Popen[str]) -> str:
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     return out

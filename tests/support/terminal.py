@@ -45,7 +45,7 @@ def at_terminal(
         )
     left = dict(answers)
     raw = b""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     closed = False
     try:
         while time.monotonic() < deadline:

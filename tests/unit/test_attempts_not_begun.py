@@ -36,7 +36,7 @@ async def test_a_call_cancelled_while_it_waits_for_a_thread_to_try_again_in_is_n
     @tool(registry=tools)
     def occupy() -> None:
         anyio.from_thread.run_sync(taken.set)
-        assert let_go.wait(30)
+        assert let_go.wait(60)
 
     async with anyio.create_task_group() as group:
         async with anyio.create_task_group() as cancelled:

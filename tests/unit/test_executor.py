@@ -135,7 +135,7 @@ class TestCalling:
         @tool(registry=door.tools)
         def wait() -> bool:
             inside.set()
-            return let_go.wait(10)
+            return let_go.wait(60)
 
         async def answer() -> None:
             while not inside.is_set():
@@ -513,14 +513,14 @@ class TestDeadlines:
         @tool(registry=door.tools, timeout=5)
         def wait() -> None:
             entered.set()
-            let_go.wait(10)
+            let_go.wait(60)
 
         @tool(registry=door.tools, timeout=5)
         def look() -> None: ...
 
         async with anyio.create_task_group() as group:
             group.start_soon(door.call, "wait")
-            await anyio.to_thread.run_sync(entered.wait, 10)
+            await anyio.to_thread.run_sync(entered.wait, 60)
             group.start_soon(door.call, "look")
             await anyio.wait_all_tasks_blocked()
             door.clock.now += 6
@@ -543,7 +543,7 @@ class TestDeadlines:
             seen.append(await door.call("look"))
 
         async with anyio.create_task_group() as group:
-            group.start_soon(waiting.run_abandonable, let_go.wait, 10)
+            group.start_soon(waiting.run_abandonable, let_go.wait, 60)
             await anyio.lowlevel.checkpoint()
             group.start_soon(call)
             await anyio.wait_all_tasks_blocked()
@@ -557,7 +557,7 @@ class TestDeadlines:
 
         @tool(registry=door.tools, timeout=0.02, abandonable=True)
         def hang() -> None:
-            let_go.wait(10)
+            let_go.wait(60)
 
         with pytest.raises(ToolTimeoutError):
             await door.call("hang")
@@ -1127,7 +1127,7 @@ class TestCancellation:
         @tool(registry=door.tools, side_effects=["pay:send"])
         def pay() -> str:
             inside.set()
-            let_go.wait(10)
+            let_go.wait(60)
             return "paid"
 
         async with anyio.create_task_group() as group:
@@ -1146,7 +1146,7 @@ class TestCancellation:
         @tool(registry=door.tools, side_effects=["pay:send"], retries=3)
         def pay() -> str:
             inside.set()
-            let_go.wait(10)
+            let_go.wait(60)
             raise OSError("declined")
 
         task = asyncio.ensure_future(door.call("pay"))
@@ -1169,7 +1169,7 @@ class TestCancellation:
 
         @tool(registry=door.tools)
         def first() -> None:
-            let_go.wait(10)
+            let_go.wait(60)
 
         @tool(registry=door.tools)
         def second() -> None:

@@ -203,12 +203,12 @@ async def test_a_sync_embedder_does_not_block_the_loop() -> None:
 
     def slow(texts: list[str]) -> list[list[float]]:
         entered.set()
-        assert release.wait(10)
+        assert release.wait(60)
         return by_length(texts)
 
     async with SemanticMemory(embedder=slow, embedder_name="slow") as memory, anyio.create_task_group() as group:
         group.start_soon(memory.add, "text")
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not entered.is_set():
                 await anyio.sleep(0.001)
         release.set()

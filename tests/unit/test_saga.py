@@ -164,7 +164,7 @@ class TestScope:
         @tool(registry=world.tools, compensating_tool="unbook", side_effects=["x:write"])
         def late(name: str) -> dict[str, str]:
             inside.set()
-            let_go.wait(10)
+            let_go.wait(60)
             world.log.append("late effect")
             return {"booking": "late"}
 
@@ -172,7 +172,7 @@ class TestScope:
             async with world.saga() as scope:
                 await scope.use("late", name="x")
 
-        await overruns(body(), lambda: anyio.to_thread.run_sync(inside.wait, 10), let_go.set)
+        await overruns(body(), lambda: anyio.to_thread.run_sync(inside.wait, 60), let_go.set)
         assert world.log == ["late effect", "unbook late"]
 
     async def test_without_rollback_nothing_is_undone(self, world: World) -> None:
@@ -380,7 +380,7 @@ class TestCompensation:
 
         @tool(registry=world.tools)
         def slow() -> None:
-            assert let_go.wait(10)
+            assert let_go.wait(60)
             world.log.append("slow")
 
         @tool(registry=world.tools, compensating_tool="last", side_effects=["x:write"])

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
+from trio.testing import MockClock
 
 from agenthelm._runtime.retry import Backoff
 from agenthelm.core.cost import Budget, Ledger
@@ -24,6 +26,9 @@ from agenthelm.exceptions import OutcomeUnknown, ToolOutputError, ToolTimeoutErr
 from agenthelm.orchestration.saga import saga
 from tests.support import process_tools
 from tests.support.process_tools import PeculiarError
+
+TIME = MockClock()
+"""An event loop's own time, which passes only when a test says so."""
 
 
 def in_process(function: Callable[..., Any], **fields: Any) -> Tool:
@@ -226,9 +231,24 @@ async def test_ctrl_c_is_left_to_the_process_that_may_undo_the_run(tmp_path: Pat
     assert (tmp_path / "made").read_text() == "x"
 
 
-async def test_the_start_of_a_process_is_no_part_of_the_tools_deadline(elsewhere: Elsewhere) -> None:
-    executor = ToolExecutor(ToolRegistry([in_process(elsewhere("time.sleep(1.5)"), timeout=1.0)]), InMemoryStorage())
-    assert await executor.call("work", {"path": ""}) != os.getpid()
+@pytest.mark.parametrize("anyio_backend", [pytest.param(("trio", {"clock": TIME}), id="trio")])
+async def test_the_start_of_a_process_is_no_part_of_the_tools_deadline(elsewhere: Elsewhere, tmp_path: Path) -> None:
+    starting, go_on = tmp_path / "starting", tmp_path / "go on"
+    work = elsewhere(f"open({str(starting)!r}, 'w')\n    while not os.path.exists({str(go_on)!r}): time.sleep(0.01)")
+    executor = ToolExecutor(ToolRegistry([in_process(work, timeout=1.0)]), InMemoryStorage())
+    ran_in: list[int] = []
+
+    async def call() -> None:
+        ran_in.append(await executor.call("work", {"path": ""}))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(call)
+        while not starting.exists():
+            await anyio.lowlevel.checkpoint()
+        TIME.jump(2)  # past the deadline, and the process has only begun to start
+        await anyio.wait_all_tasks_blocked()
+        go_on.touch()
+    assert ran_in != [os.getpid()]
 
 
 UNGUARDED = """
