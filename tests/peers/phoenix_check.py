@@ -25,7 +25,7 @@ from tests.support.cli import Cli
 from tests.support.openai_server import OpenAIServer
 
 PROJECT = "trips"
-PATIENCE = 90.0
+PATIENCE = 300.0
 """Seconds for Phoenix to start: it migrates its database first."""
 
 QUERY = """{ projects { edges { node { name traceCount tokenCountTotal costSummary { total { cost } }
