@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -13,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from agenthelm.core.storage import EVENTS, JsonStorage, Record
+from agenthelm.core.storage import EVENTS, JsonStorage, Record, file_lock
 from agenthelm.core.storage.json_index import Index
 from agenthelm.core.storage.json_lines import HEADER
-from agenthelm.exceptions import CorruptRecordError, StorageError
+from agenthelm.exceptions import ConfigError, CorruptRecordError, StorageError
 
 
 @pytest.fixture
@@ -52,6 +53,35 @@ async def test_only_the_owner_may_read_the_file_and_its_folder(path: Path) -> No
     await fill(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_where_a_flush_stops_in_the_drives_cache_the_drive_is_told_as_well(
+    path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """As on macOS; some file systems there don't know it, and are flushed as elsewhere."""
+    told: list[int] = []
+    flushed: list[int] = []
+
+    def tell(descriptor: int, command: int) -> None:
+        told.append(command)
+        if not known:
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", tell)
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    async with JsonStorage(path) as storage:
+        await storage.append([Record("a", {})])
+    assert told == [51, 51]  # the folder, which has a new name in it, and the line
+    assert len(flushed) == (0 if known else 2)
+
+
+def test_without_file_locks_it_says_so_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows."""
+    monkeypatch.setattr(file_lock, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="use SqliteStorage"):
+        JsonStorage(path)
 
 
 async def test_a_torn_last_line_is_skipped_counted_and_repaired_by_the_next_append(path: Path) -> None:

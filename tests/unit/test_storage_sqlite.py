@@ -37,6 +37,7 @@ async def test_commits_outlive_a_power_failure(path: Path) -> None:
         connection = storage._log._open()
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert connection.execute("PRAGMA fullfsync").fetchone() == (1,)  # what it takes on macOS
 
 
 def older_file(path: Path) -> None:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from agenthelm.core.storage.writer import UnavailableError
 
-__all__ = ["locked"]
+__all__ = ["can_lock", "locked"]
+
+
+def can_lock() -> bool:
+    """Whether this system has such locks."""
+    return find_spec("fcntl") is not None
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from agenthelm.core.storage.files import file_id
+from agenthelm.core.storage.files import file_id, sync
 from agenthelm.core.storage.writer import Append, UnavailableError
 
 __all__ = [
@@ -113,7 +113,7 @@ def sync_folder(folder: Path) -> None:
     """Make a new name in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -15,7 +15,7 @@ from typing import Any
 from agenthelm._runtime.forks import Forked
 from agenthelm.core.storage.base import StreamInfo
 from agenthelm.core.storage.file_lock import locked
-from agenthelm.core.storage.files import file_id
+from agenthelm.core.storage.files import file_id, sync
 from agenthelm.core.storage.json_index import MISSING, Index, Stream
 from agenthelm.core.storage.json_lines import (
     HEADER,
@@ -214,7 +214,7 @@ class JsonLog(Forked):
         block = b"".join(written if start else [HEADER, *written])
         try:
             write_all(self._descriptor, block, start)
-            os.fsync(self._descriptor)
+            sync(self._descriptor)
         except BaseException:
             with suppress(OSError):
                 os.ftruncate(self._descriptor, start)
@@ -251,7 +251,7 @@ class JsonLog(Forked):
                         out.write(dumps({"at": line["at"], "before": before, "records": alive}))
                         before = {record["stream"]: record["position"] + 1 for record in alive}
                 out.flush()
-                os.fsync(out.fileno())
+                sync(out.fileno())
             new.replace(path)
         except BaseException:
             new.unlink(missing_ok=True)

@@ -11,9 +11,10 @@ from agenthelm._runtime.groups import shielded
 from agenthelm._runtime.workers import Workers
 from agenthelm.core.storage.base import BaseStorage, Record, StoredRecord, StreamInfo, Where
 from agenthelm.core.storage.codec import entries, is_journal, matches, reading_order, state_of
+from agenthelm.core.storage.file_lock import can_lock
 from agenthelm.core.storage.json_log import JsonLog
 from agenthelm.core.storage.writer import Append, Writer
-from agenthelm.exceptions import CorruptRecordError, StorageClosedError
+from agenthelm.exceptions import ConfigError, CorruptRecordError, StorageClosedError
 
 __all__ = ["JsonStorage"]
 
@@ -33,9 +34,16 @@ class JsonStorage(BaseStorage):
     Args:
         path: The file.
         lock_timeout: Seconds to wait for another process that is writing, before an append fails.
+
+    Raises:
+        ConfigError: This system has no file locks, as Windows has none.
     """
 
     def __init__(self, path: str | PathLike[str], *, lock_timeout: float = 10.0) -> None:
+        if not can_lock():
+            raise ConfigError(
+                "JsonStorage needs file locks, which this system has not; use SqliteStorage", setting="path"
+            )
         self._path = Path(path).expanduser().absolute()
         self._log = JsonLog(self._path, lock_timeout=lock_timeout)
         self._writer = Writer(self._log, name=str(self._path))

@@ -135,6 +135,7 @@ def connect(path: Path, *, busy_timeout: float, writing: bool, mode: str = "rw")
         if writing:
             _enter_wal(connection, deadline=time.monotonic() + busy_timeout)
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA fullfsync = ON")  # for macOS, whose `fsync` leaves it in the drive's cache
         else:
             connection.execute("PRAGMA query_only = ON")
             connection.create_function("json_field", 2, _json_field, deterministic=True)
