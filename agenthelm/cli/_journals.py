@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from agenthelm.orchestration.results import SagaResult
     from agenthelm.orchestration.state import RunState
 
-__all__ = ["OPEN", "ended", "read", "run_id"]
+__all__ = ["OPEN", "count_perhaps_dead", "ended", "read", "run_id"]
 
 OPEN = "open"
 """What a journal is in until its run has ended."""
@@ -55,3 +55,13 @@ async def ended(storage: BaseStorage, run: str) -> SagaResult | None:
     except (RunNotFoundError, StorageError):
         return None
     return None if state.status is None else as_found(state)
+
+
+async def count_perhaps_dead(storage: BaseStorage) -> int:
+    """How many open runs may have lost their process, which can't be seen, and were heard of too lately to be claimed."""
+    from agenthelm._runtime.retry import SystemClock
+    from agenthelm.orchestration.runs import states
+
+    now = SystemClock().wall()
+    found = [run async for run in states(storage, status=OPEN, limit=None) if run.status is None]
+    return sum(run.owner.fate() == "unknown" and not run.claimable(now) for run in found)

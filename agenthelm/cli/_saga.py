@@ -21,6 +21,7 @@ __all__ = [
     "facts",
     "nothing_to_undo",
     "row",
+    "too_early_to_recover",
     "tree",
     "undo_lines",
     "undo_preview",
@@ -194,6 +195,17 @@ def nothing_to_undo(run: RunState) -> str:
     if run.status != "failed":
         return "nothing to undo"
     return f"nothing to undo: what is left of run {run.run_id} is stuck; {what_to_do(run.run_id)}"
+
+
+def too_early_to_recover(runs: int) -> str:
+    """Why open runs are left alone for now."""
+    from agenthelm.cli._units import count
+    from agenthelm.orchestration.journal import LEASE_SECONDS
+
+    return (
+        f"left alone for now: {count(runs, 'open run')}, of which it can't be seen here whether the process is dead; "
+        f"after {LEASE_SECONDS:g} s of silence it is taken to be, so try again then"
+    )
 
 
 def what_to_do(run_id: str) -> str:

@@ -207,7 +207,7 @@ async def recover(
     json: Json = False,
 ) -> None:
     """Undo (or resume) the runs whose process died."""
-    from agenthelm.cli import _console, _journals, _outcome, _session
+    from agenthelm.cli import _console, _journals, _outcome, _saga, _session
     from agenthelm.exceptions import RunNotFoundError
 
     settings = _session.settings_from(app=app, trace=trace)
@@ -223,7 +223,10 @@ async def recover(
     async def work(orchestrator: Any) -> list[SagaResult]:
         one = None if run is None else await _journals.run_id(orchestrator.storage, run)
         results: list[SagaResult] = await orchestrator.recover(one, resume=resume)
-        if not results:
+        held = 0 if one else await _journals.count_perhaps_dead(orchestrator.storage)
+        if held:
+            _console.note(_saga.too_early_to_recover(held))
+        elif not results:
             _console.note("nothing to recover")
         return results
 

@@ -132,7 +132,7 @@ class Runs:
         return RunInfo.of(state, now=self._clock.wall())
 
 
-async def states(storage: BaseStorage, *, status: str | None, limit: int) -> AsyncIterator[RunState]:
+async def states(storage: BaseStorage, *, status: str | None, limit: int | None) -> AsyncIterator[RunState]:
     """The runs with a journal, newest first; of one that can't be read there is only that."""
     for stream in await latest(storage, status=status, limit=limit):
         run_id = run_of(stream.name)
@@ -145,11 +145,11 @@ async def states(storage: BaseStorage, *, status: str | None, limit: int) -> Asy
         yield state
 
 
-async def latest(storage: BaseStorage, *, status: str | None, limit: int) -> list[StreamInfo]:
+async def latest(storage: BaseStorage, *, status: str | None, limit: int | None) -> list[StreamInfo]:
     """The latest journals, newest first, but for those whose pruning was interrupted."""
     journals = functools.partial(storage.streams, prefix=stream_of(""))
     if status is not None:
         return await journals(where={"state": status}, limit=limit)
     going = len(await journals(where={"state": PRUNED}))
-    found = await journals(limit=limit + going)
+    found = await journals(limit=None if limit is None else limit + going)
     return [stream for stream in found if stream.state != PRUNED][:limit]

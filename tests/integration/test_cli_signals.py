@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -156,6 +157,22 @@ def test_a_killed_run_is_found_and_recovered(cli: Cli) -> None:
     assert "undone: book" in done.stderr
     assert world(cli) == ["cancelled"]
     assert "nothing to recover" in cli("saga", "recover", "--app", "hanging.py").stderr
+
+
+def test_a_killed_run_whose_process_can_not_be_seen_is_left_alone_for_now_and_that_is_said(cli: Cli) -> None:
+    """As on macOS, or in another container."""
+    with waiting(cli) as process:
+        process.kill()
+        process.wait(timeout=30)
+    journal = sqlite3.connect(cli.folder / ".agenthelm" / "agenthelm.db")
+    soon = time.time() + 3600  # however slow this machine is, that is less than a lease ago
+    journal.execute("UPDATE records SET data = json_replace(data, '$.at', ?, '$.owner.boot_id', '')", (soon,))
+    journal.commit()
+    journal.close()
+    done = cli("saga", "recover", "--app", "hanging.py")
+    assert "left alone for now: 1 open run" in done.stderr
+    assert "nothing to recover" not in done.stderr
+    assert world(cli) == ["a hotel"]
 
 
 def test_a_living_run_is_neither_recovered_nor_undone(cli: Cli) -> None:
