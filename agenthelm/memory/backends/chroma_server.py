@@ -12,9 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import anyio
-from anyio.lowlevel import RunVar
-
+from agenthelm._runtime.per_loop import PerLoop
 from agenthelm._runtime.workers import Workers
 from agenthelm.exceptions import MemoryStoreError
 from agenthelm.memory.backends._urls import split_url, unreadable
@@ -68,7 +66,7 @@ class ChromaServerBackend(ChromaBase):
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._workers = Workers(4)
-        self._clients: RunVar[httpx.AsyncClient | None] = RunVar(f"agenthelm_chroma_{id(self):x}", None)
+        self._clients: PerLoop[httpx.AsyncClient] = PerLoop(lambda client: client.aclose())
 
     async def ping(self) -> None:
         self._check_open()
@@ -76,11 +74,7 @@ class ChromaServerBackend(ChromaBase):
 
     async def aclose(self) -> None:
         self._closed = True
-        client = self._clients.get()
-        self._clients.set(None)
-        if client is not None:
-            with anyio.CancelScope(shield=True):
-                await client.aclose()
+        await self._clients.close()
 
     async def _get(self, name: str) -> tuple[Any, Mapping[str, Any]]:
         found = await self._request("GET", f"{self._base}/{name}")
@@ -109,7 +103,8 @@ class ChromaServerBackend(ChromaBase):
                 content = await self._workers.hop(_encoded, payload)  # a thousand vectors take a noticeable time
             elif payload is not None:
                 content = _encoded(payload)
-            response = await self._client().request(method, url, content=content)
+            client = await self._client()
+            response = await client.request(method, url, content=content)
         except httpx.TimeoutException as exc:
             raise MemoryStoreError(
                 f"Chroma at {self._location} did not answer within {self._timeout:g} s; whether it did what it was "
@@ -132,7 +127,7 @@ class ChromaServerBackend(ChromaBase):
                 f"what answers at {self._location} is no Chroma server (its answer is no JSON)"
             ) from exc
 
-    def _client(self) -> httpx.AsyncClient:
+    async def _client(self) -> httpx.AsyncClient:
         client = self._clients.get()
         if client is None:
             import httpx
@@ -141,7 +136,7 @@ class ChromaServerBackend(ChromaBase):
             timeout = httpx.Timeout(self._timeout, connect=self._connect_timeout, pool=None)
             headers = {"Content-Type": "application/json", "User-Agent": "agenthelm", **self._headers}
             client = httpx.AsyncClient(timeout=timeout, headers=headers, auth=self._auth)
-            self._clients.set(client)
+            await self._clients.set(client)
         return client
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 from urllib.parse import SplitResult
 
 import anyio
-from anyio.lowlevel import RunVar, checkpoint_if_cancelled
+from anyio.lowlevel import checkpoint_if_cancelled
 
+from agenthelm._runtime.per_loop import PerLoop
 from agenthelm._runtime.retry import Backoff, Clock, SystemClock
 from agenthelm._runtime.workers import Workers, on_trio
 from agenthelm.exceptions import ConfigError, MemoryStoreError
@@ -94,7 +95,7 @@ class RedisBackend(KeyValueBackend):
         self._connect_timeout = connect_timeout
         self._clock = clock or SystemClock()
         self._backoff = Backoff(initial=0.05, factor=4.0, maximum=1.0, jitter=False)
-        self._links: RunVar[_Link | None] = RunVar(f"agenthelm_redis_{id(self):x}", None)
+        self._links: PerLoop[_Link] = PerLoop(lambda link: link.aclose())
         self._failures: tuple[type[Exception], ...] = ()
         self._closed = False
         if parts.query:
@@ -157,11 +158,7 @@ class RedisBackend(KeyValueBackend):
 
     async def aclose(self) -> None:
         self._closed = True
-        link = self._links.get()
-        self._links.set(None)
-        if link is not None:
-            with anyio.CancelScope(shield=True):
-                await link.aclose()
+        await self._links.close()
 
     def _one(self, *command: str | int) -> Awaitable[Any]:
         return self._call("one", *command)
@@ -173,7 +170,7 @@ class RedisBackend(KeyValueBackend):
         if self._closed:
             await self.aclose()  # perhaps from another event loop, which left open what belongs to this one
             raise MemoryStoreError(f"the memory at {self._location} is closed; open another one")
-        link = self._links.get() or self._link()
+        link = self._links.get() or await self._link()
         if not retries and self._clock.monotonic() - link.used > _IDLE:
             await self.ping()  # a connection that died meanwhile must not be found out by what is never repeated
         attempt = 0
@@ -191,14 +188,14 @@ class RedisBackend(KeyValueBackend):
                 return answer
             await self._clock.sleep(self._backoff.delay(attempt))
 
-    def _link(self) -> _Link:
+    async def _link(self) -> _Link:
         """Make what belongs to this event loop; redis-py is loaded here."""
         from redis.exceptions import RedisError
 
         self._failures = (RedisError, OSError, UnicodeDecodeError)
         made = _ThreadLink if on_trio() else _AsyncLink
         link = made(self._url, self._size, self._timeout, self._connect_timeout)
-        self._links.set(link)
+        await self._links.set(link)
         return link
 
     def _translated(self, error: Exception) -> MemoryStoreError:
