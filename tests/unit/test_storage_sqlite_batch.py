@@ -108,6 +108,30 @@ def test_both_ways_write_the_same(tmp_path_factory: pytest.TempPathFactory, batc
     assert outcomes[0] == outcomes[1]
 
 
+def pages_written(log: SqliteLog, appends: list[Append]) -> set[int]:
+    """The pages of the file that one transaction writes."""
+    wal = log._path.with_name(f"{log._path.name}-wal")
+    begin = wal.stat().st_size
+    log.commit(appends)
+    frame = 24 + log._open().execute("PRAGMA page_size").fetchone()[0]
+    written = wal.read_bytes()[begin:]
+    return {int.from_bytes(written[at : at + 4], "big") for at in range(0, len(written), frame)}
+
+
+@pytest.mark.parametrize("many", [1, 10**9], ids=["at once", "in several statements"])
+def test_the_index_over_states_is_written_only_when_a_state_changes(
+    log: SqliteLog, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    monkeypatch.setattr(sqlite_log, "_MANY", many)
+    log.commit([append(Record(EVENTS, {}), Record("run:0", {}, "open"), Record("run:1", {}))])
+    root = log._open().execute("SELECT rootpage FROM sqlite_master WHERE name = 'streams_by_state'").fetchone()[0]
+    assert root not in pages_written(log, [append(Record("run:0", {}), Record("run:1", {}), Record(EVENTS, {}))])
+    assert root in pages_written(log, [append(Record("run:0", {}, "success"), Record("run:1", {}))])
+    assert root in pages_written(log, [append(Record("run:2", {}), Record("run:1", {}))])
+    states = [("events", 2, None), ("run:0", 3, "success"), ("run:1", 4, None), ("run:2", 1, None)]
+    assert contents(log._path)["streams"] == states
+
+
 def test_events_enter_the_indexes_wherever_in_a_statement_there_are_enough(
     log: SqliteLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,10 @@ _INSERT_EVENTS = ("INSERT INTO fresh VALUES", _EVENT_COLUMNS, "")
 _INSERT_RECORDS = ("INSERT INTO records VALUES", 3, "")
 _MOVE = """ON CONFLICT (name) DO UPDATE SET
     position = excluded.position, state = coalesce(excluded.state, state), updated_at = excluded.updated_at"""
+# For streams whose state stays, because SQLite writes the index over a column that it is told to set, changed or not.
+_STAY = "ON CONFLICT (name) DO UPDATE SET position = excluded.position, updated_at = excluded.updated_at"
 _MOVE_STREAMS = ("INSERT INTO streams (name, position, state, created_at, updated_at) VALUES", 5, _MOVE)
+_MOVE_STAYING = (*_MOVE_STREAMS[:2], _STAY)
 # Many at once, because an index takes them for little more than the price of one.
 _SETTLE = ("INSERT INTO events SELECT * FROM fresh", "DELETE FROM fresh")
 _ROWS = 64
@@ -44,17 +47,19 @@ def open_inbox(connection: sqlite3.Connection) -> None:
     is_there = (
         f"SELECT raise(ABORT, '') WHERE coalesce((SELECT position FROM streams WHERE name = {c[0]}), 0) <> {c[1]}"
     )
+
+    def moves(after: str) -> list[str]:
+        grows, stays = f"{after} > {c[1]}", f"{c[3]} IS NULL AND {c[1]} > 0"
+        row = f"SELECT {c[0]}, {after}, {c[3]}, {c[4]}, {c[4]}"
+        return [
+            f"{into_streams} {row} WHERE {grows} AND {stays} {_STAY}",
+            f"{into_streams} {row} WHERE {grows} AND NOT ({stays}) {_MOVE}",
+        ]
+
     settles = f"WHERE ({c[0]} + 1) & {(1 << FRESH_BITS) - 1} = 0"
     does = {
-        _STREAM: [
-            is_there,
-            f"{into_streams} SELECT {c[0]}, {c[2]}, {c[3]}, {c[4]}, {c[4]} WHERE {c[2]} > {c[1]} {_MOVE}",
-        ],
-        _RECORD: [
-            is_there,
-            f"INSERT INTO records VALUES ({c[0]}, {c[1]}, {c[2]})",
-            f"{into_streams} VALUES ({c[0]}, {c[1]} + 1, {c[3]}, {c[4]}, {c[4]}) {_MOVE}",
-        ],
+        _STREAM: [is_there, *moves(c[2])],
+        _RECORD: [is_there, f"INSERT INTO records VALUES ({c[0]}, {c[1]}, {c[2]})", *moves(f"{c[1]} + 1")],
         _EVENT: [f"INSERT INTO fresh VALUES ({', '.join(c)})", *(f"{statement} {settles}" for statement in _SETTLE)],
     }
     connection.execute(f"CREATE TEMP VIEW inbox ({', '.join(_INBOX)}) AS SELECT {', '.join('0' for _ in _INBOX)}")
@@ -113,10 +118,15 @@ class Batch:
     def write(self, connection: sqlite3.Connection) -> None:
         """Write it in a transaction that has begun, in which ``before`` was read."""
         now = time.time()
-        moved = [(name, self.after[name], state, now, now) for name, state in self._moved.items()]
+        moved: list[tuple[Any, ...]] = []
+        staying: list[tuple[Any, ...]] = []
+        for name, state in self._moved.items():
+            row = (name, self.after[name], state, now, now)
+            (staying if state is None and self.before[name] else moved).append(row)
         _insert(connection, _INSERT_EVENTS, self._events)
         _insert(connection, _INSERT_RECORDS, self._records)
         _insert(connection, _MOVE_STREAMS, moved)
+        _insert(connection, _MOVE_STAYING, staying)
         if self.before.get(EVENTS, 0) >> FRESH_BITS != self.after.get(EVENTS, 0) >> FRESH_BITS:
             for statement in _SETTLE:
                 connection.execute(statement)
