@@ -222,6 +222,27 @@ anyio.run(main)
 """
 
 
+OF_AN_OLDER_VERSION = """
+import sqlite3
+from contextlib import closing
+async def main():
+    async with SqliteStorage(path) as made:
+        await made.append([Record("run:1", {"n": 1})])
+        await made.read("run:1")
+    with closing(sqlite3.connect(path)) as older:
+        older.execute("PRAGMA user_version = 2")
+    path.chmod(0o444), path.parent.chmod(0o555)
+    if os.getuid() == 0:  # root may write anywhere
+        os.setgid(65534), os.setuid(65534)
+    async with SqliteStorage(path) as log:
+        try:
+            print(len(await log.read("run:1")))
+        except StorageError as exc:
+            print(exc)
+anyio.run(main)
+"""
+
+
 def killed_after(lines: int, process: subprocess.Popen[str]) -> list[str]:
     """The whole lines of a process that was ended with ``kill -9`` once it had printed so many."""
     assert process.stdout is not None
@@ -361,6 +382,17 @@ async def test_what_is_not_yet_in_the_database_itself_is_not_overlooked_behind_a
     (tmp_path / "link").symlink_to(path)
     assert (
         finished(start(BEHIND_A_LINK, "sqlite", path)).strip() == f"can't open {tmp_path / 'link'}: it can't be opened"
+    )
+
+
+async def test_an_older_file_that_may_only_be_read_says_that_it_has_to_be_migrated_first(tmp_path: Path) -> None:
+    path = tmp_path / "locked" / "log"
+    path.parent.mkdir()
+    open_to_all(tmp_path)
+    said = finished(start(OF_AN_OLDER_VERSION, "sqlite", path)).strip()
+    assert said == (
+        f"can't read {path}: an older AgentHelm wrote it, and to migrate it takes leave to write: "
+        "let somebody open it who may, or copy it"
     )
 
 

@@ -20,7 +20,7 @@ from agenthelm.core.storage.sqlite_schema import (
     private_file,
     translated,
 )
-from agenthelm.core.storage.writer import Append, Outcome
+from agenthelm.core.storage.writer import Append, Outcome, UnavailableError
 
 __all__ = ["SqliteLog"]
 
@@ -47,6 +47,9 @@ class SqliteLog(Forked):
         """Bring an existing file to the current schema; None when there is no file.
 
         One that may only be read is read as it is, if it has that schema already.
+
+        Raises:
+            StorageError: It can't be opened, is of another version, or is something else.
         """
         with between_forks, translated(self._path, verb="open"):
             file = file_id(self._path)
@@ -55,8 +58,13 @@ class SqliteLog(Forked):
             try:
                 self._open()
             except sqlite3.OperationalError as exc:
-                if not may_only_read(exc) or not is_current(self._path, busy_timeout=self._busy_timeout):
+                if not may_only_read(exc):
                     raise
+                if not is_current(self._path, busy_timeout=self._busy_timeout):
+                    raise UnavailableError(
+                        f"can't read {self._path}: an older AgentHelm wrote it, and to migrate it takes leave to write: "
+                        "let somebody open it who may, or copy it"
+                    ) from exc
                 return file
             return self._file
 
