@@ -9,8 +9,8 @@ The tree, with the builtin each one also is::
     │   ├── UnknownToolError        LookupError      no such tool, or not one this agent was given
     │   ├── ToolInputError          ValueError       arguments that do not fit the contract
     │   ├── ToolOutputError         ValueError       a result that does not fit the contract
-    │   ├── ToolTimeoutError        TimeoutError     the tool passed its deadline
-    │   └── OutcomeUnknown          RuntimeError     nobody can say whether it happened; tools raise it
+    │   └── ToolTimeoutError        TimeoutError     the tool passed its deadline
+    ├── OutcomeUnknown              RuntimeError     nobody can say whether it happened; tools raise it
     ├── ApprovalDeniedError         PermissionError  a human or a policy said no, or nobody answered
     ├── BudgetExceededError         RuntimeError     the next call would pass a limit
     ├── AgentError

@@ -1,12 +1,15 @@
-"""How an exception is told in one line."""
+"""The errors are the tree that their module draws, and an exception is told in one line."""
 
 from __future__ import annotations
 
+import builtins
 import json
+import re
 from typing import Any
 
 import anyio
 
+from agenthelm import exceptions
 from agenthelm.agent.base import Agent
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.storage.base import EVENTS
@@ -14,6 +17,22 @@ from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.orchestration.journal import stream_of
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.telling import describe
+
+
+def test_the_tree_says_what_each_error_is() -> None:
+    drawn: dict[str, tuple[str | None, str | None]] = {}
+    above: list[str] = []
+    for line in (exceptions.__doc__ or "").splitlines():
+        found = re.match(r"    ([│├└─ ]*)([A-Z]\w+)(?: +(\w+Error))?", line)
+        if found and found[2] in exceptions.__all__:
+            del above[len(found[1]) // 4 :]
+            drawn[found[2]] = (above[-1] if above else None, found[3])
+            above.append(found[2])
+    assert sorted(drawn) == sorted(exceptions.__all__)
+    for name, (parent, builtin) in drawn.items():
+        bases = getattr(exceptions, name).__bases__
+        assert bases[0] is getattr(exceptions, parent or "", Exception), name
+        assert bases[1:] == ((getattr(builtins, builtin),) if builtin else ()), name
 
 
 async def test_a_cancellation_is_told_without_the_event_loops_words() -> None:
