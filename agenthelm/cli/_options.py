@@ -16,6 +16,7 @@ __all__ = [
     "App",
     "Approve",
     "Dollars",
+    "Inputs",
     "Json",
     "Limit",
     "MaxCalls",
@@ -84,6 +85,10 @@ Approve = Annotated[
     str | None, typer.Option("--approve", metavar="HOW", help="Approvals: ask, allow, deny, or a policy file (.toml).")
 ]
 Dollars = Annotated[float | None, typer.Option("--budget", metavar="USD", min=0, help="Stop before spending more.")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option("--input", "-i", metavar="KEY=VALUE", help="A further input; JSON or text. Repeatable."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, nothing else.")]
 Limit = Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, callback=countable, help="At most so many.")]
 MaxCalls = Annotated[

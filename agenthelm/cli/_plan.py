@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +24,20 @@ _LONGEST = 10_000_000
 _FIELDS = ("tool", "arguments", "id", "depends_on", "compensate_with")
 
 
-def read(path: Path) -> tuple[str, list[Step | list[Step]]]:
+def read(path: Path, inputs: Mapping[str, str] | None = None) -> tuple[str, list[Step | list[Step]]]:
     """The name and the steps of a file: a list (nested lists run at once), or a mapping with such a list under ``steps``.
 
     The name is what a mapping has under ``name``, else the file's.
 
     A step is ``{tool, arguments, id, depends_on, compensate_with}``; ``{"$ref": "step.field"}`` in arguments stands for
-    an earlier result.
+    an earlier result, and ``{"$input": "name"}`` for what was given to this run.
+
+    Args:
+        path: The file.
+        inputs: What was given, as texts; one that is JSON means what JSON says.
 
     Raises:
-        PlanError: The file can't be read or is no plan; it names the step.
+        PlanError: The file can't be read or is no plan, it names the step; or the inputs are not those that it takes.
     """
     try:
         text = expanded(path).read_text("utf-8")
@@ -50,12 +55,14 @@ def read(path: Path) -> tuple[str, list[Step | list[Step]]]:
         raise PlanError(f"{path}: name must be a text, not {name!r:.80}")
     if not isinstance(document, list) or not document:
         raise PlanError(f"{path} holds no steps; write a list of steps, or one under the key steps")
+    given = _Inputs(path, inputs or {})
     steps: list[Step | list[Step]] = []
     for number, entry in enumerate(document, 1):
         if isinstance(entry, list):
-            steps.append([_step(path, f"{number}.{inner}", item) for inner, item in enumerate(entry, 1)])
+            steps.append([_step(given, f"{number}.{inner}", item) for inner, item in enumerate(entry, 1)])
         else:
-            steps.append(_step(path, str(number), entry))
+            steps.append(_step(given, str(number), entry))
+    given.refuse_unknown()
     return name, steps
 
 
@@ -118,11 +125,46 @@ def _size(value: Any, known: dict[int, int]) -> int:
     return known[id(value)]
 
 
-def _step(path: Path, number: str, entry: Any) -> Step:
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What a run of a file is given, and what the file takes of it."""
+
+    path: Path
+    given: Mapping[str, str]
+    taken: set[str] = field(default_factory=set)
+
+    def fill(self, value: Any) -> Any:
+        """A structure with inputs in the places of ``$input``; none of them is taken for anything but a value."""
+        from agenthelm.cli._session import meant
+        from agenthelm.orchestration.plan import to_data
+
+        if isinstance(value, list):
+            return [self.fill(item) for item in value]
+        if not isinstance(value, Mapping) or set(value) == {"$literal"}:
+            return value
+        if "$input" not in value:
+            return {key: self.fill(item) for key, item in value.items()}
+        name = value["$input"]
+        if not isinstance(name, str) or not value.keys() <= {"$input", "default"}:
+            raise PlanError(f"{self.path}: write {{$input: name}}, or a default beside it, not {value!r:.80}")
+        self.taken.add(name)
+        if name not in self.given and "default" not in value:
+            raise PlanError(f"{self.path} takes an input {name!r}; give it with --input {name}=VALUE")
+        return to_data(meant(self.given[name]) if name in self.given else value["default"])
+
+    def refuse_unknown(self) -> None:
+        """Refuse what was given and stands nowhere in the file."""
+        for name in self.given:
+            if name not in self.taken:
+                takes = ", ".join(sorted(self.taken)) or "none"
+                raise PlanError(f"{self.path} takes no input {name!r}.{nearest(name, self.taken)} It takes: {takes}.")
+
+
+def _step(inputs: _Inputs, number: str, entry: Any) -> Step:
     from agenthelm.orchestration.plan import Step, from_data
 
     def refuse(what: str) -> PlanError:
-        return PlanError(f"{path}, step {number}: {what}")
+        return PlanError(f"{inputs.path}, step {number}: {what}")
 
     if isinstance(entry, Mapping) and (unknown := [key for key in entry if key not in _FIELDS]):
         raise refuse(f"unknown key {unknown[0]!r}.{nearest(unknown[0], _FIELDS)}")
@@ -138,7 +180,7 @@ def _step(path: Path, number: str, entry: Any) -> Step:
     if undo is not None and not isinstance(undo, str):
         raise refuse("compensate_with must be the name of a tool")
     try:
-        given = {str(name): from_data(value) for name, value in arguments.items()}
+        given = {str(name): from_data(inputs.fill(value)) for name, value in arguments.items()}
     except RecursionError:
         raise refuse("the arguments contain themselves") from None
     return Step(

@@ -28,7 +28,9 @@ __all__ = [
     "check_inputs",
     "choose_agents",
     "ensure_home",
+    "input_texts",
     "load_app",
+    "meant",
     "memory_paths",
     "model_for",
     "open_hub",
@@ -330,6 +332,34 @@ def budget_from(settings: Settings, *, tokens: int | None = None, calls: int | N
     return Budget(usd=settings.budget_usd, tokens=tokens, calls=calls)
 
 
+def input_texts(pairs: list[str]) -> dict[str, str]:
+    """``key=value`` pairs.
+
+    Raises:
+        ConfigError: One without ``=``, or an input a second time.
+    """
+    inputs: dict[str, str] = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        name = key.strip()
+        if not separator or not name:
+            raise ConfigError(f"--input takes key=value, not {pair!r}", setting="input")
+        if name in inputs:
+            raise ConfigError(f"--input {name} is given twice", setting="input")
+        inputs[name] = text
+    return inputs
+
+
+def meant(text: str) -> object:
+    """What a text stands for: what JSON says, if it is JSON, else itself."""
+    import json
+
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 def parse_inputs(pairs: list[str], agents: Sequence[Any]) -> Mapping[str, object]:
     """``key=value`` pairs; a value that is valid JSON means what JSON says, anything else is text.
 
@@ -338,23 +368,12 @@ def parse_inputs(pairs: list[str], agents: Sequence[Any]) -> Mapping[str, object
     Raises:
         ConfigError: A pair without ``=``, or an input or the task a second time.
     """
-    import json
-
     signatures = [agent.get_signature() for agent in agents]
     inputs: dict[str, object] = {}
-    for pair in pairs:
-        key, separator, text = pair.partition("=")
-        name = key.strip()
-        if not separator or not name:
-            raise ConfigError(f"--input takes key=value, not {pair!r}", setting="input")
+    for name, text in input_texts(pairs).items():
         if name == "task":
             raise ConfigError("the task is given as TASK; --input is for further inputs", setting="input")
-        if name in inputs:
-            raise ConfigError(f"--input {name} is given twice", setting="input")
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            value = text
+        value = meant(text)
         wanted = [signature.inputs[name].type for signature in signatures if name in signature.inputs]
         inputs[name] = text if wanted and not isinstance(value, str) and all(kind is str for kind in wanted) else value
     return inputs

@@ -14,6 +14,7 @@ from agenthelm.cli._options import (
     App,
     Approve,
     Dollars,
+    Inputs,
     Json,
     MaxCalls,
     MaxTokens,
@@ -44,10 +45,7 @@ async def run(
     merge: Annotated[
         str | None, typer.Option("--merge", metavar="HOW", help="With --parallel: dict, flat or list.")
     ] = None,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option("--input", "-i", metavar="KEY=VALUE", help="A further input; JSON or text. Repeatable."),
-    ] = None,
+    inputs: Inputs = None,
     app: App = None,
     model: Model = None,
     api_base: ApiBase = None,

@@ -16,6 +16,7 @@ from agenthelm.cli._options import (
     App,
     Approve,
     Dollars,
+    Inputs,
     Json,
     Limit,
     MaxCalls,
@@ -94,6 +95,7 @@ def _existing(settings: Any, run: str) -> Any:
 async def run_plan(
     plan: Annotated[Path, typer.Argument(metavar="FILE", help="The steps, as YAML or JSON.")],
     app: App = None,
+    inputs: Inputs = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the order and what undoes what; do nothing.")
     ] = False,
@@ -115,7 +117,7 @@ async def run_plan(
     check_timeout(timeout)
     settings = _session.settings_from(app=app, budget_usd=budget, approve=approve, trace=trace)
     _session.load_app(settings)
-    name, steps = _plan.read(plan)
+    name, steps = _plan.read(plan, _session.input_texts(inputs or []))
     if dry_run:
         _plan.preview(steps, TOOL_REGISTRY, json=json)
         return

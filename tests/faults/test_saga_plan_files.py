@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,71 @@ def test_and_a_place_in_a_list_a_fine_path(tmp_path: Path) -> None:
     cli.write("plan.yaml", "".join(f"- {step}\n" for step in steps))
     done = cli("saga", "run", "plan.yaml", "--app", "world.py")
     assert done.stdout.splitlines()[1:] == ['first: {"what": "attic"}', 'second: {"what": "cellar"}']
+
+
+STAY = """
+- {tool: book, id: hotel, arguments: {what: {$input: hotel}}}
+- {tool: book, id: car, arguments: {what: {deep: [{$input: car, default: {$ref: hotel.what}}]}}}
+- {tool: book, id: boat, arguments: {what: {$literal: {$input: hotel}}}}
+"""
+ANY = """
+
+@tool(compensating_tool="forget")
+def book(what: object) -> object:
+    return what
+
+
+@tool
+def forget(what: object) -> None: ...
+"""
+
+
+@pytest.fixture
+def stay(tmp_path: Path) -> Cli:
+    cli = Cli(tmp_path)
+    cli.write("world.py", "from agenthelm import tool\n" + ANY)
+    cli.write("agenthelm.toml", 'app = "world.py"\n')
+    cli.write("stay.yaml", STAY)
+    return cli
+
+
+@pytest.mark.parametrize(
+    ("given", "booked"),
+    [
+        ("the Ritz", "the Ritz"),
+        ("3", 3),
+        ('"3"', "3"),
+        ('{"$ref": "car.what"}', {"$ref": "car.what"}),  # a value, whatever it looks like
+        ('[{"$input": "car"}, {"$literal": {}}]', [{"$input": "car"}, {"$literal": {}}]),
+    ],
+)
+def test_an_input_stands_where_the_file_says_and_is_never_anything_but_a_value(
+    stay: Cli, given: str, booked: object
+) -> None:
+    done = json.loads(stay("saga", "run", "stay.yaml", "--input", f"hotel={given}", "--json").stdout)
+    default, literal = {"deep": [{"$ref": "hotel.what"}]}, {"$input": "hotel"}
+    assert done["steps"] == {"hotel": booked, "car": default, "boat": literal}
+    given_both = stay("saga", "run", "stay.yaml", "-i", f"hotel={given}", "-i", "car=fast", "--json").stdout
+    assert json.loads(given_both)["steps"]["car"] == {"deep": ["fast"]}
+    # What runs is what is on record: taking it back needs no input.
+    assert "undo book (hotel) by forget" in stay("saga", "undo", "last", "--yes").stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "stay.yaml takes an input 'hotel'; give it with --input hotel=VALUE"),
+        (["-i", "hotel=a", "-i", "hotle=b"], "takes no input 'hotle'. Did you mean 'hotel'? It takes: car, hotel."),
+        (["-i", "hotel=a", "-i", "hotel=b"], "--input hotel is given twice"),
+        (["-i", "hotel"], "--input takes key=value, not 'hotel'"),
+    ],
+)
+def test_inputs_that_are_not_those_of_the_file_are_refused(stay: Cli, options: list[str], words: str) -> None:
+    for more in ([], ["--dry-run"]):
+        assert words in stay("saga", "run", "stay.yaml", *options, *more, code=2).stderr
+
+
+@pytest.mark.parametrize("odd", ["{$input: [a]}", "{$input: a, or: b}"])
+def test_what_is_written_wrongly_for_an_input_is_refused(stay: Cli, odd: str) -> None:
+    stay.write("stay.yaml", f"- {{tool: book, arguments: {{what: {odd}}}}}")
+    assert "write {$input: name}" in stay("saga", "run", "stay.yaml", "-i", "a=b", code=2).stderr
