@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,7 +18,8 @@ class Owner:
     """A process on a host.
 
     A pid alone is soon reused, and means nothing in another container or after a reboot. So it counts only together
-    with the boot, the pid namespace and the start time. What can't be read is empty.
+    with the boot, the pid namespace and the start time. What can't be read is empty. On macOS that is the start time,
+    without which nobody whose pid is taken can be told.
     """
 
     host: str
@@ -50,17 +52,20 @@ class Owner:
     def fate(self) -> Literal["alive", "dead", "unknown"]:
         """Whether the process still runs, as far as this host can tell."""
         here = Owner.here()
-        if not (self.boot_id and self.pid_namespace and self.start_time):
+        if not (self.boot_id and self.pid_namespace):
             return "unknown"
         if (self.boot_id, self.pid_namespace) != (here.boot_id, here.pid_namespace):
             return "unknown"
-        started = _start_time(self.pid)
-        if started == self.start_time:
+        started = _start_time(self.pid) if self.start_time else ""
+        if started and started == self.start_time:
             return "alive"
         return "dead" if started or _is_gone(self.pid) else "unknown"
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host or 'an unknown host'}"
+
+
+_MACOS = sys.platform == "darwin"
 
 
 @functools.lru_cache(maxsize=2)
@@ -69,6 +74,8 @@ def _here(pid: int) -> Owner:  # by pid, because a fork is another process
 
 
 def _boot_id() -> str:
+    if _MACOS:
+        return _sysctl(b"kern.bootsessionuuid")
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -76,10 +83,24 @@ def _boot_id() -> str:
 
 
 def _pid_namespace() -> str:
+    if _MACOS:
+        return "the only one"
     try:
         return os.readlink("/proc/self/ns/pid")  # noqa: PTH115
     except OSError:
         return ""
+
+
+def _sysctl(name: bytes) -> str:
+    """A text that the kernel of macOS tells; ``""`` where it does not."""
+    import ctypes  # here, because elsewhere nobody needs it
+
+    text, size = ctypes.create_string_buffer(64), ctypes.c_size_t(64)
+    try:
+        failed = ctypes.CDLL(None).sysctlbyname(name, text, ctypes.byref(size), None, ctypes.c_size_t(0))
+    except (OSError, AttributeError):  # no such library, or it has no such function
+        return ""
+    return "" if failed else text.value.decode("ascii", "replace")
 
 
 def _start_time(pid: int) -> str:

@@ -160,7 +160,7 @@ def test_a_killed_run_is_found_and_recovered(cli: Cli) -> None:
 
 
 def test_a_killed_run_whose_process_can_not_be_seen_is_left_alone_for_now_and_that_is_said(cli: Cli) -> None:
-    """As on macOS, or in another container."""
+    """As from another container."""
     with waiting(cli) as process:
         process.kill()
         process.wait(timeout=30)

@@ -48,7 +48,7 @@ def test_an_owner_that_can_not_be_read_is_nobody_known() -> None:
 
 @pytest.mark.usefixtures("fresh")
 def test_where_there_is_no_proc_nobody_is_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on macOS."""
+    """As on Windows."""
 
     def missing(*_: Any, **__: Any) -> str:
         raise FileNotFoundError
@@ -78,6 +78,27 @@ def test_who_can_not_be_looked_at_is_not_taken_for_dead() -> None:
         os.waitid(os.P_PID, living.pid, os.WEXITED | os.WNOWAIT)
         assert held.fate() == "dead"  # though nobody has asked yet how it ended
     assert held.fate() == "dead"
+
+
+@pytest.mark.usefixtures("fresh")
+def test_where_no_start_times_can_be_read_a_process_that_is_not_there_is_dead_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on macOS."""
+    monkeypatch.setattr(owner, "_MACOS", True)
+    monkeypatch.setattr(owner, "_sysctl", lambda name: "5F0B" if name == b"kern.bootsessionuuid" else "")
+    monkeypatch.setattr(owner, "_start_time", lambda pid: "")
+    here = Owner.here()
+    assert here.boot_id == "5F0B"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
+        held = Owner.from_data(replace(here, pid=living.pid).data())
+        assert held.fate() == "unknown"  # it may be another one with its pid
+    assert held.fate() == "dead"
+    assert replace(held, boot_id="another boot").fate() == "unknown"
+
+
+def test_what_the_kernel_does_not_tell_is_not_known() -> None:
+    assert owner._sysctl(b"no.such.name") == ""  # on Linux it tells nothing at all by this way
 
 
 def test_who_is_only_hidden_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
