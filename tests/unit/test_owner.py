@@ -53,6 +53,7 @@ def test_where_there_is_no_proc_nobody_is_taken_for_dead(monkeypatch: pytest.Mon
     def missing(*_: Any, **__: Any) -> str:
         raise FileNotFoundError
 
+    monkeypatch.setattr(owner, "_MACOS", False)
     monkeypatch.setattr(Path, "read_text", missing)
     monkeypatch.setattr(os, "readlink", missing)
     here = Owner.here()
