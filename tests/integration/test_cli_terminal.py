@@ -85,7 +85,7 @@ def test_ctrl_c_twice_puts_the_terminal_right(cli: Cli) -> None:
     code, shown, raw = at_terminal(
         (*HANG, "-i", "tool=hang_in_thread"),
         folder=cli.folder,
-        answers={"hang_in_thread": "\x03", "stops at once": "\x03"},
+        answers={cli.folder / "waiting": "\x03", "stops at once": "\x03"},
     )
     assert code == 130
     assert "`agenthelm saga recover` finishes it" in shown

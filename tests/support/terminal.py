@@ -21,14 +21,15 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def at_terminal(
-    arguments: Sequence[str], *, folder: Path, answers: Mapping[str, str], env: Mapping[str, str] | None = None
+    arguments: Sequence[str], *, folder: Path, answers: Mapping[str | Path, str], env: Mapping[str, str] | None = None
 ) -> tuple[int, str, str]:
     """Run the command line at a terminal of 100 columns.
 
     Args:
         arguments: Of the command line.
         folder: Its working directory.
-        answers: What is typed, by the text after whose first appearance it is typed; the terminal is closed for "".
+        answers: What is typed, by the text after whose first appearance it is typed, or the file that the program makes
+            when it is there; the terminal is closed for "".
         env: Further environment.
 
     Returns:
@@ -44,22 +45,21 @@ def at_terminal(
             environment(folder, {"TERM": "xterm-256color", **(env or {})}),
         )
     left = dict(answers)
-    raw = b""
+    raw, shown = b"", ""
     deadline = time.monotonic() + 300
     closed = False
     try:
         while time.monotonic() < deadline:
-            if not select.select([terminal], [], [], 1)[0]:
-                continue
-            try:
-                more = os.read(terminal, 65536)
-            except OSError:  # the process has ended
-                break
-            if not more:
-                break
-            raw += more
-            shown = _ESCAPES.sub("", raw.decode(errors="replace"))
-            for question in [question for question in left if question in shown]:
+            if select.select([terminal], [], [], 0.1)[0]:
+                try:
+                    more = os.read(terminal, 65536)
+                except OSError:  # the process has ended
+                    break
+                if not more:
+                    break
+                raw += more
+                shown = _ESCAPES.sub("", raw.decode(errors="replace"))
+            for question in [q for q in left if (q.exists() if isinstance(q, Path) else q in shown)]:
                 answer = left.pop(question)
                 os.write(terminal, answer.encode())
                 closed = not answer
