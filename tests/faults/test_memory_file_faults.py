@@ -17,6 +17,7 @@ from agenthelm.exceptions import MemoryStoreError
 from agenthelm.memory import MemoryHub, SemanticMemory, ShortTermMemory
 from agenthelm.memory.backends.sqlite import SqliteBackend
 from tests.support.chroma_server import ChromaServer
+from tests.support.permissions import obeying
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 def child(code: str, *args: object) -> subprocess.Popen[str]:
     """Python in another process."""
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, args)],
+        obeying([sys.executable, "-c", textwrap.dedent(code), *map(str, args)]),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -220,19 +221,13 @@ def test_a_full_disk_is_one_error_and_what_was_there_stays(tmp_path: Path) -> No
 def test_a_read_only_folder_is_one_error_for_each_store(tmp_path: Path) -> None:
     folder = tmp_path / "closed"
     folder.mkdir()
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
     folder.chmod(0o555)
     process = child(
         """
-        import os, sys, anyio
+        import sys, anyio
         from agenthelm.exceptions import MemoryStoreError
         from agenthelm.memory import MemoryHub
-        import chromadb
         folder = sys.argv[1]
-        anyio.run(anyio.sleep, 0)  # imports what an event loop needs, from where root alone may read
-        if os.getuid() == 0:
-            os.setgroups([]); os.setgid(65534); os.setuid(65534)  # root may write anywhere
         async def main():
             async with MemoryHub(f"sqlite:///{folder}/memory.db", f"{folder}/vectors", embedder="lexical") as hub:
                 context = hub.create_context("s")

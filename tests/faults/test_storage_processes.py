@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -177,16 +176,12 @@ anyio.run(main)
 
 IN_A_LOCKED_FOLDER = """
 async def main():
-    # Everything is imported by then: nobody may not read where the interpreter lies.
     async with type(storage)(path.parent.parent / "warm") as warm:
         await warm.append([Record("events", {})])
-        await warm.read("events")
     old = path.with_name("old")
     old.write_bytes((path.parent.parent / "warm").read_bytes())
     old.chmod(0o444)
     path.parent.chmod(0o555)
-    if os.getuid() == 0:  # root may write anywhere
-        os.setgid(65534), os.setuid(65534)
     try:
         await storage.append([Record("events", {"n": 0})])
     except StorageError as exc:
@@ -207,12 +202,7 @@ anyio.run(main)
 
 BEHIND_A_LINK = """
 async def main():
-    async with SqliteStorage(path.parent.parent / "warm") as warm:  # everything is imported by then
-        await warm.append([Record("events", {})])
-        await warm.read("events")
     path.parent.chmod(0o555)
-    if os.getuid() == 0:  # root may write anywhere
-        os.setgid(65534), os.setuid(65534)
     async with SqliteStorage(path.parent.parent / "link") as log:
         try:
             print(len(await log.read("run:1")))
@@ -232,8 +222,6 @@ async def main():
     with closing(sqlite3.connect(path)) as older:
         older.execute("PRAGMA user_version = 2")
     path.chmod(0o444), path.parent.chmod(0o555)
-    if os.getuid() == 0:  # root may write anywhere
-        os.setgid(65534), os.setuid(65534)
     async with SqliteStorage(path) as log:
         try:
             print(len(await log.read("run:1")))
@@ -258,13 +246,6 @@ def killed_after(lines: int, process: subprocess.Popen[str]) -> list[str]:
     process.stdout.close()
     process.stdin.close()
     return printed
-
-
-def open_to_all(folder: Path) -> None:
-    """pytest makes its folders for one user alone."""
-    for each in [folder, *folder.parents]:
-        if each.is_relative_to(Path(tempfile.gettempdir())) and each != Path(tempfile.gettempdir()):
-            each.chmod(0o755)
 
 
 @pytest.fixture
@@ -357,7 +338,6 @@ async def test_a_full_sqlite_file_says_so(tmp_path: Path) -> None:
 def test_a_folder_one_may_not_write_is_a_clear_error(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "locked" / "log"
     path.parent.mkdir()
-    open_to_all(tmp_path)
     first, reading, writing = finished(start(IN_A_LOCKED_FOLDER, kind, path)).splitlines()
     old = path.with_name("old")
     assert first == f"can't {'create' if kind == 'sqlite' else 'write'} {path}: Permission denied"
@@ -370,7 +350,6 @@ def test_a_folder_one_may_not_write_is_a_clear_error(kind: str, tmp_path: Path) 
 async def test_what_is_not_yet_in_the_database_itself_is_not_overlooked_behind_a_link(tmp_path: Path) -> None:
     path = tmp_path / "copied" / "log"
     path.parent.mkdir()
-    open_to_all(tmp_path)
     async with SqliteStorage(tmp_path / "log") as storage:
         await storage.append([Record("run:1", {"n": 1})])
     async with SqliteStorage(tmp_path / "log") as storage:
@@ -388,7 +367,6 @@ async def test_what_is_not_yet_in_the_database_itself_is_not_overlooked_behind_a
 async def test_an_older_file_that_may_only_be_read_says_that_it_has_to_be_migrated_first(tmp_path: Path) -> None:
     path = tmp_path / "locked" / "log"
     path.parent.mkdir()
-    open_to_all(tmp_path)
     said = finished(start(OF_AN_OLDER_VERSION, "sqlite", path)).strip()
     assert said == (
         f"can't read {path}: an older AgentHelm wrote it, and to migrate it takes leave to write: "

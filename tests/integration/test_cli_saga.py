@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 
 from tests.support.apps import AGENTS, WORLD
 from tests.support.cli import Cli, environment
+from tests.support.permissions import obeying
 
 TRIP = """
 - {tool: book, id: flight, arguments: {what: flight to Lisbon}}
@@ -466,12 +465,6 @@ def undo_trip(id: int) -> None:
     assert "finished" not in drawn
 
 
-def _obeys_permissions() -> None:
-    """Let a process of root, before it begins, write only where its owner may (``PR_CAPBSET_DROP``, ``CAP_DAC_OVERRIDE``)."""
-    if os.geteuid() == 0:
-        assert ctypes.CDLL(None).prctl(24, 1, 0, 0, 0) == 0
-
-
 @pytest.mark.parametrize("storage", [".agenthelm/agenthelm.db", ".agenthelm/log.jsonl"])
 def test_looking_takes_no_leave_to_write(cli: Cli, storage: str) -> None:
     """Somebody looks who may only read the home, or whose disk is mounted for reading only."""
@@ -485,8 +478,8 @@ def test_looking_takes_no_leave_to_write(cli: Cli, storage: str) -> None:
 
     def looks(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "agenthelm.cli.main", *arguments],
-            cwd=cli.folder, env=environment(cli.folder, cli.env), preexec_fn=_obeys_permissions,
+            obeying([sys.executable, "-m", "agenthelm.cli.main", *arguments]),
+            cwd=cli.folder, env=environment(cli.folder, cli.env),
             stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
         )  # fmt: skip
 

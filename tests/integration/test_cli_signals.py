@@ -163,7 +163,7 @@ def test_a_killed_run_whose_process_can_not_be_seen_is_left_alone_for_now_and_th
     """As from another container."""
     with waiting(cli) as process:
         process.kill()
-        process.wait(timeout=30)
+        process.wait(timeout=120)
     journal = sqlite3.connect(cli.folder / ".agenthelm" / "agenthelm.db")
     soon = time.time() + 3600  # however slow this machine is, that is less than a lease ago
     journal.execute("UPDATE records SET data = json_replace(data, '$.at', ?, '$.owner.boot_id', '')", (soon,))

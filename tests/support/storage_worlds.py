@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from agenthelm.core.storage import BaseStorage, JsonStorage, SqliteStorage
+from tests.support.permissions import obeying
 
 KINDS = ("sqlite", "json")
 
@@ -26,7 +27,7 @@ def opened(kind: str, path: Path) -> BaseStorage:
 
 def start(script: str, kind: str, path: Path, *args: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", PROLOGUE + script, kind, str(path), *map(str, args)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+    return subprocess.Popen(obeying(command), stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
 
 
 def finished(process: subprocess.Popen[str]) -> str:

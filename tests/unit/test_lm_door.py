@@ -156,7 +156,7 @@ class Awaited:
     async def stream(self, request: lm15.Request) -> AsyncIterator[Any]:
         token = WHERE.set("inside")
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 with anyio.fail_after(60):
                     for event in lm15.response_to_events(Engine().complete(request)):
                         await asyncio.sleep(0)
