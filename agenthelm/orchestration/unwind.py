@@ -189,8 +189,6 @@ class Unwinder:
             await done.wait()
         if done.is_set():
             return
-        if not state.undone:
-            state.reason = state.reason or f"{compensator.name} did not finish within {self.grace:g} s"
         late.set()
         if compensator.is_async:
             scope.cancel()

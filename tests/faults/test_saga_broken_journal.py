@@ -14,8 +14,10 @@ from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import StorageError
 from agenthelm.orchestration import lease
 from agenthelm.orchestration.journal import Journal
-from agenthelm.orchestration.saga import saga
+from agenthelm.orchestration.orchestrator import Orchestrator
+from agenthelm.orchestration.saga import Step, saga
 from agenthelm.testing.storage import FaultyStorage
+from tests.support.saga_leases import Later
 
 
 @pytest.fixture
@@ -92,3 +94,20 @@ async def test_a_run_whose_lease_could_not_be_renewed_goes_on_to_no_further_call
                     await anyio.sleep(0.01)
             await scope.use("look")
     assert log == ["book", "cancel"]
+
+
+@pytest.mark.parametrize("resume", [True, False])
+async def test_a_plan_is_not_undone_behind_the_back_of_whoever_may_go_on_with_it(
+    tools: ToolRegistry, log: list[str], resume: bool
+) -> None:
+    @tool(registry=tools)
+    async def fail() -> None:
+        raise ValueError("no car left")
+
+    storage = InMemoryStorage()
+    failing = FaultyStorage(storage, matching=lambda record: record.data.get("type") == "unwinding")
+    result = await Orchestrator(tools=tools, storage=failing).run_saga([Step("book"), Step("fail")])
+    assert (result.status, log) == ("failed", ["book"])
+    assert ["left for recovery" in stuck.reason for stuck in result.stuck] == [True]
+    (recovered,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=resume)
+    assert (recovered.status, log) == ("rolled_back", ["book", "cancel"])

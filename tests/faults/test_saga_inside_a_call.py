@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from agenthelm._runtime.retry import Backoff
 from agenthelm.core.executor import current_executor
 from agenthelm.core.storage import InMemoryStorage
-from agenthelm.core.tool import ToolRegistry, tool
+from agenthelm.core.tool import Tool, ToolRegistry, tool
+from agenthelm.exceptions import OutcomeUnknown
 from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.journal import stream_of
 from agenthelm.orchestration.orchestrator import Orchestrator
@@ -161,6 +163,21 @@ async def test_what_went_with_its_enclosing_call_is_told_as_undone(live: bool) -
     assert (again.status, again.undone, hotel.undone) == ("rolled_back", ("e1",), ["undo_trip room1"])
 
 
+@live_or_later
+async def test_what_no_tool_undoes_is_not_irreversible_inside_a_call_that_was_undone(live: bool) -> None:
+    hotel = Hotel()
+
+    @tool(registry=hotel.tools, side_effects=["mail:send"])
+    async def ask_for_rooms() -> None: ...
+
+    @tool(registry=hotel.tools, compensating_tool="undo_all")
+    async def trip(idempotency_key: str) -> None:
+        await current_executor().call("ask_for_rooms", {})  # type: ignore[union-attr]
+
+    result = await hotel.undo("trip", live=live)
+    assert (result.status, result.undone, result.irreversible) == ("rolled_back", ("e1",), ())
+
+
 async def test_a_human_who_undid_a_call_undid_what_it_did_inside(anyio_backend: Any) -> None:
     hotel = Hotel(failures=0)
     orchestrator = Orchestrator(tools=hotel.tools, storage=hotel.storage)
@@ -232,3 +249,59 @@ async def test_what_went_with_a_call_whose_undo_was_interrupted_is_not_undone_ag
     assert [effect.status for effect in state.effects.values()] == ["begun", "undone", "undone"]
     await Orchestrator(tools=tools, storage=storage).undo(left.run_id)
     assert "free" not in undone
+
+
+def never_said(hotel: Hotel) -> None:
+    """It raises what leaves it in doubt, and its compensator can't be run in doubt."""
+
+    @tool(registry=hotel.tools, compensating_tool="undo_by_key")
+    async def trip(idempotency_key: str) -> None:
+        await current_executor().call("reserve", {})  # type: ignore[union-attr]
+        raise OutcomeUnknown
+
+    @tool(registry=hotel.tools, idempotent=False)
+    async def undo_by_key(idempotency_key: str) -> None: ...
+
+
+def has_no_compensator(hotel: Hotel) -> None:
+    """It happened, as its verify says, and nothing undoes it."""
+
+    @tool(registry=hotel.tools, side_effects=["mail:send"], verify=lambda: True)
+    async def trip() -> dict[str, str]:
+        await current_executor().call("reserve", {})  # type: ignore[union-attr]
+        raise OutcomeUnknown
+
+
+def returned_what_no_journal_holds(hotel: Hotel) -> None:
+    """Its compensator needs its result."""
+
+    @tool(registry=hotel.tools, compensating_tool="undo_trip")
+    async def trip() -> dict[str, Any]:
+        return {**await current_executor().call("reserve", {}), "lock": object()}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("call", [never_said, has_no_compensator, returned_what_no_journal_holds])
+async def test_what_was_done_inside_a_call_that_can_not_be_undone_is_undone_by_itself(
+    call: Callable[[Hotel], None],
+) -> None:
+    hotel = Hotel(failures=0)
+    call(hotel)
+    orchestrator = Orchestrator(tools=hotel.tools, storage=hotel.storage)
+    run = await orchestrator.run_saga([Step("trip")], on_error="stop")
+    assert hotel.rooms
+    result = await orchestrator.undo(run.run_id)
+    assert [stuck.effect_id for stuck in result.stuck] == ["e1"]
+    assert (hotel.rooms, result.undone) == ([], ("e2",))
+
+
+async def test_so_is_what_was_done_inside_a_call_whose_contract_has_changed_since() -> None:
+    hotel = Hotel(failures=0)
+    orchestrator = Orchestrator(tools=hotel.tools, storage=hotel.storage)
+    run = await orchestrator.run_saga([Step("trip_undo_all")])
+    trip = hotel.tools["trip_undo_all"]
+    hotel.tools.register(
+        Tool.from_function(trip.function, trip.contract, name=trip.name, idempotent=True), replace=True
+    )
+    result = await orchestrator.undo(run.run_id)
+    assert [stuck.effect_id for stuck in result.stuck] == ["e1"]
+    assert (hotel.rooms, result.undone) == ([], ("e2",))

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from agenthelm._runtime.retry import SystemClock
 from agenthelm.core.storage import InMemoryStorage
-from agenthelm.core.tool import ToolRegistry, tool
+from agenthelm.core.tool import Tool, ToolRegistry, tool
 from agenthelm.exceptions import LeaseLostError, PlanError, StalePositionError, StorageError
 from agenthelm.orchestration import lease
 from agenthelm.orchestration.fold import fold
@@ -256,6 +256,8 @@ async def test_an_irreversible_call_in_doubt_is_stuck_unless_it_is_seen_not_to_h
     (result,) = await Orchestrator(tools=world.tools, storage=storage, clock=Later()).recover()
     assert result.status == status
     assert [stuck.reason for stuck in result.stuck] == ([] if status == "rolled_back" else ["no tool undoes it"])
+    state = fold(scope.run_id, await storage.read(stream_of(scope.run_id)))
+    assert state.effects["e1"].status == ("undone" if status == "rolled_back" else "stuck")
 
 
 async def test_an_irreversible_call_in_doubt_names_the_verify_tool_that_is_missing(world: World) -> None:
@@ -326,6 +328,8 @@ async def test_an_interrupted_undo_is_repeated_only_if_the_effect_is_seen_to_sta
     world.says = says
     (result,) = await Orchestrator(tools=world.tools, storage=storage, clock=Later()).recover()
     assert (result.status, world.things) == (status, left)
+    state = fold(scope.run_id, await storage.read(stream_of(scope.run_id)))
+    assert state.effects["e1"].status == ("stuck" if result.stuck else "undone")
     if result.stuck:
         assert "interrupted; nobody knows whether it worked" in result.stuck[0].reason
 
@@ -551,7 +555,11 @@ async def test_a_journal_that_was_lost_is_never_written_again() -> None:
     assert [record.data["epoch"] for record in await storage.read(stream_of("r"))] == [1]
 
 
-async def test_who_loses_a_run_just_before_an_undo_does_not_begin_it(world: World) -> None:
+@pytest.mark.parametrize("harmless", [True, False])
+async def test_who_loses_a_run_just_before_an_undo_does_not_begin_it(world: World, harmless: bool) -> None:
+    """Also one that may be repeated: whoever claimed the run may be at it."""
+    unmake = world.tools["unmake"]
+    world.tools.register(Tool.from_function(unmake.function, unmake.contract, idempotent=harmless), replace=True)
     storage = InMemoryStorage()
     async with saga(tools=world.tools, storage=storage) as scope:
         await scope.use("make", name="a")

@@ -272,6 +272,22 @@ class TestDoubt:
         assert world.log == undone
         assert scope.result.status == "rolled_back"
 
+    async def test_what_verify_says_did_not_happen_is_not_undone_though_that_would_be_harmless(
+        self, world: World
+    ) -> None:
+        @tool(registry=world.tools, compensating_tool="close_account", verify=lambda: False)
+        async def unsure(idempotency_key: str) -> None:
+            await anyio.sleep_forever()
+
+        with anyio.CancelScope() as cancel:
+            async with world.saga() as scope, anyio.create_task_group() as group:
+                group.start_soon(scope.executor.call, "unsure", {})
+                await anyio.wait_all_tasks_blocked()
+                cancel.cancel()
+        assert (world.log, scope.result.status, scope.result.in_doubt) == ([], "rolled_back", ())
+        state = fold(scope.run_id, await world.storage.read(stream_of(scope.run_id)))
+        assert state.effects["e1"].status == "undone"
+
     async def test_otherwise_it_is_reported_and_never_guessed(self, world: World) -> None:
         @tool(registry=world.tools, compensating_tool="unbook", side_effects=["x:write"])
         async def unsure() -> dict[str, str]:
