@@ -173,9 +173,15 @@ async def test_a_finished_run_is_undone_without_what_a_human_undid(shop: Shop) -
     assert (result.status, result.undone, shop.things) == ("rolled_back", ("e1",), [])
 
 
+@pytest.mark.parametrize(
+    ("at", "verify"), [(("closed",), None), (("closed",), lambda: True), (("finish", "e1"), None)],
+    ids=["finished", "finished, and could be asked about", "in doubt, and nobody can be asked"],
+)  # fmt: skip
 @pytest.mark.parametrize("way", ["recover", "undo"])
-async def test_a_tool_is_not_missed_whose_work_a_call_around_it_takes_back(shop: Shop, way: str) -> None:
-    @tool(registry=shop.tools, compensating_tool="clear")
+async def test_a_tool_is_not_missed_whose_work_a_call_around_it_takes_back(
+    shop: Shop, way: str, at: tuple[str, ...], verify: Any
+) -> None:
+    @tool(registry=shop.tools, compensating_tool="clear", verify=verify)
     async def around(name: str, idempotency_key: str) -> None:
         async with saga("inside") as scope:
             await scope.use("old", name=f"{name}.inside")
@@ -185,7 +191,7 @@ async def test_a_tool_is_not_missed_whose_work_a_call_around_it_takes_back(shop:
     async def clear(idempotency_key: str) -> None:
         shop.things.clear()
 
-    run_id = await shop.dies([a("first", "around")], "closed")
+    run_id = await shop.dies([a("first", "around")], *at)
     orchestrator = shop.orchestrator()
     (result,) = await orchestrator.recover(run_id) if way == "recover" else [await orchestrator.undo(run_id)]
     assert (result.status, shop.things, await shop.statuses(run_id)) == ("rolled_back", [], ["undone", "undone"])

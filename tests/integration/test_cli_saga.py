@@ -204,6 +204,16 @@ def test_a_good_run_is_taken_back_after_a_preview_and_a_yes(cli: Cli) -> None:
     assert json.loads(cli("saga", "undo", "last", "--dry-run", "--json").stdout) == []
 
 
+def test_a_preview_names_only_what_is_left_to_undo(cli: Cli) -> None:
+    fails = '@tool(compensating_tool="unbook")\ndef rent(what: str) -> dict:\n    raise ValueError("no cars")\n'
+    cli.write("world.py", f"{WORLD}\n\n{fails}")
+    steps = "".join(f"  - {{tool: book, id: {what}, arguments: {{what: {what}}}}}\n" for what in ("flight", "hotel"))
+    cli.write("trip.yaml", f"steps:\n{steps}  - {{tool: rent, arguments: {{what: car}}}}\n")
+    cli("saga", "run", "trip.yaml", "--on-error", "continue")
+    cli("saga", "resolve", "last", "hotel", "--as", "undone")
+    assert cli("saga", "undo", "last", "--dry-run").lines == ["undo book (flight) by cancel"]
+
+
 def test_undo_without_the_app_says_which_tool_is_missing(cli: Cli) -> None:
     cli("saga", "run", "trip.yaml")
     cli.write("agenthelm.toml", "")

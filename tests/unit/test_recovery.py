@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
 import pytest
 
+from agenthelm.core.executor import current_executor
+from agenthelm.core.storage.base import StreamInfo
 from agenthelm.core.storage.memory_storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import PlanError, RunBusyError
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step, saga
+from tests.support.saga_leases import Later
 
 
 @pytest.fixture
@@ -170,3 +174,79 @@ async def test_a_tool_that_did_several_things_is_not_enough_to_say_which_of_them
             await orchestrator.resolve(result.run_id, "sned", outcome="done")
         await orchestrator.resolve(result.run_id, "first", outcome="done")
         assert (await orchestrator.resolve(result.run_id, "send", outcome="done")).stuck == ()
+
+
+async def test_what_failed_cleanly_is_settled_by_a_human_once_undoing_it_has_failed() -> None:
+    """It was tried because that is harmless; only a human can end it then."""
+    tools = ToolRegistry()
+
+    @tool(registry=tools, compensating_tool="cancel")
+    async def book(idempotency_key: str) -> None:
+        raise ValueError("fully booked")
+
+    @tool(registry=tools)
+    async def cancel(idempotency_key: str) -> None:
+        raise ValueError("no such booking")
+
+    async with Orchestrator(tools=tools) as orchestrator:
+        result = await orchestrator.run_saga([Step("book")])
+        assert (result.status, [stuck.effect_id for stuck in result.stuck]) == ("failed", ["e1"])
+        settled = await orchestrator.resolve(result.run_id, "book", outcome="undone")
+        assert (settled.status, settled.stuck) == ("rolled_back", ())
+
+
+async def test_all_that_a_step_left_stuck_is_settled_by_its_name(tools: ToolRegistry) -> None:
+    @tool(registry=tools)
+    async def send_twice() -> None:
+        for _ in range(2):
+            await current_executor().call("send", {})  # type: ignore[union-attr]
+
+    async with Orchestrator(tools=tools) as orchestrator:
+        result = await orchestrator.run_saga([Step("send_twice", id="letters"), Step("send", id="last"), Step("fail")])
+        assert [stuck.effect_id for stuck in result.stuck] == ["e1", "e2", "e3"]
+        settled = await orchestrator.resolve(result.run_id, "letters", outcome="done")
+        assert (settled.status, [stuck.step for stuck in settled.stuck]) == ("failed", ["last"])
+        assert (await orchestrator.resolve(result.run_id, "last", outcome="undone")).status == "rolled_back"
+        result = await orchestrator.run_saga([Step("send_twice", id="letters"), Step("fail")])
+        assert (await orchestrator.resolve(result.run_id, "letters", outcome="undone")).status == "rolled_back"
+
+
+async def test_of_what_is_known_to_stand_nobody_can_say_so(tools: ToolRegistry) -> None:
+    async with Orchestrator(tools=tools) as orchestrator:
+        result = await orchestrator.run_saga([Step("send")])
+        with pytest.raises(PlanError, match="stuck or in doubt: none"):
+            await orchestrator.resolve(result.run_id, "send", outcome="done")
+
+
+async def test_a_run_that_ends_while_somebody_looks_for_dead_ones_is_left_alone() -> None:
+    tools, undone = ToolRegistry(), list[str]()
+
+    @tool(registry=tools, compensating_tool="unmake")
+    async def make() -> None: ...
+
+    @tool(registry=tools)
+    async def unmake() -> None:
+        undone.append("unmake")
+
+    class Slow(InMemoryStorage):
+        """A storage whose lists have been overtaken when they arrive."""
+
+        async def streams(self, **options: Any) -> list[StreamInfo]:
+            found = await super().streams(**options)
+            ended.set()
+            await closed.wait()
+            return found
+
+    ended, closed, storage = anyio.Event(), anyio.Event(), Slow()
+
+    async def run() -> None:
+        async with saga(tools=tools, storage=storage) as scope:
+            await scope.use("make")
+            await ended.wait()
+        closed.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+        await anyio.wait_all_tasks_blocked()
+        assert await Orchestrator(tools=tools, storage=storage, clock=Later()).recover() == []
+    assert undone == []
