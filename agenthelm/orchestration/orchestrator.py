@@ -242,6 +242,7 @@ class Orchestrator:
             PlanError: A tool's compensation could never be called; nothing ran.
             BudgetExceededError: A budget was used up.
             RunTimeoutError: The deadline passed.
+            LeaseLostError: Another process claimed the run and ends it, so ``.saga`` is None.
             Exception: The first failure. Whatever leaves carries ``.run_id``, ``.saga``, and ``.usage``: what was spent.
         """
         component("run", agent_or_flow)
