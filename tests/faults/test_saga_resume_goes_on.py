@@ -30,8 +30,8 @@ def tools(world: list[str]) -> ToolRegistry:
     return making_and_failing(world)
 
 
-def at(kind: str, effect: str) -> Any:
-    """Whether a record is that one of an effect."""
+def at(kind: str, effect: str | None) -> Any:
+    """Whether a record is that one, of an effect or of none."""
 
     def matches(record: Record) -> bool:
         return (record.data.get("type"), record.data.get("effect")) == (kind, effect)
@@ -39,7 +39,7 @@ def at(kind: str, effect: str) -> Any:
     return matches
 
 
-async def dying(tools: ToolRegistry, steps: list[Step], kind: str, effect: str) -> InMemoryStorage:
+async def dying(tools: ToolRegistry, steps: list[Step], kind: str, effect: str | None) -> InMemoryStorage:
     """Run a plan in a process that dies before it writes that record; returns what it has left."""
     inner = InMemoryStorage()
     storage = FaultyStorage(inner, matching=at(kind, effect), do="crash")
@@ -51,6 +51,27 @@ async def dying(tools: ToolRegistry, steps: list[Step], kind: str, effect: str) 
 async def resumed(tools: ToolRegistry, storage: InMemoryStorage) -> SagaResult:
     (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)
     return result
+
+
+@pytest.mark.parametrize(
+    ("kind", "effect", "resume", "left"),
+    [("begin", "e2", True, ["a", "b"]), ("begin", "e2", False, []), ("closed", None, True, [])],
+    ids=["on demand", "not by itself", "not once it was undone"],
+)
+async def test_a_plan_goes_on_only_on_demand_and_never_once_it_was_undone(
+    tools: ToolRegistry, world: list[str], kind: str, effect: str | None, resume: bool, left: list[str]
+) -> None:
+    @tool(registry=tools)
+    async def fail_before_the_crash() -> None:
+        if not died:
+            raise ValueError("no car left")
+
+    died: list[bool] = []
+    steps = [Step("make", {"name": name}, id=name) for name in "ab"]
+    storage = await dying(tools, [*steps, Step("fail_before_the_crash")], kind, effect)
+    died.append(True)
+    (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=resume)
+    assert (result.status, world) == ("success" if left else "rolled_back", left)
 
 
 async def test_what_came_after_the_crash_is_undone_before_what_came_before_it(

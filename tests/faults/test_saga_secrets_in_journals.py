@@ -6,7 +6,7 @@ import json
 from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, Secret, SecretBytes, SecretStr
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr, computed_field
 from typing_extensions import TypedDict
 
 from agenthelm.core.redaction import Redacted
@@ -67,6 +67,48 @@ async def test_secret_fields_of_a_result_are_left_out_and_the_others_undo(tools:
 
     _, undone, journal = await run(tools, Step("book"))
     assert (undone.status, cancelled) == ("rolled_back", ["b1"])
+    assert SECRET not in journal
+
+
+class Login(BaseModel):
+    user: str
+    token: SecretStr
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def header(self) -> str:
+        return f"Bearer {self.token.get_secret_value()}"
+
+
+async def test_what_a_result_computes_of_its_secrets_is_not_in_the_journal_either(tools: ToolRegistry) -> None:
+    ended: list[str] = []
+
+    @tool(registry=tools, compensating_tool="log_out")
+    async def log_in() -> Login:
+        return Login(user="ada", token=SecretStr(SECRET))
+
+    @tool(registry=tools)
+    async def log_out(user: str) -> None:
+        ended.append(user)
+
+    _, undone, journal = await run(tools, Step("log_in"))
+    assert (undone.status, ended) == ("rolled_back", ["ada"])
+    assert SECRET not in journal
+
+
+async def test_of_secrets_in_no_fields_the_journal_holds_nothing_and_nothing_is_given_in_their_place(
+    tools: ToolRegistry,
+) -> None:
+    @tool(registry=tools, compensating_tool="revoke")
+    async def issue() -> Any:
+        return [SecretStr(SECRET)]
+
+    @tool(registry=tools)
+    async def revoke(result: Any) -> None:
+        raise AssertionError(result)
+
+    _, undone, journal = await run(tools, Step("issue"))
+    assert [stuck.reason for stuck in undone.stuck] == ["revoke needs the result, which is not on record"]
     assert SECRET not in journal
 
 
