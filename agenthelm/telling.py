@@ -21,10 +21,10 @@ def describe(error: BaseException) -> str:
 
     A cancellation is just called that.
     """
-    text = message_of(error)
     if type(error).__module__.partition(".")[0] in _LOOPS and type(error).__name__ in _CANCELLATIONS:
         # Its own words are an event loop's: which scope, and which task with which frames.
-        return "cancelled: a deadline passed" if (text or "").endswith(_DEADLINE) else "cancelled"
+        return "cancelled: a deadline passed" if (_text(error) or "").endswith(_DEADLINE) else "cancelled"
+    text = message_of(error)
     text = "(its message can't be read)" if text is None else text.strip().replace("\n", " ")
     told = [type(error).__name__, text] if text else [type(error).__name__]
     if isinstance(error, BaseExceptionGroup):

@@ -157,9 +157,10 @@ def masked(
             raises, the value is masked. It gets copies, which it may change.
         cap: The longest string that is kept whole, in characters; the whole copy holds at most eight times as many.
     """
-    if hook is None and not secrets and type(value) is dict:
+    kind = type(value)
+    if hook is None and not secrets and (kind is dict or kind is str):
         try:
-            return _quick(value, sensitive, [cap], 3)
+            return _quick(value, sensitive, [cap], 3) if kind is dict else _quick_value(kind, value, [cap], 3)
         except _NotQuick:
             pass
     return _Masking(hook, cap, secrets).top(value, sensitive)
@@ -193,7 +194,7 @@ def _tells(name: str) -> bool | None:
 
 
 def _quick(value: dict[Any, Any], sensitive: AbstractSet[str], room: list[int], depth: int) -> dict[str, Any]:
-    """The short way for what most calls are: small dictionaries and lists of short scalars.
+    """The short way for what most calls are: small dictionaries and lists of short scalars. Error texts take it, too.
 
     Args:
         value: A dictionary whose keys are names.

@@ -280,6 +280,18 @@ def test_whatever_comes_json_and_utf8_can_hold_the_copy(value: object) -> None:
     text.encode("utf-8")
 
 
+_PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("password=hunter2"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.just("token"), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(_PLAIN)
+def test_the_short_way_for_plain_values_shows_what_the_long_way_does(value: Any) -> None:
+    assert repr(masked(value)) == repr(masked(value, hook=lambda _, item: item))
+
+
 @pytest.mark.parametrize(
     "text",
     [
