@@ -200,7 +200,7 @@ def _check_predicates(name: str, contract: ToolContract, binding: Binding) -> No
         if not callable(function):
             continue
         try:
-            if isinstance(function, type):  # Python 3.14 reads `bool(object=False, /)`, which no call would ever give a value
+            if isinstance(function, type):  # Python 3.14 reads `bool(object=False, /)`: no call would give it a value
                 raise TypeError("it is a class, not a function")
             missing = missing_parameters(function, available)
         except (TypeError, ValueError) as exc:
