@@ -82,8 +82,8 @@ class Attempts:
         late: Set when nobody waits for further attempts any more; None where somebody always does.
 
     Attributes:
-        doubt: Whether some attempt may have had its effect although none is known to. Survives later clean failures;
-            only a success or a verdict ends it.
+        doubt: Whether some attempt may have had its effect, should none succeed. Survives later clean failures; only a
+            verdict ends it.
     """
 
     doubt: bool = False
@@ -112,7 +112,7 @@ class Attempts:
             self._entered = False
             try:
                 try:
-                    value = await (self._attempt() if call.attempts == 1 else self._again())
+                    return await (self._attempt() if call.attempts == 1 else self._again())
                 except SystemExit as ended:  # asyncio would drop everything, undoing included
                     raise RuntimeError(f"tool {call.name!r} called sys.exit({ended.code!r})") from ended
             except BaseException as error:
@@ -120,9 +120,6 @@ class Attempts:
                 if not isinstance(error, Exception) or not self._may_retry(error):
                     raise
                 failure = error
-            else:
-                self.doubt = False
-                return value
             try:
                 delay = contract.backoff.delay(call.attempts, error=failure, now=call.clock.wall())
                 if contract.backoff.too_long(delay):
