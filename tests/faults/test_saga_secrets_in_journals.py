@@ -6,7 +6,7 @@ import json
 from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, Secret, SecretBytes, SecretStr, computed_field
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 from typing_extensions import TypedDict
 
 from agenthelm.core.redaction import Redacted
@@ -70,22 +70,17 @@ async def test_secret_fields_of_a_result_are_left_out_and_the_others_undo(tools:
     assert SECRET not in journal
 
 
-class Login(BaseModel):
+class Login(BaseModel, extra="allow"):
     user: str
     token: SecretStr
 
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def header(self) -> str:
-        return f"Bearer {self.token.get_secret_value()}"
 
-
-async def test_what_a_result_computes_of_its_secrets_is_not_in_the_journal_either(tools: ToolRegistry) -> None:
+async def test_beside_a_secret_what_a_result_does_not_declare_is_left_out_as_well(tools: ToolRegistry) -> None:
     ended: list[str] = []
 
     @tool(registry=tools, compensating_tool="log_out")
     async def log_in() -> Login:
-        return Login(user="ada", token=SecretStr(SECRET))
+        return Login(user="ada", token=SecretStr(SECRET), header=f"Bearer {SECRET}")  # type: ignore[call-arg]
 
     @tool(registry=tools)
     async def log_out(user: str) -> None:
