@@ -66,21 +66,31 @@ def is_plain(values: Iterable[Any]) -> bool:
 
 
 def carries_secret(value: Any) -> bool:
-    """Whether a secret is somewhere in a value: one that JSON would carry as a mask, or a field marked `Redacted`."""
+    """Whether a secret is somewhere in a value: one that JSON would carry as a mask, or a field marked `Redacted`.
+
+    So may be what can't be looked through: what its own methods raise, or that a thread changes it meanwhile.
+    """
+    try:
+        return _carries_secret(value)
+    except Exception:  # noqa: BLE001 - see above
+        return True
+
+
+def _carries_secret(value: Any) -> bool:
     kind = type(value)
     if kind in PLAIN or (kind is dict and is_plain(value.values())):
         return False
     if isinstance(value, SECRETS):
         return True
     if isinstance(value, Mapping):
-        return any(map(carries_secret, value.values()))
+        return any(map(_carries_secret, value.values()))
     if isinstance(value, BaseModel):
-        return bool(hidden_fields(type(value))) or any(map(carries_secret, dict(value).values()))
+        return bool(hidden_fields(type(value))) or any(map(_carries_secret, dict(value).values()))
     if isinstance(value, (list, tuple, set, frozenset)):
-        return any(map(carries_secret, value))
+        return any(map(_carries_secret, value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = (getattr(value, field.name) for field in dataclasses.fields(value))
-        return bool(hidden_fields(type(value))) or any(map(carries_secret, fields))
+        return bool(hidden_fields(type(value))) or any(map(_carries_secret, fields))
     return False
 
 

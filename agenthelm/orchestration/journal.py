@@ -71,9 +71,14 @@ class ResultForm(NamedTuple):
 
     @classmethod
     def of(cls, value: Any, about: Effect | Binding) -> ResultForm:
-        """Without what must never be stored, by the value itself or by what is declared ``about`` it."""
-        if about.secret_result:
+        """Without what must never be stored, by the value itself or by what is declared ``about`` it. Never raises."""
+        try:
+            return cls(opaque=True) if about.secret_result else cls._of(value, about)
+        except Exception:  # noqa: BLE001 - what a value's own methods raise must not fail the call it is recorded for
             return cls(opaque=True)
+
+    @classmethod
+    def _of(cls, value: Any, about: Effect | Binding) -> ResultForm:
         result, possible = encode(value)
         if not possible:
             return cls(opaque=True)

@@ -170,8 +170,9 @@ class ScopeLog:
                 repeatable=state.repeatable,
                 attempt=state.attempt,
             )
-        except StorageError as error:
-            self.stop.set(error)
+        except Exception as error:
+            if isinstance(error, StorageError):
+                self.stop.set(error)
             del run.states[effect.id]
             run.ended(state, "failed")
             raise

@@ -10,11 +10,20 @@ from datetime import UTC, date, datetime
 from typing import Any, Literal, NamedTuple
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, RootModel, computed_field, field_serializer, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    SecretStr,
+    computed_field,
+    field_serializer,
+    model_serializer,
+)
 
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import Tool, ToolRegistry, tool
-from agenthelm.orchestration.journal import stream_of
+from agenthelm.orchestration.journal import ResultForm, stream_of
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step, saga
 from agenthelm.orchestration.values import decode, encode
@@ -392,3 +401,46 @@ def test_what_is_nested_by_such_keys_is_encoded_once_at_each_level(key: Any) -> 
         value = {key: value}
     form, possible = encode(value)
     assert (possible, decode(Any, form)) == (True, value)
+
+
+class Going(Mapping[str, Any]):
+    """It can be read so many times, as a row can whose connection is closed meanwhile."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+        self.row = {"booking_id": "b-1", "key": SecretStr("s3cret")}
+
+    def __getitem__(self, name: str) -> Any:
+        self.times -= 1
+        if self.times < 0:
+            raise RuntimeError("the connection is closed")
+        return self.row[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.row)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@pytest.mark.parametrize("times", range(12))
+async def test_what_fails_while_it_is_written_down_ends_its_call_and_is_undone_all_the_same(times: int) -> None:
+    tools, log, storage = ToolRegistry(), [], InMemoryStorage()
+    form = ResultForm.of(Going(times), Tool.from_function(lambda: None, name="f").binding)
+    assert "s3cret" not in repr(form)  # nor does it raise: a call would be under way for ever then
+
+    @tool(registry=tools, compensating_tool="cancel")
+    async def book(row: Any) -> Any:
+        log.append("book")
+        return Going(times)
+
+    @tool(registry=tools)
+    async def cancel() -> None:
+        log.append("cancel")
+
+    with pytest.raises(LookupError):
+        async with saga(tools=tools, storage=storage) as scope:
+            await scope.use("book", row=Going(times))
+            raise LookupError
+    assert (scope.result.status, log) == ("rolled_back", ["book", "cancel"])
+    assert "s3cret" not in repr(await storage.read(stream_of(scope.run_id)))
