@@ -93,13 +93,13 @@ class Means:
         compensator does not take as one is left out.
         """
         tool = self.tools[state.effect.tool]
+        forward = {**state.arguments(tool), KEY_PARAMETER: state.effect.key}
         available: dict[str, Any] = {}
-        if state.has_result:
+        if state.has_result and (compensator.binding.open_ended or not compensator.parameters.keys() <= forward.keys()):
             result = state.value(tool)
             available = {"result": result, **tool.binding.fields_of(result)}
             available = {name: value for name, value in available.items() if name not in state.lost}
-        available.update(state.arguments(tool))
-        available[KEY_PARAMETER] = state.effect.key
+        available.update(forward)
         given = {
             name: value
             for name, value in available.items()

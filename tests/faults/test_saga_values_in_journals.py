@@ -442,5 +442,5 @@ async def test_what_fails_while_it_is_written_down_ends_its_call_and_is_undone_a
         async with saga(tools=tools, storage=storage) as scope:
             await scope.use("book", row=Going(times))
             raise LookupError
-    assert (scope.result.status, log) == ("rolled_back", ["book", "cancel"])
+    assert (scope.result.status, scope.result.stuck, log) == ("rolled_back", (), ["book", "cancel"])
     assert "s3cret" not in repr(await storage.read(stream_of(scope.run_id)))

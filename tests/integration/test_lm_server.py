@@ -504,7 +504,7 @@ async def test_64_parallel_agents_that_swallow_every_error_make_no_call_too_many
 async def test_the_wait_between_attempts_ends_with_the_deadline(server: OpenAIServer) -> None:
     server.script = [Behaviour("status", status=500)] * 9
     wait = Backoff(initial=3600, maximum=3600, jitter=False)  # longer than any test may take
-    policy = LMPolicy(timeout=300.0, retries=8, backoff=wait, longest_wait=3600)
+    policy = LMPolicy(timeout=300.0, retries=8, backoff=wait)
     async with lm_run(model(server), policy=policy) as run:
         with pytest.raises(dspy.LMServerError):
             await run.call(program, question="?")

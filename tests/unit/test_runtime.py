@@ -15,6 +15,7 @@ import textwrap
 import threading
 import weakref
 from collections.abc import AsyncIterator
+from contextlib import closing
 from email.message import Message
 from typing import Any
 from urllib.error import HTTPError
@@ -696,7 +697,8 @@ class TestBackoff:
         assert asked_delay(raised.value, now=1000.0) == seconds
         headers = Message()
         headers["Retry-After"] = said
-        assert asked_delay(HTTPError("http://x", 503, "busy", headers, None), now=1000.0) == seconds
+        with closing(HTTPError("http://x", 503, "busy", headers, None)) as busy:
+            assert asked_delay(busy, now=1000.0) == seconds
 
     def test_of_a_group_the_peer_that_asked_for_most_is_heard(self) -> None:
         patient, busy = RuntimeError(), ConnectionError()
