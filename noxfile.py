@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nox
 
-PYTHONS = ["3.11", "3.12", "3.13"]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 DEFAULT = PYTHONS[0]
 
 nox.needs_version = ">=2025.5"

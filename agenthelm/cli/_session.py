@@ -101,7 +101,9 @@ def open_storage(settings: Settings) -> BaseStorage:
         from agenthelm.core.storage import InMemoryStorage
 
         return InMemoryStorage()
-    if _inside_home(settings, str(path)) and not path.exists():  # looking at one that is there takes no leave to write
+    if _inside_home(settings, str(path)) and not _is_there(
+        path
+    ):  # looking at one that is there takes no leave to write
         ensure_home(settings)
     scheme = settings.storage.partition(":///")[0]
     if scheme == "json" or (scheme != "sqlite" and path.suffix in (".json", ".jsonl")):
@@ -117,9 +119,22 @@ def stored(settings: Settings) -> bool:
     """Whether there is anything to read yet: looking must not make files."""
     path = storage_path(settings)
     try:
-        return path is not None and path.exists()
+        return path is not None and _is_there(path)
     except OSError as exc:
         raise ConfigError(f"can't open {path}: {exc.strerror or exc}", setting="storage") from exc
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file or a folder is there. What nobody may look at is not absent, as `Path.exists` has it on Python 3.14.
+
+    Raises:
+        OSError: The system does not say.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def open_hub(settings: Settings, *, quiet: bool = False) -> MemoryHub:
@@ -153,7 +168,7 @@ def memory_paths(settings: Settings) -> dict[str, Path]:
 def absent_stores(settings: Settings) -> dict[str, str]:
     """The places, as the settings have them, of the memories on the disk that aren't there yet."""
     places = {"short_term": settings.memory_url, "semantic": settings.vectors}
-    return {name: places[name] for name, path in memory_paths(settings).items() if not path.exists()}
+    return {name: places[name] for name, path in memory_paths(settings).items() if not _is_there(path)}
 
 
 def without_new_stores(settings: Settings) -> Settings:
