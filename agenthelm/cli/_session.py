@@ -101,9 +101,8 @@ def open_storage(settings: Settings) -> BaseStorage:
         from agenthelm.core.storage import InMemoryStorage
 
         return InMemoryStorage()
-    if _inside_home(settings, str(path)) and not _is_there(
-        path
-    ):  # looking at one that is there takes no leave to write
+    # Looking at one that is there takes no leave to write.
+    if _inside_home(settings, str(path)) and not _is_there(path):
         ensure_home(settings)
     scheme = settings.storage.partition(":///")[0]
     if scheme == "json" or (scheme != "sqlite" and path.suffix in (".json", ".jsonl")):
