@@ -38,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     def without(self: function.Tool) -> None:
         object.__setattr__(self, "contract", dataclasses.replace(self.contract, **{field: bare}))
+        if field == "verify":  # a function is made ready to be asked before
+            object.__setattr__(self, "verifier", None)
         finish(self)
 
     patch = pytest.MonkeyPatch()
