@@ -16,13 +16,13 @@ from agenthelm._runtime.retry import Clock
 from agenthelm.core.binding import Binding
 from agenthelm.core.effects import Effect, Outcome
 from agenthelm.core.sensitive import carries_secret
-from agenthelm.core.storage.base import EVENTS, BaseStorage, Record, StreamInfo
+from agenthelm.core.storage.base import EVENTS, BaseStorage, Record
 from agenthelm.exceptions import LeaseLostError, StalePositionError, StorageError
 from agenthelm.orchestration.owner import Owner
 from agenthelm.orchestration.values import encode
 from agenthelm.tracing.marks import hidden_fields
 
-__all__ = ["LEASE_SECONDS", "RENEW_SECONDS", "Journal", "ResultForm", "claims_of", "info_of", "run_of", "stream_of"]
+__all__ = ["LEASE_SECONDS", "RENEW_SECONDS", "Journal", "ResultForm", "claims_of", "run_of", "status_of", "stream_of"]
 
 LEASE_SECONDS = 30.0
 """A run whose journal is silent for so long may be claimed even if its owner can't be seen to be dead."""
@@ -50,10 +50,13 @@ def claims_of(run_id: str) -> str:
     return f"{_CLAIMS}{run_id}"
 
 
-async def info_of(storage: BaseStorage, run_id: str) -> StreamInfo | None:
-    """What a storage knows of a run's journal without reading it; None if there is none."""
-    name = stream_of(run_id)
-    return next((info for info in await storage.streams(prefix=name) if info.name == name), None)
+async def status_of(storage: BaseStorage, run_id: str) -> str:
+    """How a run ended by the last record of its journal, whatever the others say; ``open`` if it has not."""
+    newest = await storage.read(stream_of(run_id), limit=1, newest_first=True)
+    if not newest:
+        return "pruned"
+    last = newest[0].data
+    return str(last["status"] if last["type"] == "closed" else "pruned" if last["type"] == "pruned" else "open")
 
 
 class ResultForm(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agenthelm._runtime.retry import Clock
-from agenthelm.core.storage.base import BaseStorage
+from agenthelm.core.storage.base import BaseStorage, StreamInfo
 from agenthelm.exceptions import (
     CorruptRecordError,
     LeaseLostError,
@@ -13,7 +13,7 @@ from agenthelm.exceptions import (
     StorageError,
 )
 from agenthelm.orchestration.fold import load
-from agenthelm.orchestration.journal import LEASE_SECONDS, Journal, claims_of, info_of, run_of, stream_of
+from agenthelm.orchestration.journal import LEASE_SECONDS, Journal, claims_of, run_of, stream_of
 from agenthelm.orchestration.state import PRUNED
 
 __all__ = ["drop_journal", "prune_older", "prune_unreadable", "why_unreadable"]
@@ -40,7 +40,7 @@ async def drop_journal(storage: BaseStorage, run_id: str, clock: Clock, *, posit
     except LeaseLostError:
         return False
     except StorageError:
-        if await info_of(storage, run_id) is not None:
+        if await _info(storage, run_id) is not None:
             raise
         return False
     await storage.drop(claims_of(run_id))
@@ -94,7 +94,7 @@ async def why_unreadable(storage: BaseStorage, run_id: str) -> CorruptRecordErro
 async def prune_unreadable(storage: BaseStorage, run_id: str, clock: Clock) -> None:
     """Drop the journal of a run that can't be read; see `Orchestrator.prune_unreadable`."""
     await why_unreadable(storage, run_id)
-    info = await info_of(storage, run_id)
+    info = await _info(storage, run_id)
     if info is None:  # the list of streams is damaged as well, and nobody can have written to this one
         await storage.drop(claims_of(run_id))
         await storage.drop(stream_of(run_id))
@@ -103,3 +103,8 @@ async def prune_unreadable(storage: BaseStorage, run_id: str, clock: Clock) -> N
     silent = info.state != "open" or clock.wall() - info.updated_at > LEASE_SECONDS
     if not silent or not await drop_journal(storage, run_id, clock, position=info.position):
         raise RunBusyError(run_id, owner="a process that wrote to its journal just now")
+
+
+async def _info(storage: BaseStorage, run_id: str) -> StreamInfo | None:
+    name = stream_of(run_id)
+    return next((info for info in await storage.streams(prefix=name) if info.name == name), None)

@@ -47,7 +47,7 @@ class SagaResult:
     Attributes:
         status: ``success``: the effects stand. ``stopped``: it failed and they were left standing, as asked.
             ``rolled_back``: all undone. ``failed``: something was irreversible or could not be undone; ``stuck`` names it.
-            ``open``: its process is gone and nobody has ended it yet; only `Orchestrator.resolve` returns that.
+            ``open``: it has not ended: it is running, or its process is gone. `Runs` and `Orchestrator.resolve` say that.
         steps: The steps that succeeded, in order of completion (plans only).
         error: What went wrong, in one line.
         exception: The exception itself, where there was one in this process.

@@ -53,7 +53,7 @@ class RunInfo:
     @classmethod
     def of(cls, state: RunState, *, now: float) -> Self:
         """What a journal says, ``now`` by the wall clock."""
-        unreadable = state.status == UNREADABLE
+        unreadable, is_open = state.status == UNREADABLE, state.status is None
         return cls(
             state.run_id,
             state.name,
@@ -61,10 +61,8 @@ class RunInfo:
             state.session_id,
             state.namespace,
             began=datetime.fromtimestamp(state.opened_at, UTC),
-            ended=None
-            if state.status is None or state.closed_at is None
-            else datetime.fromtimestamp(state.closed_at, UTC),
-            running=state.status is None and not state.claimable(now),
+            ended=None if is_open or state.closed_at is None else datetime.fromtimestamp(state.closed_at, UTC),
+            running=is_open and not state.claimable(now),
             trace_id=state.trace_id,
             saga=SagaResult("failed", error=state.reason, run_id=state.run_id) if unreadable else as_found(state),
         )

@@ -18,7 +18,7 @@ from agenthelm._runtime.groups import beside, in_child, shielded
 from agenthelm.core.cost import Budget
 from agenthelm.core.executor import ToolExecutor, using
 from agenthelm.exceptions import LeaseLostError, RunExistsError, SagaError, StorageError
-from agenthelm.orchestration.journal import Journal, info_of
+from agenthelm.orchestration.journal import Journal, status_of
 from agenthelm.orchestration.lease import Lease
 from agenthelm.orchestration.live import LiveRun, ScopeLog
 from agenthelm.orchestration.results import SagaResult, SagaStatus, StepRecord
@@ -249,8 +249,8 @@ class SagaScope:
                     span_id=span_id,
                 )
             except LeaseLostError:
-                info = await info_of(journal.storage, journal.run_id)
-                raise RunExistsError(journal.run_id, status=(info and info.state) or "pruned") from None
+                status = await status_of(journal.storage, journal.run_id)
+                raise RunExistsError(journal.run_id, status=status) from None
             except anyio.get_cancelled_exc_class():
                 # The record was written all the same; nobody would close it.
                 await shielded(journal.closed, "rolled_back")
