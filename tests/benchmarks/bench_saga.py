@@ -2,6 +2,8 @@
 
 Everything is measured in one process, in turns, so that the machine's moods fall on all alike. A machine that is shared
 changes its speed by the second: *typical* is the median of the turns, *quiet* the tenth of them that were disturbed least.
+Where commits are quick, the processor limits how much concurrent sagas gain; ``--slower-disk 1`` tells what they gain on a
+disk whose commits take a millisecond longer.
 DBOS and LangGraph take part where they can be imported
 (``pip install dbos langgraph langgraph-checkpoint-sqlite aiosqlite``).
 """
@@ -17,6 +19,7 @@ import os
 import platform
 import sqlite3
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -27,10 +30,13 @@ from typing import Any
 
 import anyio
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from agenthelm.core.storage import BaseStorage, InMemoryStorage, SqliteStorage
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step
+from tests.benchmarks.slower_disk import rerun_on
 
 TOOLS = ToolRegistry()
 STEPS = 5
@@ -331,10 +337,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--finished", type=int, default=10_000, help="how many finished sagas the file holds")
     parser.add_argument("--folder", type=Path, help="where the files go; it decides which disk is measured")
+    parser.add_argument("--slower-disk", type=float, metavar="MS", help="milliseconds that each commit takes longer")
     options = parser.parse_args()
     logging.disable()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
+        if options.slower_disk:
+            rerun_on(folder, milliseconds=options.slower_disk)
         print(machine(folder))
         for backend in ("asyncio", "trio"):
             typical, quiet = anyio.run(in_memory, 6 * options.rounds, 500, backend=backend)
