@@ -48,7 +48,7 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *session.posargs)
 
 
-@nox.session(python=DEFAULT)
+@nox.session(python=DEFAULT, venv_backend="uv")  # pip can't ask for the lowest
 def tests_lowest(session: nox.Session) -> None:
     """The suite with the lowest version of each direct dependency that pyproject.toml allows."""
     session.install("--resolution", "lowest-direct", "-e", ".[otlp]", "--group", "test")
