@@ -34,16 +34,16 @@ _VALUES: Mapping[str, tuple[str, ...]] = {
 _LATEST = 2e11  # the calendar ends soon after that
 
 
-async def load(storage: BaseStorage, run_id: str) -> RunState:
-    """Read one run's journal.
+async def load(storage: BaseStorage, run_id: str, *, namespace: str | None = None) -> RunState:
+    """Read one run's journal; of one tenant only, where a namespace is given.
 
     Raises:
-        RunNotFoundError: There is none.
+        RunNotFoundError: There is none, or it is another tenant's.
         CorruptRecordError: It can't be read.
     """
     records = await storage.read(stream_of(run_id))
     state = fold(run_id, records)
-    if not records or state.status == PRUNED:
+    if not records or state.status == PRUNED or namespace not in (None, state.namespace):
         raise RunNotFoundError(run_id)
     return state
 

@@ -300,8 +300,12 @@ class Orchestrator:
 
     # -- afterwards ---------------------------------------------------------------------------------------------------
 
-    async def undo(self, run_id: str) -> SagaResult:
+    async def undo(self, run_id: str, *, namespace: str | None = None) -> SagaResult:
         """Undo a run on purpose, also one that went well; a run that is rolled back already is left alone.
+
+        Args:
+            run_id: The run.
+            namespace: The tenant that asks, who has no runs but its own; None for whoever may undo any.
 
         Raises:
             RunNotFoundError: There is no such run.
@@ -311,15 +315,18 @@ class Orchestrator:
             LeaseLostError: Another process claimed it meanwhile, and goes on with it.
         """
         async with self._recovery() as recovery:
-            return await recovery.undo(run_id)
+            return await recovery.undo(run_id, namespace=namespace)
 
-    async def recover(self, run_id: str | None = None, resume: bool = False) -> list[SagaResult]:
+    async def recover(
+        self, run_id: str | None = None, resume: bool = False, *, namespace: str | None = None
+    ) -> list[SagaResult]:
         """Finish what processes that died left behind. Never happens by itself.
 
         Args:
             run_id: One run; all that can be claimed by default.
             resume: Whether plans of steps go on from where they were, where that is safe, with the budget and the deadline
                 they were begun with, counted anew. Everything else is undone.
+            namespace: The tenant whose runs alone are looked at; of all tenants by default.
 
         Returns:
             How each ended. A run whose journal can't be read, or whose tools are not registered here, is left alone and
@@ -333,10 +340,14 @@ class Orchestrator:
             LeaseLostError: Another process claimed it meanwhile, and goes on with it.
         """
         async with self._recovery() as recovery:
-            return await recovery.recover(run_id, resume=resume)
+            return await recovery.recover(run_id, resume=resume, namespace=namespace)
 
-    async def retry(self, run_id: str) -> SagaResult:
+    async def retry(self, run_id: str, *, namespace: str | None = None) -> SagaResult:
         """Try once more to undo what could not be undone.
+
+        Args:
+            run_id: The run.
+            namespace: The tenant that asks; see `undo`.
 
         Raises:
             RunNotFoundError: There is no such run.
@@ -346,9 +357,11 @@ class Orchestrator:
             LeaseLostError: Another process claimed it meanwhile, and goes on with it.
         """
         async with self._recovery() as recovery:
-            return await recovery.retry(run_id)
+            return await recovery.retry(run_id, namespace=namespace)
 
-    async def resolve(self, run_id: str, step: str, *, outcome: Literal["done", "undone"]) -> SagaResult:
+    async def resolve(
+        self, run_id: str, step: str, *, outcome: Literal["done", "undone"], namespace: str | None = None
+    ) -> SagaResult:
         """Record a human's word on what became of an effect.
 
         Args:
@@ -358,6 +371,7 @@ class Orchestrator:
                 then; what was in doubt in a run that is not to be undone has happened, and `undo` takes it back with the
                 rest. ``"undone"``, of any effect: it does not stand: it never happened, or somebody undid it by hand.
                 That may also be said in a run whose process is gone, which stays open for `recover`.
+            namespace: The tenant that asks; see `undo`.
 
         Raises:
             RunNotFoundError: There is no such run.
@@ -366,7 +380,7 @@ class Orchestrator:
             CorruptRecordError: Its journal can't be read.
         """
         async with self._recovery() as recovery:
-            return await recovery.resolve(run_id, step, outcome=outcome)
+            return await recovery.resolve(run_id, step, outcome=outcome, namespace=namespace)
 
     async def prune_unreadable(self, run_id: str) -> None:
         """Drop the journal of a run that can't be read: it is given up, and nothing of it can be undone here any more.

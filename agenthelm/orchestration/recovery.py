@@ -66,9 +66,9 @@ class Recovery:
             self._refuse_missing(state, state.effects.values())
         return Unwinder(self.executor, self._journal(state), recorded=True).preview(state.effects.values())
 
-    async def undo(self, run_id: str) -> SagaResult:
+    async def undo(self, run_id: str, *, namespace: str | None = None) -> SagaResult:
         """Undo a run on purpose; see `Orchestrator.undo`."""
-        state = await load(self.executor.storage, run_id)
+        state = await load(self.executor.storage, run_id, namespace=namespace)
         if state.status in ("rolled_back", "failed"):
             return as_found(state)
         if state.status is None and not state.claimable(self.executor.clock.wall()):
@@ -76,12 +76,14 @@ class Recovery:
         self._refuse_missing(state, state.effects.values())
         return await shielded(self._take, state, "undone on purpose")
 
-    async def recover(self, run_id: str | None = None, *, resume: bool = False) -> list[SagaResult]:
+    async def recover(
+        self, run_id: str | None = None, *, resume: bool = False, namespace: str | None = None
+    ) -> list[SagaResult]:
         """Finish what dead processes left; see `Orchestrator.recover`."""
         results: list[SagaResult] = []
         states: list[RunState] = []
         if run_id is not None:
-            state = await load(self.executor.storage, run_id)
+            state = await load(self.executor.storage, run_id, namespace=namespace)
             if state.status is not None:
                 return []
             if not state.claimable(self.executor.clock.wall()):
@@ -91,8 +93,12 @@ class Recovery:
             found = await self.executor.storage.streams(where={"state": "open"}, prefix=stream_of(""))
             for info in found:
                 try:
-                    states.append(await load(self.executor.storage, run_of(info.name)))
+                    states.append(await load(self.executor.storage, run_of(info.name), namespace=namespace))
+                except RunNotFoundError:  # another tenant's, or dropped just now
+                    continue
                 except CorruptRecordError as error:  # of this run nothing may be concluded; the others are not to blame
+                    if namespace is not None:
+                        continue  # not even whose it is
                     unread = SagaResult("failed", error=describe(error), exception=error, run_id=run_of(info.name))
                     results.append(unread)
         for state in states:
@@ -116,9 +122,9 @@ class Recovery:
                     _log.warning("%s", taken)
         return results
 
-    async def retry(self, run_id: str) -> SagaResult:
+    async def retry(self, run_id: str, *, namespace: str | None = None) -> SagaResult:
         """Try once more to undo what could not be undone; see `Orchestrator.retry`."""
-        state = await load(self.executor.storage, run_id)
+        state = await load(self.executor.storage, run_id, namespace=namespace)
         if state.status is None:
             if recovered := await self.recover(run_id):
                 return recovered[0]
@@ -129,9 +135,11 @@ class Recovery:
         self._refuse_missing(state, state.begun() if kept else state.effects.values(), again=True)
         return await shielded(self._take, state, "tried again on purpose", kept, True)
 
-    async def resolve(self, run_id: str, step: str, *, outcome: Literal["done", "undone"]) -> SagaResult:
+    async def resolve(
+        self, run_id: str, step: str, *, outcome: Literal["done", "undone"], namespace: str | None = None
+    ) -> SagaResult:
         """Record a human's word on what became of an effect; see `Orchestrator.resolve`."""
-        state = await load(self.executor.storage, run_id)
+        state = await load(self.executor.storage, run_id, namespace=namespace)
         dead = state.status is None and state.claimable(self.executor.clock.wall())
         if dead and outcome != "undone":
             raise RunBusyError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, Self
@@ -30,7 +31,7 @@ class RunInfo:
         name: What ran: a flow's, an agent's or a plan's name.
         kind: Whether it is a plan of steps, which can be resumed, or anything else.
         session_id: The conversation it belongs to.
-        namespace: The tenant it belongs to. Whoever lets tenants ask for runs by their ids must look at this.
+        namespace: The tenant it belongs to.
         began: When, UTC.
         ended: When, UTC, the last time if it was undone later; None while it is open.
         running: Whether it is open and its process lives, or may live; an open run that is not running is for
@@ -80,12 +81,16 @@ class Runs:
         self._storage = storage
         self._clock = clock or SystemClock()
 
-    async def latest(self, limit: int = 50, *, status: SagaStatus | None = None) -> list[RunInfo]:
-        """The latest runs, newest first, of all tenants.
+    async def latest(
+        self, limit: int = 50, *, status: SagaStatus | None = None, namespace: str | None = None
+    ) -> list[RunInfo]:
+        """The latest runs, newest first.
 
         Args:
             limit: At most so many.
             status: Only those that ended so; ``open`` for those that have not.
+            namespace: Only those of this tenant; of all tenants by default. Journals are read, the latest first, until so
+                many are found, so it takes long for a tenant with few runs among very many.
 
         Raises:
             ConfigError: An argument makes no sense.
@@ -94,17 +99,29 @@ class Runs:
         options.check_number("limit", limit, at_least=1, whole=True)
         if status is not None:
             options.choice("status", status, SagaStatus)
-        return [self._info(state) async for state in states(self._storage, status=status, limit=limit)]
+        found: list[RunInfo] = []
+        among = states(self._storage, status=status, limit=limit if namespace is None else None)
+        async with aclosing(among):
+            async for state in among:
+                if namespace in (None, state.namespace):
+                    found.append(self._info(state))
+                    if len(found) == limit:
+                        break
+        return found
 
-    async def find(self, run_id: str) -> RunInfo:
+    async def find(self, run_id: str, *, namespace: str | None = None) -> RunInfo:
         """One run.
+
+        Args:
+            run_id: The run.
+            namespace: The tenant that asks, who has no runs but its own; None for whoever may see all.
 
         Raises:
             RunNotFoundError: There is no such run.
             CorruptRecordError: Its journal can't be read.
             StorageError: The storage can't be read.
         """
-        return self._info(await load(self._storage, run_id))
+        return self._info(await load(self._storage, run_id, namespace=namespace))
 
     async def prune(self, older_than: timedelta) -> list[str]:
         """Drop the journals of runs that ended longer ago than that; they can't be undone any more then.
@@ -130,7 +147,7 @@ class Runs:
         return RunInfo.of(state, now=self._clock.wall())
 
 
-async def states(storage: BaseStorage, *, status: str | None, limit: int | None) -> AsyncIterator[RunState]:
+async def states(storage: BaseStorage, *, status: str | None, limit: int | None) -> AsyncGenerator[RunState]:
     """The runs with a journal, newest first; of one that can't be read there is only that."""
     for stream in await latest(storage, status=status, limit=limit):
         run_id = run_of(stream.name)

@@ -58,8 +58,8 @@ class Shop:
     def plan(self, what: str) -> list[Step]:
         return [Step("order", {"what": what}), Step("send", {"what": what})]
 
-    async def sent(self, what: str, run_id: str | None = None) -> Any:
-        return await self.orchestrator.run_saga(self.plan(what), name="sale", run_id=run_id)
+    async def sent(self, what: str, run_id: str | None = None, namespace: str = "default") -> Any:
+        return await self.orchestrator.run_saga(self.plan(what), name="sale", run_id=run_id, namespace=namespace)
 
 
 class Clerk(Agent):
@@ -225,3 +225,55 @@ class TestRuns:
         for odd in (30, "30d", timedelta(days=-1), None):
             with pytest.raises(ConfigError, match=r"older_than must be a length of time, such as timedelta\(days=30\)"):
                 await runs.prune(odd)
+
+
+class TestTenants:
+    """Who asks in the name of a tenant has no runs but that tenant's, whatever ids it names."""
+
+    async def test_none_undoes_what_another_did(self) -> None:
+        shop = Shop()
+        await shop.sent("tea", "acme-1", "acme")
+        orchestrator = shop.orchestrator
+        with pytest.raises(RunNotFoundError, match="acme-1"):
+            await orchestrator.undo("acme-1", namespace="globex")
+        assert shop.ordered == ["tea"]
+        undone = await orchestrator.undo("acme-1", namespace="acme")
+        assert (undone.status, shop.ordered) == ("rolled_back", [])
+
+    async def test_none_tries_again_or_settles_what_got_stuck_with_another(self) -> None:
+        shop = Shop()
+        await shop.sent("tea", "acme-1", "acme")
+        shop.ordered.clear()  # so that it can't be cancelled
+        orchestrator = shop.orchestrator
+        assert (await orchestrator.undo("acme-1")).status == "failed"
+        with pytest.raises(RunNotFoundError, match="acme-1"):
+            await orchestrator.retry("acme-1", namespace="globex")
+        with pytest.raises(RunNotFoundError, match="acme-1"):
+            await orchestrator.resolve("acme-1", "order", outcome="undone", namespace="globex")
+        assert (await orchestrator.retry("acme-1", namespace="acme")).status == "failed"
+        settled = await orchestrator.resolve("acme-1", "order", outcome="undone", namespace="acme")
+        assert settled.status == "rolled_back"
+
+    async def test_none_recovers_the_runs_of_another(self) -> None:
+        shop = Shop()
+        await left_open(shop.storage, "acme-1")
+        await shop.storage.append([Record(stream_of("torn"), {"type": "closed", "at": 0.0}, "open")])
+        later = Orchestrator(tools=shop.tools, storage=shop.storage, clock=Later())
+        assert await later.recover(namespace="globex") == []
+        with pytest.raises(RunNotFoundError, match="acme-1"):
+            await later.recover("acme-1", namespace="globex")
+        assert [result.run_id for result in await later.recover(namespace="acme")] == ["acme-1"]
+
+    async def test_none_sees_the_runs_of_another(self) -> None:
+        shop = Shop()
+        for number in range(3):
+            await shop.sent("tea", f"acme-{number}", "acme")
+            await shop.sent("", f"globex-{number}", "globex")
+        await shop.storage.append([Record(stream_of("torn"), {"type": "closed", "at": 0.0}, "open")])
+        runs = shop.orchestrator.runs
+        assert [run.run_id for run in await runs.latest(2, namespace="acme")] == ["acme-2", "acme-1"]
+        assert [run.run_id for run in await runs.latest(namespace="globex")] == ["globex-2", "globex-1", "globex-0"]
+        assert await runs.latest(namespace="globex", status="success") == []
+        assert (await runs.find("acme-1", namespace="acme")).namespace == "acme"
+        with pytest.raises(RunNotFoundError, match="acme-1"):
+            await runs.find("acme-1", namespace="globex")
