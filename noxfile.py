@@ -105,7 +105,8 @@ def build(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """The long random runs that the suite leaves out."""
     install(session, "test")
-    session.run("pytest", "-m", "slow", *session.posargs)
+    # One that takes hours is none that hangs.
+    session.run("pytest", "-m", "slow", "-o", "faulthandler_timeout=14400", *session.posargs)
 
 
 @nox.session(python=DEFAULT)
