@@ -28,6 +28,8 @@ LEASE_SECONDS = 30.0
 """A run whose journal is silent for so long may be claimed even if its owner can't be seen to be dead."""
 RENEW_SECONDS = 10.0
 """How long an owner stays silent at most."""
+_SOON = 0.05
+"""How long it waits at least before it looks again whether to renew: clocks differ by a little, and appends take time."""
 
 _log = logging.getLogger(__name__)
 
@@ -131,7 +133,7 @@ class Journal:
         self.epoch: int = epoch
         self.broken: StorageError | None = None
         self.lost: LeaseLostError | None = None
-        self.last_append: float = clock.monotonic()
+        self._last_append = clock.monotonic()
         self._clock = clock
         self._position = position
         self._under_way = 0
@@ -184,18 +186,29 @@ class Journal:
             raise
         finally:
             self._under_way -= 1
-        self.last_append = self._clock.monotonic()
+        self._last_append = self._clock.monotonic()
+
+    def due(self) -> float:
+        """Seconds until the lease is to be renewed, if nothing else is written by then."""
+        return max(_SOON, RENEW_SECONDS - (self._clock.monotonic() - self._last_append))
+
+    async def renew(self) -> None:
+        """Renew the lease if that is due; raises as `append`.
+
+        What is being written renews it as well. And it may be the end of the run, behind which no record belongs.
+        """
+        if not self._under_way and self._clock.monotonic() - self._last_append >= RENEW_SECONDS:
+            await self.append("renewed")
 
     async def keep(self) -> None:
-        """Renew the lease whenever nothing else is written, for as long as this runs and the run is ours."""
+        """Renew the lease whenever that is due, for as long as this runs and the run is ours."""
         while True:
-            await anyio.sleep(RENEW_SECONDS)
-            if self._clock.monotonic() - self.last_append >= RENEW_SECONDS / 2:
-                try:
-                    await self.append("renewed")
-                except (LeaseLostError, StorageError) as error:  # whoever works under the lease meets it, too
-                    _log.warning("lease of run %s: %s", self.run_id, error)
-                    return
+            await anyio.sleep(self.due())
+            try:
+                await self.renew()
+            except (LeaseLostError, StorageError) as error:  # whoever works under the lease meets it, too
+                _log.warning("lease of run %s: %s", self.run_id, error)
+                return
 
     async def opened(
         self,

@@ -11,10 +11,9 @@ from anyio import CancelScope
 from anyio.abc import TaskGroup
 
 from agenthelm._runtime.context import StopMark
-from agenthelm._runtime.retry import Clock
 from agenthelm._runtime.wake import later
 from agenthelm.exceptions import LeaseLostError, StorageError
-from agenthelm.orchestration.journal import RENEW_SECONDS, Journal
+from agenthelm.orchestration.journal import Journal
 
 __all__ = ["Lease"]
 
@@ -29,12 +28,10 @@ class Lease:
 
     Attributes:
         journal: The run's journal.
-        clock: Time between renewals.
         stop: Marked when the run is somebody else's now, or the lease can't be renewed.
     """
 
     journal: Journal
-    clock: Clock
     stop: StopMark
     _over: anyio.Event = field(init=False, default_factory=anyio.Event)
     _group: TaskGroup = field(init=False, default_factory=anyio.create_task_group)
@@ -54,10 +51,6 @@ class Lease:
         """Whether this is the task in which it began; the group keeps that one, so no other has its id."""
         return anyio.get_current_task().id == self._task
 
-    def _silent_for(self) -> float:
-        """How many seconds the journal may stay silent from now on."""
-        return max(0.05, RENEW_SECONDS - (self.clock.monotonic() - self.journal.last_append))
-
     def _set_timer(self) -> bool:
         """Have it renewed by the event loop's clock; False if the loop has no timers."""
         reference = weakref.ref(self)
@@ -67,7 +60,7 @@ class Lease:
             if lease is not None and not lease._over.is_set():
                 lease._group.start_soon(lease._renew, name="agenthelm lease")
 
-        self._call_off = later(self._silent_for(), due)
+        self._call_off = later(self.journal.due(), due)
         return self._call_off is not None
 
     async def _renew(self) -> None:
@@ -98,22 +91,21 @@ class Lease:
         """Renew in a task that sleeps, where there are no timers."""
         with CancelScope(shield=True):
             while True:
-                with anyio.move_on_after(self._silent_for()):
+                with anyio.move_on_after(self.journal.due()):
                     await self._over.wait()
                     return
                 if not await self._keep():
                     return
 
     async def _keep(self) -> bool:
-        """Renew if nothing else was written; False when there is nothing left to keep."""
-        if self.clock.monotonic() - self.journal.last_append >= RENEW_SECONDS:
-            try:
-                await self.journal.append("renewed")
-            except LeaseLostError:
-                return False
-            except StorageError as error:
-                self.stop.set(error)
-                return False
+        """Renew if that is due; False when there is nothing left to keep."""
+        try:
+            await self.journal.renew()
+        except LeaseLostError:
+            return False
+        except StorageError as error:
+            self.stop.set(error)
+            return False
         return True
 
     def _lost(self, error: LeaseLostError) -> None:

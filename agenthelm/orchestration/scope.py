@@ -258,7 +258,7 @@ class SagaScope:
             _log.info("run %s began: %s", journal.run_id, self.opening.name)
         else:
             journal = self.journal
-        self._lease = Lease(journal, self.executor.clock, self.stop)
+        self._lease = Lease(journal, self.stop)
         await self._lease.begin()
         run = LiveRun(journal, self.executor.tools, self.states, resumable=self.opening.plan is not None)
         if self.states:

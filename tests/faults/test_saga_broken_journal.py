@@ -12,7 +12,7 @@ from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.storage.base import Record
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import StorageError
-from agenthelm.orchestration import lease
+from agenthelm.orchestration import journal as journals
 from agenthelm.orchestration.journal import Journal
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import Step, saga
@@ -84,7 +84,7 @@ async def test_after_an_end_that_could_not_be_written_every_door_is_closed(tools
 async def test_a_run_whose_lease_could_not_be_renewed_goes_on_to_no_further_call(
     tools: ToolRegistry, log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(journals, "RENEW_SECONDS", 0.05)
     storage = failing("renewed")
     with pytest.raises(StorageError):
         async with saga("trip", tools=tools, storage=storage) as scope:

@@ -14,7 +14,6 @@ from agenthelm.core.storage import InMemoryStorage, Record
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import LeaseLostError
 from agenthelm.orchestration import journal as journals
-from agenthelm.orchestration import lease as leases
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.saga import saga
 from agenthelm.testing.storage import FaultyStorage
@@ -77,7 +76,7 @@ async def test_a_success_that_nobody_heard_of_is_taken_back_under_a_lease_that_i
 async def test_a_run_is_renewed_while_a_long_undo_goes_on_though_it_was_never_renewed_before(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.3)
+    monkeypatch.setattr(journals, "RENEW_SECONDS", 0.3)
     tools, world, inner = undone_once_renewed()
     made = anyio.Event()
 

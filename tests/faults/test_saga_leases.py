@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import pytest
+from trio.testing import MockClock
 
 from agenthelm._runtime.retry import SystemClock
 from agenthelm.agent.base import Agent
@@ -19,7 +20,7 @@ from agenthelm.core.storage import InMemoryStorage, JsonStorage, SqliteStorage
 from agenthelm.core.storage.base import EVENTS
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import CorruptRecordError, LeaseLostError, StalePositionError, StorageError
-from agenthelm.orchestration import lease
+from agenthelm.orchestration import journal as journals
 from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.journal import Journal
 from agenthelm.orchestration.orchestrator import Orchestrator
@@ -192,7 +193,7 @@ async def test_an_owner_that_stalls_while_it_undoes_leaves_the_rest_to_the_claim
 
 
 async def test_the_heartbeat_notices_that_the_run_was_claimed_and_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(journals, "RENEW_SECONDS", 0.05)
     storage, tools = InMemoryStorage(), ToolRegistry()
     entered = anyio.Event()
     log: list[str] = []
@@ -227,7 +228,7 @@ async def test_the_heartbeat_notices_that_the_run_was_claimed_and_stops_it(monke
 
 async def test_a_living_owner_that_renews_its_lease_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     world, storage = Stall(), InMemoryStorage()
-    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(journals, "RENEW_SECONDS", 0.05)
     async with anyio.create_task_group() as group:
         group.start_soon(plan, world, storage)
         await world.stalled.wait()
@@ -241,7 +242,7 @@ async def test_a_living_owner_that_renews_its_lease_is_left_alone(monkeypatch: p
 @pytest.mark.parametrize("way", [agents, plan, by_hand], ids=lambda way: way.__name__)
 def test_a_run_in_a_loop_that_asyncio_started_renews_its_lease_too(way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # There no variable says which library runs: anyio knows it by the current task, and a loop's callback has none.
-    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(journals, "RENEW_SECONDS", 0.05)
     world, storage = Stall(), InMemoryStorage()
 
     async def main() -> list[SagaResult]:
@@ -260,6 +261,50 @@ def test_a_run_in_a_loop_that_asyncio_started_renews_its_lease_too(way: Any, mon
     with ThreadPoolExecutor(1) as pool:  # with none of this thread's context variables
         assert pool.submit(asyncio.run, main()).result(timeout=120) == []
     assert world.log == ["make one", "make two", "make three"]
+
+
+class Silence(SystemClock):
+    """A clock by which time passes only on the event loop's own, or because a test says so."""
+
+    ahead = 0.0
+
+    def monotonic(self) -> float:
+        return self.ahead + anyio.current_time()
+
+
+async def begun(storage: Any, clock: Silence) -> Journal:
+    journal = Journal(storage, "trip", clock)
+    await journal.opened(name="trip", kind="agents", rollback=True, session_id="s", namespace="default")
+    return journal
+
+
+async def test_no_lease_is_renewed_behind_the_end_of_its_run_however_long_that_takes_to_be_written() -> None:
+    inner, clock = InMemoryStorage(), Silence()
+    storage = FaultyStorage(inner, matching=lambda record: record.data.get("type") == "closed", do="hang")
+    journal = await begun(storage, clock)
+    async with anyio.create_task_group() as group:
+        group.start_soon(journal.closed, "success")
+        await storage.hanging.wait()
+        clock.ahead = 2 * journals.RENEW_SECONDS
+        await journal.renew()
+        storage.release()
+    assert [record.data["type"] for record in await inner.read(journal.stream)] == ["opened", "closed"]
+    assert await journals.status_of(inner, "trip") == "success"
+
+
+@pytest.mark.parametrize(
+    "anyio_backend", [pytest.param(("trio", {"clock": MockClock(autojump_threshold=0)}), id="trio")]
+)
+async def test_whoever_undoes_a_run_is_never_silent_for_longer_than_it_may_be() -> None:
+    storage = InMemoryStorage()
+    journal = await begun(storage, Silence())
+    async with anyio.create_task_group() as group:
+        group.start_soon(journal.keep)
+        await anyio.sleep(0.6 * journals.RENEW_SECONDS)
+        await journal.append("undoing", effect="e1", by="cancel")
+        await anyio.sleep(1.1 * journals.RENEW_SECONDS)
+        group.cancel_scope.cancel()
+    assert [record.data["type"] for record in await storage.read(journal.stream)] == ["opened", "undoing", "renewed"]
 
 
 # -- journals that can't be written ------------------------------------------------------------------------------------

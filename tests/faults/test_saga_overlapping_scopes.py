@@ -18,7 +18,7 @@ from agenthelm.core.executor import current_executor
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import SagaError, StorageError
-from agenthelm.orchestration import lease
+from agenthelm.orchestration import journal as journals
 from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.parallel import Parallel, branch_scope
@@ -252,7 +252,7 @@ async def test_a_scope_left_in_another_task_is_undone_and_its_heartbeat_ends(fai
 async def test_a_scope_in_a_generator_that_a_web_server_dropped_is_undone_when_it_is_collected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(journals, "RENEW_SECONDS", 0.05)
     world = World()
 
     async def answer() -> AsyncIterator[str]:

@@ -13,7 +13,7 @@ from agenthelm._runtime.retry import SystemClock
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import Tool, ToolRegistry, tool
 from agenthelm.exceptions import LeaseLostError, PlanError, StalePositionError, StorageError
-from agenthelm.orchestration import lease
+from agenthelm.orchestration import journal as journals
 from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.journal import Journal, stream_of
 from agenthelm.orchestration.orchestrator import Orchestrator
@@ -489,7 +489,7 @@ async def test_a_nested_saga_that_left_something_standing_fails_the_run_that_wen
 async def test_a_run_whose_lease_can_not_be_renewed_makes_no_further_call(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(journals, "RENEW_SECONDS", 0.05)
     tried = anyio.Event()
 
     def renewing(record: Any) -> bool:
