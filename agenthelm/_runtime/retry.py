@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
@@ -68,7 +68,6 @@ class Backoff:
     maximum: float = 30.0
     jitter: bool = True
     longest_wait: float = 300.0
-    random: random.Random = field(default_factory=random.Random, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         numbers = (self.initial, self.factor, self.maximum, self.longest_wait)
@@ -93,7 +92,8 @@ class Backoff:
             bound = min(self.maximum, self.initial * float(self.factor) ** (retry - 1))
         except OverflowError:
             bound = self.maximum if self.initial else 0.0
-        drawn = self.random.uniform(0.0, bound) if self.jitter else bound
+        # The module's own generator is another one in each fork of a process; one kept here would draw the same for all.
+        drawn = random.uniform(0.0, bound) if self.jitter else bound  # noqa: S311 - no secret is made of it
         return max(drawn, asked_delay(error, now=time.time() if now is None else now))
 
     def too_long(self, delay: float) -> bool:

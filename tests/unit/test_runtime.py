@@ -663,6 +663,26 @@ class TestIdentity:
         assert len({new_run_id() for _ in range(1000)}) == 1000
 
 
+DELAYS_ON_BOTH_SIDES_OF_A_FORK = """
+import os
+from agenthelm import Backoff
+backoff = Backoff(initial=1)
+for _ in range(2):
+    if (child := os.fork()) == 0:
+        print(backoff.delay(1), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+print(backoff.delay(1))
+"""
+
+
+def test_forked_workers_that_failed_together_do_not_come_back_together() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", DELAYS_ON_BOTH_SIDES_OF_A_FORK], capture_output=True, text=True, check=True
+    )
+    assert len(set(run.stdout.split())) == 3
+
+
 class TestBackoff:
     def test_bounds_grow_up_to_the_maximum(self) -> None:
         backoff = Backoff(initial=1, factor=2, maximum=5, jitter=False)
