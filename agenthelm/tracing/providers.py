@@ -6,8 +6,10 @@ OpenTelemetry is imported before somebody has set up telemetry: without an SDK t
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from agenthelm.tracing.names import SCHEMA_URL, SCOPE
@@ -18,16 +20,56 @@ if TYPE_CHECKING:
 
 __all__ = ["current_meter", "current_tracer", "use_providers", "version"]
 
-_own_tracers: TracerProvider | None = None
-_own_meters: MeterProvider | None = None
 
-# The last provider seen and what it gave, so that a span site asks it for a tracer once and not each time.
-_tracer: tuple[object, Tracer | None] = (None, None)
-_meter: tuple[object, Meter | None] = (None, None)
+class _Source:
+    """Where one kind of telemetry comes from: the provider, and what it gave, so that it is asked once and not each time.
 
-# A provider that the environment names is loaded by the API itself.
-_TRACERS_NAMED = "OTEL_PYTHON_TRACER_PROVIDER" in os.environ
-_METERS_NAMED = "OTEL_PYTHON_METER_PROVIDER" in os.environ
+    Args:
+        api: OpenTelemetry's module for that kind.
+        kind: What its providers give.
+        variable: Where the environment may name a provider, which the API then loads by itself.
+    """
+
+    __slots__ = ("_api", "_get", "_get_provider", "_made", "_named", "own")
+
+    def __init__(self, api: str, kind: str, variable: str) -> None:
+        self._api = api
+        self._get = f"get_{kind}"
+        self._get_provider = f"get_{kind}_provider"
+        self._named = variable in os.environ
+        self._made: tuple[object, Any] = (None, None)
+        self.own: object = None
+
+    def current(self) -> Any:
+        """What to use, or None where nobody would see it."""
+        provider = self.own
+        if provider is None:
+            api = sys.modules.get(self._api)
+            if api is None:
+                if not self._named:
+                    return None
+                api = importlib.import_module(self._api)
+            try:
+                provider = getattr(api, self._get_provider)()
+            except AttributeError:  # another thread is importing it right now
+                return None
+        seen, made = self._made
+        if provider is not seen:
+            # The API's own providers (proxy, no-op) record nothing.
+            idle = type(provider).__module__.startswith(self._api)
+            made = None if idle else getattr(provider, self._get)(SCOPE, version(), SCHEMA_URL)
+            self._made = (provider, made)
+        return made
+
+
+_tracers = _Source("opentelemetry.trace", "tracer", "OTEL_PYTHON_TRACER_PROVIDER")
+_meters = _Source("opentelemetry.metrics", "meter", "OTEL_PYTHON_METER_PROVIDER")
+
+current_tracer: Callable[[], Tracer | None] = _tracers.current
+"""The tracer to use, or None where nobody would see its spans."""
+
+current_meter: Callable[[], Meter | None] = _meters.current
+"""The meter to use, or None where nobody would see its measurements."""
 
 
 def use_providers(tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None) -> None:
@@ -35,53 +77,7 @@ def use_providers(tracer_provider: TracerProvider | None = None, meter_provider:
 
     Holds for the whole process, until the next call; None goes back to the global provider.
     """
-    global _own_tracers, _own_meters
-    _own_tracers, _own_meters = tracer_provider, meter_provider
-
-
-def current_tracer() -> Tracer | None:
-    """The tracer to use, or None where nobody would see its spans."""
-    global _tracer
-    provider = _own_tracers
-    if provider is None:
-        api: Any = sys.modules.get("opentelemetry.trace")
-        if api is None:
-            if not _TRACERS_NAMED:
-                return None
-            from opentelemetry import trace as api
-        try:
-            provider = api.get_tracer_provider()
-        except AttributeError:  # another thread is importing it right now
-            return None
-    seen, tracer = _tracer
-    if provider is not seen:
-        # The API's own providers (proxy, no-op) record nothing.
-        idle = type(provider).__module__.startswith("opentelemetry.trace")
-        tracer = None if idle else provider.get_tracer(SCOPE, version(), SCHEMA_URL)
-        _tracer = (provider, tracer)
-    return tracer
-
-
-def current_meter() -> Meter | None:
-    """The meter to use, or None where nobody would see its measurements."""
-    global _meter
-    provider = _own_meters
-    if provider is None:
-        api: Any = sys.modules.get("opentelemetry.metrics")
-        if api is None:
-            if not _METERS_NAMED:
-                return None
-            from opentelemetry import metrics as api
-        try:
-            provider = api.get_meter_provider()
-        except AttributeError:
-            return None
-    seen, meter = _meter
-    if provider is not seen:
-        idle = type(provider).__module__.startswith("opentelemetry.metrics")
-        meter = None if idle else provider.get_meter(SCOPE, version(), SCHEMA_URL)
-        _meter = (provider, meter)
-    return meter
+    _tracers.own, _meters.own = tracer_provider, meter_provider
 
 
 def version() -> str:
