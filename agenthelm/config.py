@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from agenthelm.exceptions import ConfigError, nearest
 
-__all__ = ["CONFIG_FILE", "ENVIRONMENT_PREFIX", "Settings", "load_settings"]
+__all__ = ["Settings", "load_settings"]
 
 CONFIG_FILE = "agenthelm.toml"
 ENVIRONMENT_PREFIX = "AGENTHELM_"

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 import agenthelm
+from agenthelm import exceptions as errors
+from agenthelm.cli import main as cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "agenthelm"
@@ -106,6 +108,51 @@ def test_a_packages_names_are_exactly_those_it_declares(name: str) -> None:
     )
 
 
+def taken(*folders: str) -> Iterator[tuple[str, str]]:
+    """What the files there take of the package: modules and names, also where a name is reached through its module."""
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in PACKAGE.rglob("*.py")}
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        tree, imported = ast.parse(path.read_text("utf-8")), dict[str, str]()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("agenthelm."):
+                for alias in node.names:
+                    if (whole := f"{node.module}.{alias.name}") in modules:
+                        imported[alias.asname or alias.name] = whole
+                    else:
+                        yield str(node.module), alias.name
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in imported:
+                yield imported[node.value.id], node.attr
+
+
+def named_elsewhere() -> Iterator[tuple[str, str]]:
+    """The same, for what the API reference describes and the command line loads."""
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        for place in re.findall(r"^::: (agenthelm\S*)", page.read_text("utf-8"), re.MULTILINE):
+            yield place.rpartition(".")[0], place.rpartition(".")[2]
+    for module, _, name in (place.partition(":") for place, *_ in cli._COMMANDS.values()):
+        yield f"agenthelm.cli.{module}", name or "app"
+
+
+def test_a_module_declares_what_others_take_of_it_and_nothing_else() -> None:
+    needed, wanted = set(taken("agenthelm")), {*taken("agenthelm", "tests", "examples"), *named_elsewhere()}
+    amiss = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        module = importlib.import_module(name.removesuffix(".__init__"))
+        declared = set(getattr(module, "__all__", ()))
+        if path.name == "__init__.py" or not declared or module is errors:  # errors are described as a whole
+            continue
+        own = {entry for entry in declared if getattr(getattr(module, entry), "__module__", name) == name}
+        amiss += [f"{name}.{entry} is taken by nobody" for entry in sorted(own) if (name, entry) not in wanted]
+        amiss += [
+            f"{name}.{entry} is not declared"
+            for module_name, entry in sorted(needed)
+            if module_name == name and entry not in declared and not entry.startswith("_")
+        ]
+    assert amiss == []
+
+
 def test_a_public_name_is_public_at_home_too() -> None:
     strays = [
         f"{home}.{name}" for name, home in agenthelm._HOME.items() if name not in importlib.import_module(home).__all__
@@ -126,8 +173,8 @@ def test_every_public_name_is_documented() -> None:
 def test_every_public_name_has_its_place_in_the_api_reference() -> None:
     pages = "\n".join(path.read_text("utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
     described = {line.rsplit(".", 1)[-1] for line in re.findall(r"^::: (agenthelm\S*)", pages, re.MULTILINE)}
-    errors = set(importlib.import_module("agenthelm.exceptions").__all__)  # described together, as one module
-    assert set(agenthelm.__all__) - errors - described == {"__version__"}
+    together = set(errors.__all__)  # described as one module
+    assert set(agenthelm.__all__) - together - described == {"__version__"}
 
 
 def on_the_pages() -> dict[str, object]:

@@ -28,7 +28,7 @@ from agenthelm._runtime.workers import Workers, on_trio
 from agenthelm.agent import streams
 from agenthelm.core.cost import Price
 
-__all__ = ["Backend", "LMBackend", "ObjectBackend", "Server", "backend_for", "connections", "declared_price"]
+__all__ = ["Backend", "LMBackend", "Server", "backend_for", "connections", "declared_price", "missing_key"]
 
 Server: TypeAlias = tuple[str, int | None]
 """A host and its port, as a trace names them: nothing else of an address, which may hold a key."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from agenthelm.agent.backends import Backend, Server
     from agenthelm.agent.metering import Meter
 
-__all__ = ["ASSUMED_OUTPUT_TOKENS", "LMCall", "cached_answer", "plain_event", "usage_of"]
+__all__ = ["ASSUMED_OUTPUT_TOKENS", "LMCall", "cached_answer", "plain_event"]
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from agenthelm.core.redaction import scrub
 from agenthelm.exceptions import AgentHelmError, ModelCallError
 from agenthelm.telling import chain
 
-__all__ = ["Fate", "fate_of", "is_retryable", "remember_attempts", "unwrap"]
+__all__ = ["fate_of", "is_retryable", "remember_attempts", "unwrap"]
 
 _RETRYABLE = frozenset({"rate_limit", "timeout", "server", "transport", "lock_timeout"})
 _LOCAL = frozenset(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ENDINGS", "Asked", "asked_fields", "fill_prompt", "fill_schema", "is_placeholder", "placeholder", "render"]
+__all__ = ["ENDINGS", "fill_prompt", "fill_schema", "is_placeholder", "placeholder", "render"]
 
 _LABEL = "[offline placeholder: "
 _OUTPUTS = re.compile(r"Your output fields are:\n(.*?)(?:\nAll interactions will be structured|\Z)", re.DOTALL)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from agenthelm.exceptions import AgentError, AgentInputError, nearest
 
-__all__ = ["AgentSignature", "FieldSpec", "Runnable", "check_inputs", "signature_of_function"]
+__all__ = ["AgentSignature", "FieldSpec", "Runnable", "check_inputs", "check_parameters", "signature_of_function"]
 
 CONTEXT_NAMES = frozenset({"context", "ctx", "memory"})
 

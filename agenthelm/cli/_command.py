@@ -22,7 +22,7 @@ from agenthelm.cli._ending import USAGE_ERROR, to_stderr
 from agenthelm.cli._loop import Interrupted, run
 from agenthelm.telling import describe, message_of, notes_of
 
-__all__ = ["Failure", "command", "configure", "exit_code", "report", "summary"]
+__all__ = ["Failure", "command", "configure", "report", "summary"]
 
 
 class Failure(Exception):  # noqa: N818 - ends a command whose failure is already reported

@@ -14,7 +14,7 @@ from agenthelm.exceptions import ConfigError, RunNotFoundError, nearest
 if TYPE_CHECKING:
     from agenthelm.core.storage.base import BaseStorage, StoredRecord
 
-__all__ = ["KINDS", "OUTCOMES", "Reading", "conditions", "last_run", "one_of", "parse_when"]
+__all__ = ["OUTCOMES", "Reading", "conditions", "last_run", "one_of", "parse_when"]
 
 OUTCOMES = ("success", "failed", "denied", "over_budget", "timeout", "cancelled", "invalid", "in_doubt")
 """As `EventOutcome`, whose module takes longer to import than most questions take to answer."""

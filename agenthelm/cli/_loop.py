@@ -16,7 +16,7 @@ from anyio.abc import TaskStatus
 
 from agenthelm.cli._ending import end_process, to_stderr
 
-__all__ = ["Interrupted", "Watch", "interruptible", "run", "watch"]
+__all__ = ["Interrupted", "interruptible", "run", "watch"]
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from agenthelm.exceptions import RunExistsError
 if TYPE_CHECKING:
     from agenthelm.cli._live import View
 
-__all__ = ["print_failure", "print_stopped", "render", "show", "stuck_effects", "tell_stuck", "tell_undone"]
+__all__ = ["print_failure", "print_stopped", "show", "stuck_effects", "tell_stuck", "tell_undone"]
 
 _MAIN_KEYS = ("text", "answer")
 

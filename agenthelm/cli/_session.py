@@ -27,7 +27,6 @@ __all__ = [
     "budget_from",
     "check_inputs",
     "choose_agents",
-    "ensure_home",
     "input_texts",
     "load_app",
     "meant",

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from agenthelm._runtime.retry import Backoff
 from agenthelm.exceptions import OutcomeUnknown, ToolContractError
 
-__all__ = ["ToolContract"]
+__all__ = ["ToolContract", "check_contract"]
 
 
 @dataclass(frozen=True, slots=True)

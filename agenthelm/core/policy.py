@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, Self, get_args
 from agenthelm.core.decisions import ApprovalHandler, ApprovalRequest, Decision
 from agenthelm.exceptions import ConfigError, nearest
 
-__all__ = ["Action", "PolicyHandler", "PolicyRule"]
+__all__ = ["PolicyHandler", "PolicyRule"]
 
 Action = Literal["allow", "deny", "ask"]
 """What a rule does: approve, deny, or leave it to another handler."""

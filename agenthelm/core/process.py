@@ -15,7 +15,7 @@ from agenthelm.core.ledger import Ledger
 from agenthelm.exceptions import OutcomeUnknown
 from agenthelm.telling import describe, message_of
 
-__all__ = ["Report", "carried", "charged_here", "module_of_file", "received", "reported"]
+__all__ = ["carried", "charged_here", "module_of_file", "received", "reported"]
 
 _files: dict[str, Path] = {}
 """Modules that were made of a file, by name: no other process finds them by that."""

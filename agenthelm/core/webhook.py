@@ -25,7 +25,7 @@ from agenthelm.tracing.context import inject
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["SIGNATURE_HEADER", "TIMESTAMP_HEADER", "WebhookHandler", "sign"]
+__all__ = ["WebhookHandler", "sign"]
 
 TIMESTAMP_HEADER: Final = "X-AgentHelm-Timestamp"
 """Seconds since the epoch, as decimal digits."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from agenthelm.memory.hub import MemoryHub
     from agenthelm.memory.sync_context import SyncMemoryContext
 
-__all__ = ["MemoryContext", "session_prefix", "shared_prefix"]
+__all__ = ["MemoryContext", "session_prefix"]
 
 
 def session_prefix(namespace: str, session_id: str | None = None) -> str:

@@ -16,7 +16,7 @@ from agenthelm.memory.base import Embedding
 from agenthelm.memory.lexical import LexicalEmbedder
 from agenthelm.telling import describe
 
-__all__ = ["MINILM", "Embedder", "EmbedderLike", "MiniLM", "embedder_for", "minilm_present", "resolve"]
+__all__ = ["MINILM", "Embedder", "EmbedderLike", "MiniLM", "checked", "embedder_for", "resolve"]
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from agenthelm.memory.values import check_key, decode, encode
 from agenthelm.tracing import names as span_names
 from agenthelm.tracing import spans
 
-__all__ = ["RESERVED", "SESSION", "SemanticMemory", "vector_backend_from"]
+__all__ = ["RESERVED", "SESSION", "SemanticMemory"]
 
 RESERVED = "agenthelm."
 """Metadata fields that begin so are the package's own."""

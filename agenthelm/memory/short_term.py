@@ -12,7 +12,7 @@ from agenthelm.exceptions import ConfigError, MemoryValueError
 from agenthelm.memory.base import KeyValueBackend
 from agenthelm.memory.values import check_key, check_ttl, decode, encode, not_an_integer, same
 
-__all__ = ["DEFAULT_TTL", "ShortTermMemory", "backend_from_url"]
+__all__ = ["ShortTermMemory"]
 
 DEFAULT_TTL = 3600
 """Seconds that `ShortTermMemory.write` keeps a value unless told otherwise."""

@@ -22,7 +22,7 @@ from agenthelm.orchestration.wiring import (
 )
 from agenthelm.tracing import spans
 
-__all__ = ["Pipeline"]
+__all__ = ["Pipeline", "as_result", "flow_span", "merged"]
 
 
 class Pipeline:

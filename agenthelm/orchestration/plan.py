@@ -15,7 +15,7 @@ from agenthelm.core.tool import Tool, ToolRegistry
 from agenthelm.exceptions import PlanError, UnknownToolError, nearest
 from agenthelm.orchestration.values import decode
 
-__all__ = ["Plan", "Ref", "Step"]
+__all__ = ["Plan", "Ref", "Step", "Steps", "from_data", "refs_in", "resolved", "to_data"]
 
 
 @dataclass(frozen=True, slots=True)

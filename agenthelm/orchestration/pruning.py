@@ -16,7 +16,7 @@ from agenthelm.orchestration.fold import load
 from agenthelm.orchestration.journal import LEASE_SECONDS, Journal, claims_of, run_of, stream_of
 from agenthelm.orchestration.state import PRUNED
 
-__all__ = ["drop_journal", "prune_older", "prune_unreadable", "why_unreadable"]
+__all__ = ["prune_older", "prune_unreadable", "why_unreadable"]
 
 
 async def drop_journal(storage: BaseStorage, run_id: str, clock: Clock, *, position: int) -> bool:

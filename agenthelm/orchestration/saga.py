@@ -28,7 +28,7 @@ from agenthelm.orchestration.values import encode
 from agenthelm.tracing import spans
 
 __all__ = [
-    "OnError", "Ref", "SagaOrchestrator", "SagaResult", "SagaScope", "Step", "StepRecord", "StuckEffect", "saga",
+    "OnError", "Ref", "SagaOrchestrator", "SagaResult", "SagaScope", "Step", "StepRecord", "StuckEffect", "run_plan", "saga",
 ]  # fmt: skip
 
 

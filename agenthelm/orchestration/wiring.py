@@ -17,6 +17,8 @@ __all__ = [
     "TASK",
     "Checked",
     "Supply",
+    "check_component",
+    "chosen_inputs",
     "component",
     "component_name",
     "component_names",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from agenthelm.tracing.screen import Screen
 
-__all__ = ["TreeProcessor", "render"]
+__all__ = ["TreeProcessor"]
 
 _LONGEST: Final = 200
 _WIDEST: Final = 10_000

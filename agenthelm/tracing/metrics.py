@@ -10,7 +10,7 @@ from agenthelm.tracing import names
 if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
 
-__all__ = ["Instruments", "measure"]
+__all__ = ["measure"]
 
 _DURATIONS: Final = {
     names.CHAT: names.METRIC_OPERATION_DURATION,

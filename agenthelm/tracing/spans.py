@@ -12,18 +12,7 @@ from agenthelm.tracing import names
 from agenthelm.tracing.providers import current_meter, current_tracer
 from agenthelm.tracing.site import NOTHING, Site, SpanHandle, SpanIds, SpanLink, captures_content
 
-__all__ = [
-    "SpanHandle",
-    "SpanLink",
-    "agent",
-    "captures_content",
-    "chat",
-    "current",
-    "embeddings",
-    "memory",
-    "tool",
-    "workflow",
-]
+__all__ = ["SpanHandle", "agent", "captures_content", "chat", "current", "embeddings", "memory", "tool", "workflow"]
 
 
 def current() -> SpanIds:

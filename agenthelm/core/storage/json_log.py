@@ -33,7 +33,7 @@ from agenthelm.core.storage.json_lines import (
 from agenthelm.core.storage.writer import Append, Outcome, place
 from agenthelm.exceptions import StalePositionError, StorageError
 
-__all__ = ["JsonLog", "View"]
+__all__ = ["JsonLog"]
 
 _WORTH_COMPACTING = 1 << 20
 """Files smaller than this are left alone."""

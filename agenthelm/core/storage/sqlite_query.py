@@ -20,7 +20,7 @@ from agenthelm.core.storage.codec import INDEXED_FIELDS, decode, is_journal
 from agenthelm.core.storage.sqlite_schema import RANGED_FIELDS, ZONE_BITS
 from agenthelm.exceptions import CorruptRecordError
 
-__all__ = ["MANY", "Page", "find_records", "find_streams"]
+__all__ = ["Page", "find_records", "find_streams"]
 
 MANY = 10_000
 """From so many matches on, walking beats collecting and sorting."""

@@ -17,7 +17,7 @@ from agenthelm.core.storage.codec import Entry
 from agenthelm.exceptions import StalePositionError, StorageClosedError, StorageError
 from agenthelm.telling import describe
 
-__all__ = ["Append", "Log", "Outcome", "Ticket", "UnavailableError", "Writer", "check", "place"]
+__all__ = ["Append", "Outcome", "UnavailableError", "Writer", "check", "place"]
 
 Outcome = dict[str, int] | StorageError
 """What became of one append: the new positions of the streams it touched, or why nothing of it was written."""
