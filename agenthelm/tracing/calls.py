@@ -1,4 +1,4 @@
-"""Tells a span what the event of its call says, so that both tell the same story."""
+"""Tells a tool's span what the event of its call says, so that both tell the same story."""
 
 from __future__ import annotations
 
@@ -21,26 +21,22 @@ _IF_ANY: Final = {
     "compensates": names.COMPENSATES,
     "late": names.LATE,
     "estimated_cost_usd": names.COST_USD,
-    "cost_source": names.COST_SOURCE,
 }
 
 
 def describe(span: SpanHandle, event: Mapping[str, Any], description: str = "") -> None:
-    """Set on the span of a call what its event says; content only where it is opted in.
+    """Set on the span of a tool's call what its event says; content only where it is opted in.
 
     Args:
         span: The span, still open.
         event: The event, of `ExecutionEvent`'s shape, masked.
         description: What the tool does.
     """
-    if not span.listening:
-        return
     for key, name in _ALWAYS.items():
         span.set(name, event.get(key))
     for key, name in _IF_ANY.items():
         if value := event.get(key):
             span.set(name, value)
-    if event.get("kind") == "tool":
-        span.set(names.TOOL_DESCRIPTION, description or None)
-        span.set(names.TOOL_ARGUMENTS, event.get("inputs"))
-        span.set(names.TOOL_RESULT, (event.get("outputs") or {}).get("result"))
+    span.set(names.TOOL_DESCRIPTION, description or None)
+    span.set(names.TOOL_ARGUMENTS, event.get("inputs"))
+    span.set(names.TOOL_RESULT, (event.get("outputs") or {}).get("result"))
