@@ -153,14 +153,14 @@ class SagaOrchestrator:
         options.budget_of(budget)
         options.check_number("timeout", timeout)
         plan = Plan.of(steps)
-        base = self.tracer.executor
         if (outer := in_progress()) is not None:
             executor, context = outer
             refuse_run_id(run_id, context)
         else:
+            base = self.tracer.executor
             executor = ToolExecutor(self.tools, base.storage, base.approval_handler, workers=base.workers)
+            executor = executor.inside(current_executor())
             context = RunContext(run_id=own_run_id(run_id), session_id="default", namespace="default")
-        executor = executor.inside(current_executor())
         plan.check_tools(executor.tools)
         return await heard(
             lambda begun: run_plan(
