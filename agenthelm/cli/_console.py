@@ -34,6 +34,7 @@ __all__ = [
 
 _BITS = 8192
 _PLAIN = {"✓": "+", "✗": "x", "●": "*", "·": "-", "↶": "<", "…": ".", "█": "#"}
+_ARGUMENT_WIDTH = 40
 _PIPE_WIDTH = 200  # no terminal to fit into: wide enough that nothing worth grepping is wrapped
 
 
@@ -82,10 +83,10 @@ def scrubbed(error: str | None) -> str | None:
     return error and scrub(error)
 
 
-def arguments_line(arguments: Mapping[str, object], *, width: int) -> str:
+def arguments_line(arguments: Mapping[str, object]) -> str:
     """Arguments as a person reads them; the idempotency key, which nobody chose, is left out."""
     shown = (
-        f"{clean(key, width=width)}={clean(value, width=width)}"
+        f"{clean(key, width=_ARGUMENT_WIDTH)}={clean(value, width=_ARGUMENT_WIDTH)}"
         for key, value in arguments.items()
         if key != "idempotency_key"
     )

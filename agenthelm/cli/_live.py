@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agenthelm.cli._console import clean, err, escape_controls, sign
 from agenthelm.cli._ending import to_stderr
@@ -181,6 +181,3 @@ class _Prompting(ApprovalHandler):
     async def request_approval(self, request: ApprovalRequest) -> Decision:
         async with self._view.paused():
             return await self._handler.request_approval(request)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._handler, name)

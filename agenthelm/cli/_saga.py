@@ -71,7 +71,7 @@ def facts(run: RunState, *, effects: bool = False) -> dict[str, Any]:
         "run_id": run.run_id,
         "name": run.name,
         "kind": run.kind,
-        "status": status(run) if run.status is None else run.status,
+        "status": status(run),
         "open": run.status is None,
         "session_id": run.session_id,
         "namespace": run.namespace,
@@ -136,7 +136,7 @@ def _line(effect: EffectState) -> Any:
 
     style = _STYLES[effect.status]
     line = Text.assemble((f"{sign(_MARKS[effect.status])} ", style), clean(effect.effect.step or effect.effect.tool))
-    shown = arguments_line(effect.effect.arguments, width=40)
+    shown = arguments_line(effect.effect.arguments)
     tool = f"  {effect.effect.tool}" if effect.effect.step not in (None, effect.effect.tool) else ""
     line.append(f"{tool}({shown})", "dim")
     line.append(f"  {effect.status}", style)

@@ -228,7 +228,7 @@ def _add(branch: Tree, event: Mapping[str, Any], offset: float) -> None:
     line = Text.assemble((f"{offset:8.3f}s  ", "dim"), "undo: " if event.get("compensates") else "")
     line.append(_console.clean(event.get("tool_name"), width=50))
     if event.get("kind") != "lm":
-        line.append(f"({_console.arguments_line(event.get('inputs') or {}, width=40)})", "dim")
+        line.append(f"({_console.arguments_line(event.get('inputs') or {})})", "dim")
     line.append(f"  {event.get('outcome')}", _style(event))
     line.append(f"  {_took(event)}", "dim")
     if usage := event.get("token_usage"):
