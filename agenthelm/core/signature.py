@@ -129,24 +129,24 @@ class Signature:
         extra: Any = "allow" if self.open_ended else "forbid"
         # A parameter with an alias goes by its own name as well: compensators are called by the names of parameters.
         config = ConfigDict(extra=extra, arbitrary_types_allowed=True, validate_by_name=True, loc_by_alias=False)
-        return self._adapter(with_config(config)(shape), "a parameter")
+        return self._adapter(with_config(config)(shape), "a parameter", models=True)
 
     def result_adapter(self) -> TypeAdapter[Any] | None:
         """What validates a result; None where anything will do."""
         if self.result_fields:
             shape = typing_extensions.TypedDict(f"{self.name}_result", dict(self.result_fields))  # type: ignore[misc]  # noqa: UP013
             config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
-            return self._adapter(with_config(config)(shape), "the result")
+            return self._adapter(with_config(config)(shape), "the result", models=False)
         if self.result_type is Any:
             return None
         kind = type(None) if self.result_type is None else self.result_type
-        return self._adapter(kind, "the result")
+        return self._adapter(kind, "the result", models=False)
 
     def rest_adapter(self) -> TypeAdapter[Any] | None:
         """What validates the values of ``**kwargs``; None where they have no type."""
         if not self.rest:
             return None
-        return self._adapter(types.GenericAlias(dict, (str, self.rest_type)), "a parameter")
+        return self._adapter(types.GenericAlias(dict, (str, self.rest_type)), "a parameter", models=True)
 
     def _hints(self, function: Callable[..., Any], localns: dict[str, Any] | None) -> dict[str, Any]:
         target = unwrapped(function)
@@ -216,9 +216,10 @@ class Signature:
             name, annotation, required=required, default=default, sensitive=is_sensitive(annotation)
         )
 
-    def _adapter(self, kind: Any, what: str) -> TypeAdapter[Any]:
+    def _adapter(self, kind: Any, what: str, *, models: bool) -> TypeAdapter[Any]:
+        """See `adapter`; ``what`` has that type."""
         try:
-            return adapter(kind, models=what == "a parameter")
+            return adapter(kind, models=models)
         except (PydanticSchemaGenerationError, PydanticUserError, TypeError) as exc:
             raise ToolContractError(
                 f"tool {self.name!r}: {what} has a type that can't be validated: {str(exc).splitlines()[0]}",
