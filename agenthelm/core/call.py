@@ -257,7 +257,7 @@ class Call:
         shown = self.arguments if self.bound is None else self.bound
         sensitive = self._sensitive(shown)
         found = secret_texts([shown[name] for name in sensitive if name in shown], whole=True)
-        found += secret_texts([shown[name] for name in self.guarded if name in shown], whole=False)
+        found |= secret_texts([shown[name] for name in self.guarded if name in shown], whole=False)
         return sorted(found, key=len, reverse=True)
 
     def _sensitive(self, shown: Mapping[str, Any]) -> AbstractSet[str]:

@@ -130,15 +130,14 @@ def without_marked(value: Any, shown: Any) -> Any:
     return MASK if carries_secret(value) else shown
 
 
-def secret_texts(values: Iterable[Any], *, whole: bool) -> list[str]:
-    """What secrets say, longest first, where it is long enough to be told from chance.
+def secret_texts(values: Iterable[Any], *, whole: bool) -> set[str]:
+    """What secrets say, where it is long enough to be told from chance.
 
     Args:
         values: Where to look.
         whole: Whether every text in them is a secret; otherwise those that are typed as secrets.
     """
-    found = set(_texts(values, whole))
-    return sorted((text for text in found if len(text) >= _SHORTEST), key=len, reverse=True)
+    return {text for text in _texts(values, whole) if len(text) >= _SHORTEST}
 
 
 def _texts(values: Iterable[Any], whole: bool) -> Iterator[str]:

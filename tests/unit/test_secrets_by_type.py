@@ -215,7 +215,7 @@ async def test_secrets_of_any_kind_are_taken_out_of_what_a_tool_says(kind: Any, 
 
 
 def test_a_number_too_long_to_print_is_no_trouble() -> None:
-    assert secret_texts([10**5000, True, None, "abc"], whole=True) == []
+    assert secret_texts([10**5000, True, None, "abc"], whole=True) == set()
 
 
 @pytest.mark.parametrize(
