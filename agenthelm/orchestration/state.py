@@ -210,7 +210,7 @@ class RunState:
     reason: str | None = None
     effects: dict[str, EffectState] = field(default_factory=dict)
     undone: list[str] = field(default_factory=list)
-    _completions: int = 0
+    _completions: int = field(init=False, default=0)
 
     @property
     def decided(self) -> bool:

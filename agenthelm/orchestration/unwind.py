@@ -53,11 +53,11 @@ class Unwinder:
     grace: float = GRACE_SECONDS
     recorded: bool = False
     again: bool = False
-    undone: list[str] = field(default_factory=list)
-    _states: dict[str, EffectState] = field(default_factory=dict)
-    _inside: dict[str, list[EffectState]] = field(default_factory=dict)
-    _verdicts: dict[str, Verdict | None] = field(default_factory=dict)
-    _unanswered: set[str] = field(default_factory=set)
+    undone: list[str] = field(init=False, default_factory=list)
+    _states: dict[str, EffectState] = field(init=False, default_factory=dict)
+    _inside: dict[str, list[EffectState]] = field(init=False, default_factory=dict)
+    _verdicts: dict[str, Verdict | None] = field(init=False, default_factory=dict)
+    _unanswered: set[str] = field(init=False, default_factory=set)
     _group: TaskGroup = field(init=False)
     _means: Means = field(init=False)
 
