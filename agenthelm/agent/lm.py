@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -35,7 +35,7 @@ class _Models:
 
     meter: Meter
     default: dspy.BaseLM | None
-    by_agent: Mapping[str, dspy.BaseLM] = field(default_factory=dict)
+    by_agent: Mapping[str, dspy.BaseLM]
 
 
 class _Forgetful(list[Any]):

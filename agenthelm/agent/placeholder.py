@@ -91,7 +91,7 @@ def render(values: Mapping[str, Any], system: str, response_format: Mapping[str,
     """Write values the way a prompt asks for them: as marked sections, as a JSON object, or as XML."""
     if response_format is not None or _JSON_FOLLOWS in system:
         return json.dumps(values, ensure_ascii=False)
-    if "[[ ## completed ## ]]" in system or "[[ ## " in system:
+    if "[[ ## " in system:
         sections = [f"[[ ## {name} ## ]]\n{_text(value)}" for name, value in values.items()]
         return "\n\n".join([*sections, "[[ ## completed ## ]]"])
     if _XML.search(system) or _XML_NESTED.search(system):

@@ -7,7 +7,6 @@ or retried. They are counted all the same, and an excess stops the run at its ne
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -148,7 +147,10 @@ def _settled(call: _Open, exception: BaseException | None) -> dict[str, Any]:
 def _usage(usage: dict[str, Any], model: str) -> TokenUsage | None:
     if usage.get("prompt_tokens") is None or usage.get("completion_tokens") is None:
         return None
-    part: Callable[[str, str], int] = lambda group, name: int((usage.get(group) or {}).get(name) or 0)  # noqa: E731
+
+    def part(group: str, name: str) -> int:
+        return int((usage.get(group) or {}).get(name) or 0)
+
     return TokenUsage(
         input_tokens=usage["prompt_tokens"],
         output_tokens=usage["completion_tokens"],
