@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -25,10 +26,11 @@ from agenthelm.core.handlers import ApprovalHandler, AutoDeny
 from agenthelm.core.storage.base import BaseStorage
 from agenthelm.core.storage.memory_storage import InMemoryStorage
 from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
-from agenthelm.exceptions import RunTimeoutError, nearest
+from agenthelm.exceptions import nearest
 from agenthelm.memory.hub import MemoryHub
 from agenthelm.orchestration import options
 from agenthelm.orchestration.beginning import in_progress, own_run_id, refuse_run_id
+from agenthelm.orchestration.deadline import in_time
 from agenthelm.orchestration.inputs import given
 from agenthelm.orchestration.parallel import ErrorPolicy, Merge, MergeStrategy, Parallel
 from agenthelm.orchestration.pipeline import Pipeline
@@ -452,11 +454,7 @@ class Orchestrator:
                 begun.append(scope)
                 try:
                     async with scope:
-                        with anyio.move_on_after(timeout) as deadline:
-                            state = await flow.run(memory, **inputs)
-                        if deadline.cancel_called:  # also when somebody inside has swallowed the cancellation
-                            assert timeout is not None
-                            raise RunTimeoutError(timeout)
+                        state = await in_time(timeout, functools.partial(flow.run, memory, **inputs))
                         await models.flush()  # while the run can still be undone
                 except Exception as error:
                     with suppress(AttributeError):  # one with slots carries no more than it was made for

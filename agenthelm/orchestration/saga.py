@@ -16,9 +16,10 @@ from agenthelm.core.storage.base import BaseStorage
 from agenthelm.core.storage.memory_storage import InMemoryStorage
 from agenthelm.core.tool import TOOL_REGISTRY, Tool, ToolRegistry
 from agenthelm.core.tracer import ExecutionTracer
-from agenthelm.exceptions import LeaseLostError, RunTimeoutError
+from agenthelm.exceptions import LeaseLostError
 from agenthelm.orchestration import options
 from agenthelm.orchestration.beginning import in_progress, own_run_id, refuse_run_id
+from agenthelm.orchestration.deadline import in_time
 from agenthelm.orchestration.plan import Plan, Ref, Step, Steps
 from agenthelm.orchestration.progression import OnError, Progression
 from agenthelm.orchestration.results import SagaResult, StepRecord, StuckEffect
@@ -218,14 +219,7 @@ async def run_plan(
             begun.append(scope)
         try:
             async with scope:
-                progression = Progression(plan, scope, on_error, dict(results or {}))
-                if timeout is None:
-                    await progression.run()
-                else:
-                    with anyio.move_on_after(timeout) as deadline:
-                        await progression.run()
-                    if deadline.cancel_called:
-                        raise RunTimeoutError(timeout)
+                await in_time(timeout, Progression(plan, scope, on_error, dict(results or {})).run)
         except LeaseLostError:
             raise
         except Exception as error:
