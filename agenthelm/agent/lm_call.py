@@ -14,6 +14,7 @@ from dspy.lm15 import FunctionTool, Request, Response, TextPart
 from agenthelm._runtime.context import RunContext, current_run, new_call_id, raise_if_stopped, report
 from agenthelm._runtime.groups import shielded
 from agenthelm._runtime.progress import Progress
+from agenthelm.agent.ending import tell_ending
 from agenthelm.agent.lm_errors import fate_of, is_retryable, remember_attempts
 from agenthelm.agent.lm_span import tell_request, tell_response, tell_usage
 from agenthelm.core.cost import Amount, Price, Reservation, TokenUsage
@@ -197,6 +198,7 @@ class LMCall:
     def answered(self, response: Response) -> None:
         """Settle an attempt to what its answer says it took."""
         self._settle(usage_of(response, self.model, self.verbatim))
+        tell_ending(response.finish_reason)
         tell_response(self._span, self.request, response)
 
     def _settle(self, usage: TokenUsage | None) -> None:
@@ -271,12 +273,13 @@ class LMCall:
         return error
 
     def event(self, event: Any) -> None:
-        """Look at one event of a stream: its end says what it took."""
+        """Look at one event of a stream: its end says what it took, and whether it is one."""
         if event.type == "start":
             self._starts += 1
         elif event.type == "delta":
             self._emitted = True
         elif event.type == "end" and self._hold is not None:
+            tell_ending(event.finish_reason)
             empty = Response(
                 id=None, model=self.model, message=lm15.Message.assistant(""), finish_reason="stop",
                 usage=event.usage or lm15.Usage(),

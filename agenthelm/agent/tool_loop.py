@@ -18,10 +18,18 @@ from pydantic_core import to_jsonable_python
 
 from agenthelm._runtime.context import raise_if_stopped
 from agenthelm.agent.bridge import await_from_sync
+from agenthelm.agent.ending import watched_ending
 from agenthelm.agent.toolset import Toolset
 from agenthelm.core.redaction import masked
 from agenthelm.core.sensitive import without_marked
-from agenthelm.exceptions import AgentError, ApprovalDeniedError, BudgetExceededError, LeaseLostError, StorageError
+from agenthelm.exceptions import (
+    AgentError,
+    ApprovalDeniedError,
+    BudgetExceededError,
+    LeaseLostError,
+    ModelCallError,
+    StorageError,
+)
 from agenthelm.telling import describe
 
 __all__ = ["DEFAULT_STEPS", "ToolLoop"]
@@ -64,7 +72,8 @@ class ToolLoop(dspy.Module):
     """Fills a Signature with the help of tools; sync, for a worker thread.
 
     Errors and denials of tools are observations of one line. What ends a run ends the loop at once: a used-up budget, a
-    final denial, a lost lease, a log that can't be written, a cancellation.
+    final denial, a lost lease, a log that can't be written, a cancellation. What an answer chose that the model did not
+    finish is not called.
 
     Args:
         signature: What to fill.
@@ -102,19 +111,23 @@ class ToolLoop(dspy.Module):
         misread = 0
         for _ in range(self.max_steps):
             raise_if_stopped()
-            try:
-                choice = _ask(self.choose, turns, inputs)
-            except (dspy.AdapterParseError, RecursionError):  # the latter of JSON too deep for its parser
+            choice: Any = None
+            unread: Exception | None = None
+            with watched_ending() as ending:
+                try:
+                    choice = _ask(self.choose, turns, inputs)
+                except (dspy.AdapterParseError, RecursionError) as error:  # the latter of JSON too deep for its parser
+                    unread = error
+            if choice is not None and choice.next_tool_name == FINISH:
+                break
+            if choice is None or ending.cut:  # DSPy closes what is cut off, and reads 99 where 9900 was meant
                 raise_if_stopped()
                 misread += 1
                 if misread == _MISREADINGS:
-                    raise
-                known = ", ".join([*self.tools, FINISH])
-                turns.append(_Turn("", "?", "", f"refused: name one of {known}, with its arguments as a JSON object"))
+                    raise _cut_off() if unread is None or ending.cut else unread
+                turns.append(_Turn("", "?", "", self._refusal(cut=ending.cut)))
                 continue
             misread = 0
-            if choice.next_tool_name == FINISH:
-                break
             arguments = choice.next_tool_args or {}
             thought = _fit(str(choice.next_thought or ""))
             observation = self._observe(choice.next_tool_name, arguments, thought)
@@ -122,6 +135,12 @@ class ToolLoop(dspy.Module):
         raise_if_stopped()
         answer = _ask(self.answer, turns, inputs)
         return dspy.Prediction(**{name: answer[name] for name in self.signature.output_fields})
+
+    def _refusal(self, *, cut: bool) -> str:
+        """What the LM is told of a choice that can't be taken for one."""
+        if cut:
+            return "refused: your answer was cut off before its end, so nothing was called; write less in each step"
+        return f"refused: name one of {', '.join([*self.tools, FINISH])}, with its arguments as a JSON object"
 
     def _observe(self, name: str, arguments: Mapping[str, Any], thought: str) -> str:
         """One tool call, and what the LM is told of it."""
@@ -138,6 +157,16 @@ class ToolLoop(dspy.Module):
         except Exception as error:  # noqa: BLE001 - whatever a tool raises is an observation
             raise_if_stopped()
             return _fit(f"error: {describe(error)}")
+
+
+def _cut_off() -> ModelCallError:
+    model = str(getattr(dspy.settings.lm, "model", None) or "the model")
+    return ModelCallError(
+        f"the answers of model {model!r} were cut off, {_MISREADINGS} in a row, so no tool was called by them; give the "
+        "model more max_tokens",
+        model=model,
+        attempts=_MISREADINGS,
+    )
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

@@ -39,6 +39,7 @@ class Reply:
         output_tokens: None for the LM's own.
         cached_input_tokens: Input tokens that a provider's prompt cache held.
         reasoning_tokens: Output tokens spent on thinking.
+        cut: Whether the answer was cut off where it ends, at the limit of its tokens.
     """
 
     fields: Mapping[str, Any] | None = None
@@ -50,6 +51,7 @@ class Reply:
     output_tokens: int | None = None
     cached_input_tokens: int = 0
     reasoning_tokens: int = 0
+    cut: bool = False
 
 
 Scripted: TypeAlias = Reply | Mapping[str, Any] | str | BaseException | type[BaseException]
@@ -112,7 +114,7 @@ class _Script:
             id=None,
             model=request.model,
             message=Message.assistant(parts),
-            finish_reason="tool_call" if reply.tool_calls else "stop",
+            finish_reason="length" if reply.cut else "tool_call" if reply.tool_calls else "stop",
             usage=Usage(
                 input_tokens=inputs,
                 output_tokens=outputs,

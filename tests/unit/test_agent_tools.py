@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Annotated, Any
@@ -32,7 +33,8 @@ from agenthelm.exceptions import (
     ToolContractError,
     UnknownToolError,
 )
-from agenthelm.testing.lm import Scripted, ScriptedLM
+from agenthelm.testing.lm import Reply, Scripted, ScriptedLM
+from tests.support.lm_run import lm_run
 
 TOOLS = ToolRegistry()
 CALLS: list[str] = []
@@ -179,6 +181,41 @@ async def test_an_lm_that_only_names_tools_it_was_not_given_fails(executor: Tool
     with using(executor), pytest.raises(ModelCallError, match="can't be read as next_thought, next_tool_name"):
         await agent(lm, weather).run(question="?")
     assert CALLS == []
+
+
+# The model meant to write 14 days, and was cut off.
+CUT_OFF = Reply(
+    text="[[ ## next_thought ## ]]\nlook\n\n[[ ## next_tool_name ## ]]\nweather\n\n[[ ## next_tool_args ## ]]\n"
+    '{"city": "Lisbon", "days": 1',
+    cut=True,
+)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_what_an_answer_that_was_cut_off_seems_to_choose_is_not_called(streamed: bool) -> None:
+    lm = ScriptedLM([CUT_OFF, choose("weather", city="Lisbon", days=14), FINISH, ANSWER])
+    send, receive = anyio.create_memory_object_stream[Any](1000)
+    async with lm_run(lm), send, receive:
+        with dspy.context(send_stream=send) if streamed else nullcontext():
+            assert await agent(lm, weather).run(question="?") == {"answer": "done"}
+    assert CALLS == ["weather Lisbon 14"]
+    assert "refused: your answer was cut off" in prompts(lm)[1]
+
+
+async def test_a_model_whose_answers_are_always_cut_off_is_told_of_by_what_would_help() -> None:
+    cut_early = Reply(text="[[ ## next_thought ## ]]\nwhat I nee", cut=True)
+    lm = ScriptedLM([CUT_OFF, CUT_OFF, cut_early], repeat=True)
+    async with lm_run(lm):
+        with pytest.raises(ModelCallError, match=r"'scripted' were cut off.* give the model more max_tokens"):
+            await agent(lm, weather).run(question="?")
+    assert CALLS == []
+
+
+async def test_an_answer_that_ends_the_work_may_be_cut_off_after_it() -> None:
+    cut = "[[ ## next_thought ## ]]\nt\n\n[[ ## next_tool_name ## ]]\nfinish\n\n[[ ## next_tool_args ## ]]\n{"
+    lm = ScriptedLM([Reply(text=cut, cut=True), ANSWER])
+    async with lm_run(lm):
+        assert await agent(lm, weather).run(question="?") == {"answer": "done"}
 
 
 async def test_the_set_itself_refuses_what_is_not_in_it(executor: ToolExecutor) -> None:
