@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import math
 import secrets
 import ssl
 import time
@@ -72,7 +73,7 @@ class WebhookHandler(ApprovalHandler):
     """Asks an HTTP endpoint and waits for its answer, which may take as long as a human takes.
 
     The request is a POST of JSON: the fields of `ApprovalRequest` and a fresh ``nonce``, signed with the shared secret
-    (see `sign`). The answer is a 200 with JSON ``{"id", "nonce", "digest", "approved", "reason", "approver"}``, signed
+    (see `sign`); its ``expires_at`` says until when an answer is waited for. The answer is a 200 with JSON ``{"id", "nonce", "digest", "approved", "reason", "approver"}``, signed
     the same way; id, nonce and digest must be those of the request. Anything else, from a refused connection to a
     signature that does not fit, is a denial with the reason.
 
@@ -116,14 +117,16 @@ class WebhookHandler(ApprovalHandler):
 
     async def request_approval(self, request: ApprovalRequest) -> Decision:
         """Send the request, verify the answer. Never raises but for cancellation."""
-        wait = self._timeout
+        now = self._clock()
+        until = now + self._timeout
         if request.expires_at is not None:
-            wait = min(wait, request.expires_at - self._clock())
+            until = min(until, request.expires_at)
+        wait = until - now
         if wait <= 0:
             return self._denied("the request had expired before it was sent")
         with anyio.move_on_after(wait) as scope:
             try:
-                return await self._ask(request)
+                return await self._ask(request, until)
             except _RefusedError as exc:
                 return self._denied(str(exc))
             except Exception as exc:  # noqa: BLE001 - whatever a peer does to us, it has not said yes
@@ -131,9 +134,11 @@ class WebhookHandler(ApprovalHandler):
         assert scope.cancelled_caught
         return self._denied(f"the webhook did not answer within {wait:.3g} s")
 
-    async def _ask(self, request: ApprovalRequest) -> Decision:
+    async def _ask(self, request: ApprovalRequest, until: float) -> Decision:
         nonce = secrets.token_hex(16)
-        body = json.dumps({**_fields(request), "nonce": nonce}, separators=(",", ":")).encode()
+        # Whoever is asked can't know how long this side waits, and a yes that comes later would count for nothing.
+        fields = {**_fields(request), "expires_at": until if math.isfinite(until) else None}
+        body = json.dumps({**fields, "nonce": nonce}, separators=(",", ":")).encode()
         headers, answer = await self._post(body)
         self._verify(headers, answer)
         try:
@@ -201,7 +206,7 @@ class WebhookHandler(ApprovalHandler):
         if not hmac.compare_digest(sign(self._secret, timestamp, body).encode(), signature.encode()):
             raise _RefusedError("the signature of the webhook's answer is wrong")
         if not timestamp.isascii() or not timestamp.isdecimal() or len(timestamp) > 12:
-            raise _RefusedError("the timestamp of the webhook's answer is malformed")
+            raise _RefusedError("the timestamp of the webhook's answer is malformed; it takes whole seconds")
         if abs(self._clock() - int(timestamp)) > _TOLERANCE:
             raise _RefusedError("the webhook's answer is too old, or the clocks differ")
 
@@ -262,7 +267,6 @@ def _fields(request: ApprovalRequest) -> dict[str, Any]:
         "compensating_tool": request.compensating_tool,
         "irreversible": request.irreversible,
         "max_cost": request.max_cost,
-        "expires_at": request.expires_at,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import socket
 import ssl
@@ -74,6 +75,19 @@ async def test_the_request_is_signed_and_says_everything() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("timeout", "own", "told"),
+    [(20.0, None, 1020.0), (20.0, 1005.0, 1005.0), (20.0, 1900.0, 1020.0), (math.inf, None, None)],
+)
+async def test_the_request_says_until_when_an_answer_is_waited_for(
+    timeout: float, own: float | None, told: float | None
+) -> None:
+    with webhook_server() as server:
+        handler = WebhookHandler(server.url, secret=SECRET, timeout=timeout, clock=lambda: 1000.0)
+        await handler.request_approval(approval_request(expires_at=own))
+    assert server.asked[0].json["expires_at"] == told
+
+
 async def test_the_webhook_keeps_the_contract() -> None:
     with webhook_server() as server:
         tests = approval_contract(lambda: WebhookHandler(server.url, secret=SECRET))()
@@ -110,7 +124,11 @@ def _reflected(server: WebhookServer, asked: Asked) -> Reply:
         (_resigned, "signature of the webhook's answer is wrong"),
         (_old, "too old"),
         (lambda s, a: Reply(timestamp=str(int(time.time()) + 301)), "too old"),
-        (lambda s, a: Reply(timestamp="soon"), "timestamp of the webhook's answer is malformed"),
+        (
+            lambda s, a: Reply(timestamp="soon"),
+            "timestamp of the webhook's answer is malformed; it takes whole seconds",
+        ),
+        (lambda s, a: Reply(timestamp=str(time.time())), "it takes whole seconds"),
         (lambda s, a: Reply(timestamp="9" * 5000), "timestamp|could not be asked"),
         (_reflected, "not a decision: approved"),
         (lambda s, a: Reply({"id": "other"}), "another request"),
