@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,7 @@ class LiveRun:
         resumable: Whether recovery may go on with it instead of undoing it.
         flying: The effects whose calls are under way in this process; a resumed run has doubtful ones besides.
         ending: The scopes that are being closed or undone.
+        undone: The effects that were undone in this process, in that order.
         numbered: The number of the last effect's id.
         completions: How many effects have ended.
         changed: Set when an effect or a scope has ended; None while nobody waits for that.
@@ -45,6 +46,7 @@ class LiveRun:
     resumable: bool = False
     flying: set[str] = field(default_factory=set)
     ending: set[str] = field(default_factory=set)
+    undone: list[str] = field(default_factory=list)
     numbered: int = 0
     completions: int = 0
     changed: anyio.Event | None = None
@@ -67,6 +69,11 @@ class LiveRun:
     def in_scope(self, scope: str) -> list[EffectState]:
         """The effects of a scope and of all inside it, by beginning."""
         return in_scope(self.states.values(), scope)
+
+    def undone_among(self, effects: Iterable[EffectState]) -> tuple[str, ...]:
+        """Those effects that were undone, by whichever scope, in that order."""
+        ids = {state.effect.id for state in effects}
+        return tuple(effect for effect in self.undone if effect in ids)
 
     async def idle(self, scope: str) -> None:
         """Wait until no effect of a scope is in flight, and no scope inside it is being ended."""

@@ -345,16 +345,10 @@ class SagaScope:
                     if not state.settled:
                         state.reason = "the decision to undo could not be recorded, so it is left for recovery"
         stuck = any(state.failed_to_undo for state in effects)
-        await self._close("failed" if stuck else "rolled_back", effects, error, undone=tuple(unwinder.undone))
+        self._run.undone += unwinder.undone
+        await self._close("failed" if stuck else "rolled_back", effects, error)
 
-    async def _close(
-        self,
-        status: SagaStatus,
-        effects: list[EffectState],
-        error: BaseException | None = None,
-        *,
-        undone: tuple[str, ...] = (),
-    ) -> None:
+    async def _close(self, status: SagaStatus, effects: list[EffectState], error: BaseException | None = None) -> None:
         if status == "success" and any(state.failed_to_undo for state in effects):
             status = "failed"  # a nested scope failed and left something that could not be undone
         self.result = result_of(
@@ -364,7 +358,7 @@ class SagaScope:
             error=None if error is None else describe(error),
             exception=error,
             errors=dict(self.errors),
-            undone=undone,
+            undone=self._run.undone_among(effects),
             run_id=self._run.journal.run_id,
         )
         if self._outer is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import anyio
@@ -20,6 +21,7 @@ from agenthelm.exceptions import BudgetExceededError, PlanError, SagaError, Stor
 from agenthelm.orchestration.fold import fold
 from agenthelm.orchestration.journal import stream_of
 from agenthelm.orchestration.plan import Plan, Ref
+from agenthelm.orchestration.runs import Runs
 from agenthelm.orchestration.saga import SagaOrchestrator, SagaResult, Step, saga
 from tests.support.deadlines import overruns
 
@@ -195,6 +197,24 @@ class TestScope:
             await outer.use("book", name="c")
         assert world.log[-1] == "book c"
         assert outer.result.status == "success"
+
+    @pytest.mark.parametrize("outer_fails", [False, True])
+    async def test_what_a_nested_scope_undid_is_in_the_result_of_the_run(self, world: World, outer_fails: bool) -> None:
+        async def body() -> None:
+            with pytest.raises(RuntimeError):
+                async with saga("inner") as inner:
+                    await inner.use("book", name="b")
+                    raise RuntimeError("never mind")
+            if outer_fails:
+                raise ValueError("nor that")
+
+        with pytest.raises(ValueError, match="nor that") if outer_fails else nullcontext():
+            async with world.saga() as outer:
+                await outer.use("book", name="a")
+                await body()
+                await outer.use("book", name="c")
+        run = await Runs(world.storage).find(outer.run_id)
+        assert outer.result.undone == run.saga.undone == (("e2", "e1") if outer_fails else ("e2",))
 
     async def test_what_a_nested_scope_did_belongs_to_the_outer_one(self, world: World) -> None:
         with pytest.raises(KeyError):
