@@ -24,7 +24,9 @@ _LONGEST = 10_000_000
 _FIELDS = ("tool", "arguments", "id", "depends_on", "compensate_with")
 
 
-def read(path: Path, inputs: Mapping[str, str] | None = None) -> tuple[str, list[Step | list[Step]]]:
+def read(
+    path: Path, inputs: Mapping[str, str] | None = None, *, tools: ToolRegistry
+) -> tuple[str, list[Step | list[Step]]]:
     """The name and the steps of a file: a list (nested lists run at once), or a mapping with such a list under ``steps``.
 
     The name is what a mapping has under ``name``, else the file's.
@@ -34,7 +36,8 @@ def read(path: Path, inputs: Mapping[str, str] | None = None) -> tuple[str, list
 
     Args:
         path: The file.
-        inputs: What was given, as texts; one that is JSON means what JSON says.
+        inputs: What was given, as texts; one that is JSON means what JSON says, unless its tool takes only the text.
+        tools: What knows the tools of the steps.
 
     Raises:
         PlanError: The file can't be read or is no plan, it names the step; or the inputs are not those that it takes.
@@ -55,10 +58,15 @@ def read(path: Path, inputs: Mapping[str, str] | None = None) -> tuple[str, list
         raise PlanError(f"{path}: name must be a text, not {name!r:.80}")
     if not isinstance(document, list) or not document:
         raise PlanError(f"{path} holds no steps; write a list of steps, or one under the key steps")
-    given = _Inputs(path, inputs or {})
+    given = _Inputs(path, inputs or {}, tools)
     steps: list[Step | list[Step]] = []
     for number, entry in enumerate(document, 1):
         if isinstance(entry, list):
+            if any(isinstance(item, list) for item in entry):
+                raise PlanError(
+                    f"{path}, step {number}: a list of steps that run at once holds no further list; give each step of "
+                    "the file an id, and say with depends_on what waits for what"
+                )
             steps.append([_step(given, f"{number}.{inner}", item) for inner, item in enumerate(entry, 1)])
         else:
             steps.append(_step(given, str(number), entry))
@@ -131,7 +139,21 @@ class _Inputs:
 
     path: Path
     given: Mapping[str, str]
+    tools: ToolRegistry
     taken: set[str] = field(default_factory=set)
+
+    def argument(self, tool: str, name: str, value: Any) -> Any:
+        """An argument of a tool, with inputs in the places of ``$input``."""
+        from agenthelm.orchestration.plan import from_data
+
+        filled = from_data(self.fill(value))
+        whole = isinstance(value, Mapping) and "$input" in value
+        text = self.given.get(value["$input"]) if whole else None
+        binding = self.tools[tool].binding if tool in self.tools else None
+        if text is None or binding is None or name not in binding.unfit({name: filled}):
+            return filled
+        # A version 1.10 is no number, although JSON has one that is written like it.
+        return filled if name in binding.unfit({name: text}) else text
 
     def fill(self, value: Any) -> Any:
         """A structure with inputs in the places of ``$input``; none of them is taken for anything but a value."""
@@ -161,7 +183,7 @@ class _Inputs:
 
 
 def _step(inputs: _Inputs, number: str, entry: Any) -> Step:
-    from agenthelm.orchestration.plan import Step, from_data
+    from agenthelm.orchestration.plan import Step
 
     def refuse(what: str) -> PlanError:
         return PlanError(f"{inputs.path}, step {number}: {what}")
@@ -180,7 +202,7 @@ def _step(inputs: _Inputs, number: str, entry: Any) -> Step:
     if undo is not None and not isinstance(undo, str):
         raise refuse("compensate_with must be the name of a tool")
     try:
-        given = {str(name): from_data(inputs.fill(value)) for name, value in arguments.items()}
+        given = {str(name): inputs.argument(entry["tool"], str(name), value) for name, value in arguments.items()}
     except RecursionError:
         raise refuse("the arguments contain themselves") from None
     return Step(

@@ -367,8 +367,11 @@ def meant(text: str) -> object:
     """What a text stands for: what JSON says, if it is JSON, else itself."""
     import json
 
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=refuse)  # NaN and Infinity are none of JSON's, but Python's
     except (ValueError, RecursionError):
         return text
 

@@ -117,7 +117,7 @@ async def run_plan(
     check_timeout(timeout)
     settings = _session.settings_from(app=app, budget_usd=budget, approve=approve, trace=trace)
     _session.load_app(settings)
-    name, steps = _plan.read(plan, _session.input_texts(inputs or []))
+    name, steps = _plan.read(plan, _session.input_texts(inputs or []), tools=TOOL_REGISTRY)
     if dry_run:
         _plan.preview(steps, TOOL_REGISTRY, json=json)
         return

@@ -27,6 +27,7 @@ def rooms() -> list:
     ("text", "words"),
     [
         ("- {tool: book, arguments: {what: x}, depends_on: [[a]]}", ["step 1", "depends_on"]),
+        ("- - {tool: explode}\n  - - {tool: explode, id: b}", ["step 1:", "holds no further list", "depends_on"]),
         ("- {tool: book, arguments: {what: x}, depends_on: 1}", ["'1'", "not in the plan"]),
         ("- {tool: book, arguments: {what: x}, compensate_with: 5}", ["step 1", "compensate_with"]),
         ("- {tool: book, id: [1], arguments: {what: x}}", ["step 1", "id"]),
@@ -137,6 +138,7 @@ def stay(tmp_path: Path) -> Cli:
         ("the Ritz", "the Ritz"),
         ("3", 3),
         ('"3"', "3"),
+        ("-Infinity", "-Infinity"),  # no JSON
         ('{"$ref": "car.what"}', {"$ref": "car.what"}),  # a value, whatever it looks like
         ('[{"$input": "car"}, {"$literal": {}}]', [{"$input": "car"}, {"$literal": {}}]),
     ],
@@ -151,6 +153,15 @@ def test_an_input_stands_where_the_file_says_and_is_never_anything_but_a_value(
     assert json.loads(given_both)["steps"]["car"] == {"deep": ["fast"]}
     # What runs is what is on record: taking it back needs no input.
     assert "undo book (hotel) by forget" in stay("saga", "undo", "last", "--yes").stderr
+
+
+@pytest.mark.parametrize("given", ["1.10", "007", "1e3", "null", "NaN", "12345678901234567890"])
+def test_where_a_tool_takes_a_text_an_input_that_looks_like_a_number_is_one(stay: Cli, given: str) -> None:
+    tool = "\n\n@tool\ndef release(version: str, note: str | None = None) -> list:\n    return [version, note]\n"
+    stay.write("world.py", "from agenthelm import tool\n" + tool)
+    stay.write("stay.yaml", "- {tool: release, arguments: {version: {$input: v}, note: {$input: v}}}")
+    done = json.loads(stay("saga", "run", "stay.yaml", "-i", f"v={given}", "--json").stdout)
+    assert done["steps"] == {"release": [given, None if given == "null" else given]}
 
 
 @pytest.mark.parametrize(
