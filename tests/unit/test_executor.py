@@ -732,6 +732,37 @@ class TestApproval:
         event = await door.event()
         assert (event.approver, event.approval_reason, event.digest) == ("Ada", "fine", request.digest)
 
+    @pytest.mark.parametrize(
+        ("does", "undone_by", "irreversible"),
+        [(["pay:send"], None, True), (["pay:send"], "refund", False), (["pay:read"], None, False), ([], None, False)],
+    )
+    async def test_who_is_asked_is_told_whether_it_can_be_taken_back(
+        self, does: list[str], undone_by: str | None, irreversible: bool
+    ) -> None:
+        handler = Asked(Decision(True))
+        door = Door(approval_handler=handler)
+
+        @tool(registry=door.tools, requires_approval=True, side_effects=does, compensating_tool=undone_by)
+        async def pay() -> None: ...
+
+        @tool(registry=door.tools)
+        async def refund() -> None: ...
+
+        await door.call("pay")
+        (request,) = handler.requests
+        assert (request.compensating_tool, request.irreversible) == (undone_by, irreversible)
+
+    async def test_a_denial_without_a_reason_says_so(self) -> None:
+        door = Door(approval_handler=Asked(Decision(False, approver="Ada")))
+
+        @tool(registry=door.tools, requires_approval=True)
+        async def pay() -> None: ...
+
+        with pytest.raises(ApprovalDeniedError, match="no reason given"):
+            await door.call("pay")
+        event = await door.event()
+        assert (event.approver, event.approval_reason) == ("Ada", "no reason given")
+
     async def test_shared_arguments_that_change_after_approval_are_refused(self) -> None:
         payments = [threading.Lock(), 1]  # a lock can't be copied
 
@@ -815,6 +846,20 @@ class TestApproval:
         assert ran == [10, 10]
         assert log.effect.arguments["order"].amount == 10
         assert log.event["inputs"]["order"] == {"amount": 10}
+
+    async def test_an_approval_counts_until_it_expires(self) -> None:
+        class Slow(ApprovalHandler):
+            async def request_approval(self, request: ApprovalRequest) -> Decision:
+                door.clock.now += 60
+                return Decision(True, approver="Ada")
+
+        door = Door(approval_handler=Slow(), approval_timeout=60)
+
+        @tool(registry=door.tools, requires_approval=True)
+        async def pay() -> str:
+            return "paid"
+
+        assert await door.call("pay") == "paid"
 
     async def test_an_approval_that_comes_after_its_expiry_does_not_count(self) -> None:
         class Slow(ApprovalHandler):
@@ -1001,6 +1046,18 @@ class TestBudgets:
             await door.call("pay")
         assert (caught.value.scope, caught.value.limit, caught.value.requested) == ("run", 0.10, 0.25)
         assert (await door.event()).outcome == "over_budget"
+
+    @pytest.mark.parametrize("max_cost", [None, 0.0, 0.01])
+    async def test_a_call_counts_as_one_whatever_it_may_cost(self, max_cost: float | None) -> None:
+        door = Door(budget=Budget(tool_calls=1))
+
+        @tool(registry=door.tools, max_cost=max_cost)
+        async def pay() -> None: ...
+
+        await door.call("pay")
+        assert (door.ledger.spent().tool_calls, door.ledger.total().tool_calls) == (1, 1)
+        with pytest.raises(BudgetExceededError, match="tool call"):
+            await door.call("pay")
 
     @pytest.mark.parametrize(("max_cost", "scope", "attempts"), [(0.10, "tool:pay", 2), (None, "run", 3)])
     async def test_nothing_is_tried_again_on_money_that_is_spent(
