@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import NoneType
 
 import anyio
 
@@ -125,8 +126,8 @@ class Resumption:
             entry.undone = True
             await self.journal.resolved([entry.effect.id], "undone", by="verify")
             return True
-        if not verdict.known:
-            return False
+        if not verdict.known and tool.binding.result_type is not NoneType:
+            return False  # nobody knows what later steps would be given
         value, unfit = verdict.value, None
         try:
             value = tool.binding.check_result(value)

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from agenthelm.core.cost import Budget
-from agenthelm.core.executor import current_executor
+from agenthelm.core.executor import ToolExecutor, current_executor
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import RunTimeoutError, SagaError, StorageError
@@ -301,6 +301,68 @@ async def test_what_verify_says_is_held_to_the_declared_result(world: list[str],
         assert (result.status, result.undone, world) == ("rolled_back", ("e1",), [])
 
 
+async def test_what_verify_said_of_a_step_is_on_record_when_the_plan_goes_on(world: list[str]) -> None:
+    """Whoever undoes it later need not ask again, and may get no answer."""
+    tools, answers = ToolRegistry(), [{"booking": "a"}]
+
+    def look() -> dict[str, str]:
+        return answers.pop()
+
+    @tool(registry=tools, compensating_tool="leave", verify=look)
+    async def stay() -> dict[str, str]:
+        world.append("a")
+        return {"booking": "a"}
+
+    @tool(registry=tools)
+    async def leave(booking: str) -> None:
+        world.remove(booking)
+
+    storage = Dying(2)
+    await Orchestrator(tools=tools, storage=storage).run_saga([Step("stay")])
+    storage.left = 1000
+    (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)
+    assert (result.status, result.in_doubt, answers, world) == ("success", (), [], ["a"])
+    assert (await Orchestrator(tools=tools, storage=storage).undo(result.run_id)).status == "rolled_back"
+    assert world == []
+
+
+@pytest.mark.parametrize("returns", ["nothing", "a booking"])
+async def test_a_step_that_is_found_done_keeps_its_plan_going_if_it_returns_nothing(
+    world: list[str], returns: str
+) -> None:
+    tools = ToolRegistry()
+
+    async def stay() -> Any:
+        world.append("stay")
+        return None if returns == "nothing" else {"booking": "a"}
+
+    stay.__annotations__["return"] = None if returns == "nothing" else dict[str, str]
+    tool(registry=tools, compensating_tool="leave", verify=lambda: "stay" in world)(stay)
+
+    @tool(registry=tools)
+    async def leave() -> None:
+        world.remove("stay")
+
+    @tool(registry=tools, compensating_tool="drop")
+    async def pay() -> None:
+        world.append("pay")
+
+    @tool(registry=tools)
+    async def drop() -> None:
+        world.remove("pay")
+
+    storage = Dying(2)
+    await Orchestrator(tools=tools, storage=storage).run_saga([Step("stay"), Step("pay")])
+    assert world == ["stay"]
+    storage.left = 1000
+    (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)
+    assert (result.status, world) == (("success", ["stay", "pay"]) if returns == "nothing" else ("rolled_back", []))
+    if result.ok:
+        assert (result.result_of("stay"), result.in_doubt) == (None, ())
+        await Orchestrator(tools=tools, storage=storage).undo(result.run_id)
+        assert world == []
+
+
 async def test_what_a_resumed_plan_did_last_is_undone_first(tools: ToolRegistry, world: list[str]) -> None:
     """Also where a step ended twice: in doubt, and then well by what ``verify`` said."""
     known: list[Any] = []
@@ -361,6 +423,44 @@ async def test_what_a_call_that_did_not_happen_did_inside_is_taken_back_before_i
     assert (result.status, world) == ("success", ["inner", "outer"])
     await Orchestrator(tools=nested, storage=storage).undo(result.run_id)
     assert world == ["inner"]  # which is what undoing `build` covers
+
+
+async def test_what_it_did_inside_is_taken_back_however_deep(world: list[str]) -> None:
+    tools = ToolRegistry()
+
+    @tool(registry=tools, compensating_tool="unmake")
+    async def make(name: str) -> dict[str, str]:
+        world.append(name)
+        return {"thing": name}
+
+    @tool(registry=tools)
+    async def unmake(thing: str) -> None:
+        world.remove(thing)
+
+    def called() -> ToolExecutor:
+        executor = current_executor()
+        assert executor is not None
+        return executor
+
+    @tool(registry=tools, side_effects=["x:write"], verify=lambda: "between" in world)
+    async def between() -> None:
+        await called().call("make", {"name": "deep"})
+        world.append("between")
+
+    @tool(registry=tools, compensating_tool="unmake", verify=lambda: False)
+    async def build() -> dict[str, str]:
+        await called().call("between", {})
+        return {"thing": "outer"}
+
+    storage = Dying(5)  # opened, and that all three have begun and the deepest has ended
+    await Orchestrator(tools=tools, storage=storage).run_saga([Step("build")])
+    assert world == ["deep", "between"]
+    world.remove("between")
+    storage.left = 1000
+
+    (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)
+
+    assert (result.status, world) == ("success", ["deep", "between"])
 
 
 async def test_an_undo_inside_a_call_that_was_to_be_made_again_is_not_left_half_done(
