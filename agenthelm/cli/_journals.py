@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from agenthelm.orchestration.results import SagaResult
     from agenthelm.orchestration.state import RunState
 
-__all__ = ["OPEN", "count_perhaps_dead", "ended", "read", "run_id"]
+__all__ = ["OPEN", "count_perhaps_dead", "ended", "lacking", "read", "run_id"]
 
 OPEN = "open"
 """What a journal is in until its run has ended."""
@@ -55,6 +55,21 @@ async def ended(storage: BaseStorage, run: str) -> SagaResult | None:
     except (RunNotFoundError, StorageError):
         return None
     return None if state.status is None else as_found(state)
+
+
+async def lacking(storage: BaseStorage, run: str) -> str | None:
+    """What the events of a run lack of what it spent; None if that is nothing, or can't be said."""
+    from agenthelm.orchestration.recovery import DIED
+
+    try:
+        state = await read(storage, run)
+    except (RunNotFoundError, StorageError):
+        return None
+    if state.status is None:
+        return "the run has not ended, so this may not be all"
+    if (state.reason or "").startswith(DIED) or any(effect.outcome is None for effect in state.effects.values()):
+        return f"{DIED}, and calls that were under way then are not counted"
+    return None
 
 
 async def count_perhaps_dead(storage: BaseStorage) -> int:

@@ -31,7 +31,7 @@ async def report(
     json: Json = False,
 ) -> None:
     """What was spent, on what."""
-    from agenthelm.cli import _console, _events, _session
+    from agenthelm.cli import _console, _events, _journals, _session
     from agenthelm.exceptions import RunNotFoundError
 
     _events.one_of("by", by, _GROUPS)
@@ -53,6 +53,7 @@ async def report(
             if events.skipped:
                 _console.say(f"left out: {count(events.skipped, 'unreadable record')}", style="yellow")
             called_nothing = not bill.run and await events.found_run()
+            bill.lacks = None if run is None else await _journals.lacking(storage, run)
     if run is not None and not bill.run and not called_nothing:
         raise RunNotFoundError(run)
     names = sorted(groups) if by == "day" else sorted(groups, key=lambda name: -groups[name].pico)
@@ -63,7 +64,8 @@ async def report(
     if groups:
         _print(by, {name: groups[name] for name in names})
     elif not bill.run:
-        _console.note("nothing was spent" + (f" in run {run}" if run else f" since {since}"))
+        lacks = f"; {bill.lacks}" if bill.lacks else ""
+        _console.note("nothing was spent" + (f" in run {run}{lacks}" if run else f" since {since}"))
         return
     for line in bill.lines() if run else [bill.total_line()]:
         _console.out().print(line, soft_wrap=True)
@@ -98,6 +100,7 @@ class _Bill(Spent):
         self.tool_calls = self.estimated = self.cached = 0
         self.models: dict[str, Spent] = {}
         self.sources: set[str] = set()
+        self.lacks: str | None = None
 
     def add(self, event: Mapping[str, Any], *, tools: bool = False) -> None:
         """Add an event."""
@@ -132,6 +135,7 @@ class _Bill(Spent):
             )
             if number
         ]
+        doubts += [self.lacks] if self.lacks else []
         first = (
             f"run {clean(self.run)} of {self.began[:16].replace('T', ' ')} UTC, session {clean(self.session)}: "
             f"{self.cost(digits=6)} for {count(self.calls, 'model call')} ({self.tokens_in} tokens in, {self.tokens_out} out) "
@@ -144,7 +148,7 @@ class _Bill(Spent):
     def facts(self) -> dict[str, Any]:
         """For ``--json``."""
         more = {"tool_calls": self.tool_calls, "estimated_calls": self.estimated, "cached_calls": self.cached}
-        return {**super().facts(), **more, "price_sources": sorted(self.sources)}
+        return {**super().facts(), **more, "price_sources": sorted(self.sources), "lacks": self.lacks}
 
 
 def _print(by: str, groups: Mapping[str, Spent]) -> None:

@@ -33,7 +33,10 @@ from agenthelm.orchestration.unwind import GRACE_SECONDS, Unwinder
 from agenthelm.telling import describe
 from agenthelm.tracing import names, spans
 
-__all__ = ["Recovery"]
+__all__ = ["DIED", "Recovery"]
+
+DIED = "its process died"
+"""How the reason of a run begins that was undone because it had no process any more."""
 
 _log = logging.getLogger(__name__)
 
@@ -249,7 +252,7 @@ class Recovery:
         return await beside(journal.keep, self._finish, state, journal, resume)
 
     async def _finish(self, state: RunState, journal: Journal, resume: bool) -> SagaResult:
-        reason = "its process died"
+        reason = DIED
         if state.closed_at is not None:  # it had ended, and whoever undid it, or a part of it, died
             return await self._unwind(state, journal, "undone on purpose")
         if resume and not state.decided and state.kind == "steps" and state.plan is not None:
@@ -257,7 +260,7 @@ class Recovery:
                 plan, budget = _resumable(state, self.executor.tools)
                 plan.check_tools(self.executor.tools)
             except PlanError as unfit:  # what it would do further could perhaps not be undone
-                reason = f"its process died, and it can't go on: {unfit}"
+                reason = f"{DIED}, and it can't go on: {unfit}"
             else:
                 own = budget or self.budget
                 resumption = Resumption(self.executor, self.grace, self._as(state), own, state, journal)

@@ -109,6 +109,31 @@ def test_a_call_of_a_model_inside_a_tool_is_the_runs_the_agents_and_the_tools(cl
         assert row in [cells[:3] for cells in rows]
 
 
+def test_the_report_of_a_run_whose_process_was_killed_says_what_it_lacks(cli: Cli) -> None:
+    deadly = """
+
+@tool(compensating_tool="cancel")
+def pay_and_die(idempotency_key: str) -> None:
+    import os
+
+    from agenthelm import charge
+
+    charge(0.25)
+    os.kill(os.getpid(), 9)
+"""
+    cli.write("deadly.py", WORLD + deadly)
+    cli.write("die.yaml", "- {tool: pay_and_die}\n")
+    cli.process("saga", "run", "die.yaml", "--app", "deadly.py", code=-9)
+    said = cli("cost", "report", "--run", "last").stderr
+    assert "nothing was spent" in said
+    assert "the run has not ended, so this may not be all" in said
+    cli("saga", "recover", "--app", "deadly.py")
+    last = cli("cost", "report", "--run", "last").stdout.splitlines()[-1]
+    assert last.endswith("its process died, and calls that were under way then are not counted")
+    assert "died" in str(report(cli, "--run", "last")["total"]["lacks"])
+    assert report(cli)["total"]["lacks"] is None
+
+
 def test_the_report_of_a_run_ends_with_two_lines_for_finance(cli: Cli, server: OpenAIServer) -> None:
     server.script = [Behaviour("no_usage")]
     run = json.loads(cli("run", "x", "--app", "translator.py", "-s", "trip", "--json").stdout)
