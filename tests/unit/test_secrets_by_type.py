@@ -120,6 +120,9 @@ RESULTS: dict[str, tuple[Any, Any, Any]] = {
     "optional field": (Perhaps, Perhaps(user="ann", pin=SECRET), {"user": "ann", "pin": MASK}),
     "list in a field": (Several, Several(user="ann", pins=[SECRET]), {"user": "ann", "pins": MASK}),
     "a dataclass of no declared type": (Any, Account(SECRET, "ann"), {"pin": MASK, "user": "ann"}),
+    "a mapping": (Annotated[dict[str, Any], Redacted], {"pin": SECRET, "tries": 3}, MASK),
+    "a list": (Annotated[list[int], Redacted], [4, 7], MASK),
+    "a number": (Annotated[int, Redacted], 4, MASK),
     "a model of no declared type": (Any, Perhaps(user="ann", pin=SECRET), {"user": "ann", "pin": MASK}),
 }
 
@@ -340,6 +343,26 @@ async def test_the_notes_of_an_error_are_told_without_the_secret() -> None:
     await _record_of(Tool.from_function(enter), pin=SECRET)
     error.add_note("a later\nnote")
     assert (message_of(error), notes_of(error)) == ("denied", ["sent ***", "a later note"])
+
+
+@pytest.mark.parametrize("value", [7, "7", [1, 2.5], {"number": 7, "code": True}, True, b"7"])
+@pytest.mark.parametrize("rest", [False, True])
+async def test_an_approver_is_shown_nothing_of_a_secret_however_short_or_nested(value: Any, rest: bool) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Ask(ApprovalHandler):
+        async def request_approval(self, request: ApprovalRequest) -> Decision:
+            asked.append(dict(request.arguments))
+            return Decision(True)
+
+    def enter(user: str, secret: Annotated[Any, Redacted]) -> None: ...
+
+    def enter_any(user: str, **rest: Annotated[Any, Redacted]) -> None: ...
+
+    entry = Tool.from_function(enter_any if rest else enter, ToolContract(requires_approval=True))
+    executor = ToolExecutor(ToolRegistry([entry]), InMemoryStorage(), Ask())
+    await executor.call(entry.name, {"user": "ann", "secret": value})
+    assert asked == [{"user": "ann", "secret": MASK}]
 
 
 async def test_an_approver_is_shown_no_secret_that_another_argument_repeats() -> None:
