@@ -147,13 +147,9 @@ async def _ask(
                 return None
             decision: object = await handler.request_approval(request)
         except Exception as exc:  # noqa: BLE001 - a handler that breaks has not said yes
-            return Decision(
-                False, reason=f"the handler failed ({type(exc).__name__}: {exc})", approver=type(handler).__name__
-            )
+            return Decision(False, reason=f"the handler failed ({type(exc).__name__}: {exc})")
         if not isinstance(decision, Decision):
-            return Decision(
-                False, reason=f"the handler answered {decision!r}, not a Decision", approver=type(handler).__name__
-            )
+            return Decision(False, reason=f"the handler answered {decision!r}, not a Decision")
         return decision
     assert scope.cancelled_caught
-    return Decision(False, reason=f"nobody answered within {timeout:g} s", approver=type(handler).__name__)
+    return Decision(False, reason=f"nobody answered within {timeout:g} s")

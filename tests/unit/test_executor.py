@@ -726,6 +726,7 @@ class TestApproval:
         (request,) = handler.requests
         assert (dict(request.arguments), ran) == ({"to": "Bob", "amount": 5}, [("Bob", 5)])
         assert (request.agent, request.run_id, request.reason) == ("agent", "run", "Send money.")
+        assert (request.session_id, request.namespace, request.max_cost) == ("session", "tenant", 1.0)
         assert (request.side_effects, request.tags, request.irreversible) == (("pay:send",), ("money",), True)
         with pytest.raises(TypeError):
             request.arguments["to"] = "Eve"  # type: ignore[index]
@@ -762,6 +763,23 @@ class TestApproval:
             await door.call("pay")
         event = await door.event()
         assert (event.approver, event.approval_reason) == ("Ada", "no reason given")
+
+    @pytest.mark.parametrize(("late", "digest"), [(True, None), (False, "0" * 64)])
+    async def test_a_denial_keeps_its_reason_also_if_an_approval_would_not_count(
+        self, late: bool, digest: str | None
+    ) -> None:
+        def deny(_: ApprovalRequest) -> Decision:
+            door.clock.now += 61 if late else 0
+            return Decision(False, "too dear", "Ada", digest)
+
+        door = Door(approval_handler=Asked(deny), approval_timeout=60)
+
+        @tool(registry=door.tools, requires_approval=True)
+        async def pay() -> None: ...
+
+        with pytest.raises(ApprovalDeniedError, match="too dear"):
+            await door.call("pay")
+        assert (await door.event()).approval_reason == "too dear"
 
     async def test_shared_arguments_that_change_after_approval_are_refused(self) -> None:
         payments = [threading.Lock(), 1]  # a lock can't be copied

@@ -11,7 +11,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from agenthelm import Agent, InMemoryStorage, Orchestrator, Parallel, Pipeline, Step, ToolRegistry, saga, tool
 from agenthelm._runtime.progress import Progress
+from agenthelm.core.handlers import ApprovalHandler, ApprovalRequest, Decision
 from agenthelm.core.storage.base import EVENTS
+from agenthelm.exceptions import ApprovalDeniedError
 from agenthelm.tracing import context, names
 from tests.support.telemetry import Recorded, foreign, recorded
 
@@ -274,3 +276,23 @@ async def test_an_observer_hears_no_secret_that_an_error_speaks_of(caplog: pytes
     assert told["agent_failed"] == "ValueError: no desk with password=***"
     assert "https://***@desk/ is shut" in str(told["undo_failed"])
     assert SECRET not in str(heard) + caplog.text
+
+
+async def test_a_denial_is_told_as_one_with_who_said_so_and_how_long_it_took(telemetry: Recorded) -> None:
+    class Ask(ApprovalHandler):
+        async def request_approval(self, request: ApprovalRequest) -> Decision:
+            return Decision(request.arguments["amount"] < 100, approver="ann")
+
+    @tool(registry=(tools := ToolRegistry()), requires_approval=True)
+    async def pay(amount: int) -> None: ...
+
+    async with saga(tools=tools, approval_handler=Ask()) as scope:
+        await scope.use("pay", amount=5)
+        with pytest.raises(ApprovalDeniedError):
+            await scope.use("pay", amount=500)
+    said = [span.attributes or {} for span in telemetry.spans if span.name == "execute_tool pay"]
+    assert [(each[names.APPROVAL_OUTCOME], each[names.APPROVAL_APPROVER]) for each in said] == [
+        ("approved", "ann"),
+        ("denied", "ann"),
+    ]
+    assert all(each[names.APPROVAL_WAIT] >= 0 for each in said)  # type: ignore[operator]
