@@ -463,6 +463,76 @@ async def test_what_it_did_inside_is_taken_back_however_deep(world: list[str]) -
     assert (result.status, world) == ("success", ["deep", "between"])
 
 
+async def test_a_failing_run_inside_a_resumed_one_undoes_nothing_of_those_before_it(
+    tools: ToolRegistry, world: list[str]
+) -> None:
+    """Whichever of them did something last before the process died."""
+    entered, made = {name: anyio.Event() for name in "ab"}, anyio.Event()
+
+    @tool(registry=tools, side_effects=["x:write"])
+    async def nest(name: str) -> dict[str, str]:
+        if name == "b":
+            await entered["a"].wait()
+        async with saga(name) as scope:
+            entered[name].set()
+            if name == "a":
+                await made.wait()
+            thing = await scope.use("make", name=name)
+            made.set()
+        return dict(thing)
+
+    @tool(registry=tools)
+    async def attempt() -> str:
+        with pytest.raises(ValueError, match="not today"):
+            async with saga("attempt") as scope:
+                await scope.use("make", name="c")
+                raise ValueError("not today")
+        return "given up"
+
+    @tool(registry=tools, side_effects=["x:write"])
+    async def pause() -> None: ...
+
+    storage = InMemoryStorage()
+    dying = FaultyStorage(storage, matching=lambda record: record.data.get("tool") == "pause", do="crash")
+    steps = [[Step("nest", {"name": name}, id=name) for name in "ab"], Step("pause"), Step("attempt")]
+    with pytest.raises(SimulatedCrash):
+        await Orchestrator(tools=tools, storage=dying).run_saga(steps)
+    world[:] = ["b", "a"]  # a process that is dead undoes nothing
+    (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)
+    assert (result.status, result.result_of("attempt"), world) == ("success", "given up", ["b", "a"])
+
+
+async def test_what_was_done_inside_by_a_tool_that_has_changed_since_is_left_alone(world: list[str]) -> None:
+    """Nobody knows whether what undoes it now undoes what was done then, so the plan does not go on."""
+    storage, calls = Dying(4), []
+
+    def version(number: int) -> ToolRegistry:
+        tools = ToolRegistry()
+
+        @tool(registry=tools, compensating_tool="unmake", idempotent=number > 1)
+        async def make() -> dict[str, str]:
+            world.append(f"v{number}")
+            return {"thing": f"v{number}"}
+
+        @tool(registry=tools)
+        async def unmake(thing: str) -> None:
+            calls.append(thing)
+
+        @tool(registry=tools, side_effects=["x:write"], verify=lambda: False)
+        async def build() -> None:
+            executor = current_executor()
+            assert executor is not None
+            await executor.call("make", {})
+
+        return tools
+
+    await Orchestrator(tools=version(1), storage=storage).run_saga([Step("build")])
+    storage.left = 1000
+    (result,) = await Orchestrator(tools=version(2), storage=storage, clock=Later()).recover(resume=True)
+    assert (result.status, calls, world) == ("failed", [], ["v1"])
+    assert [stuck.tool for stuck in result.stuck] == ["make"]
+
+
 async def test_an_undo_inside_a_call_that_was_to_be_made_again_is_not_left_half_done(
     nested: ToolRegistry, world: list[str]
 ) -> None:
