@@ -72,13 +72,17 @@ async def test_a_call_whose_begin_could_not_be_written_is_neither_made_nor_undon
     assert log == []
 
 
-async def test_after_an_end_that_could_not_be_written_every_door_is_closed(tools: ToolRegistry, log: list[str]) -> None:
+@pytest.mark.parametrize(("kind", "done"), [("begin", []), ("finish", ["book", "cancel"])])
+async def test_after_a_half_that_could_not_be_written_every_door_is_closed(
+    tools: ToolRegistry, log: list[str], kind: str, done: list[str]
+) -> None:
+    """Also to tools that change nothing, and so are not in the journal."""
     with pytest.raises(StorageError):
-        async with saga("trip", tools=tools, storage=failing("finish")) as scope:
+        async with saga("trip", tools=tools, storage=failing(kind)) as scope:
             for name in ("book", "look"):
                 with pytest.raises(StorageError):
                     await scope.use(name)
-    assert log == ["book", "cancel"]
+    assert log == done
 
 
 async def test_a_run_whose_lease_could_not_be_renewed_goes_on_to_no_further_call(

@@ -24,6 +24,7 @@ from agenthelm.agent.base import Agent
 from agenthelm.core.executor import ToolExecutor
 from agenthelm.core.handlers import AutoDeny
 from agenthelm.core.storage import InMemoryStorage, SqliteStorage
+from agenthelm.core.storage.base import EVENTS
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.core.tracer import ExecutionTracer
 from agenthelm.orchestration.fold import fold
@@ -294,7 +295,10 @@ async def test_a_cancellation_that_comes_while_verify_is_asked_keeps_the_doubt_o
     assert there == []
     (info,) = await storage.streams(prefix="run:")
     state = fold("r", await storage.read(info.name))
-    assert (state.status, state.effects["e1"].outcome) == ("rolled_back", "doubt")
+    effect = state.effects["e1"]
+    assert (state.status, effect.outcome, effect.error) == ("rolled_back", "doubt", "ConnectionError")
+    events = [record.data for record in await storage.read(EVENTS)]
+    assert [event["outcome"] for event in events if event["tool_name"] == "make"] == ["in_doubt"]
 
 
 SCRIPT = """

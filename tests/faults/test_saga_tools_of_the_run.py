@@ -62,6 +62,30 @@ async def test_a_nested_run_with_tools_of_its_own(name: str) -> None:
     assert "Orchestrator(tools=" in results[0].error
 
 
+@pytest.mark.parametrize("known", [False, True])
+async def test_a_nested_step_that_is_undone_by_a_tool_of_its_own(known: bool) -> None:
+    world: World = []
+    outer, ran = maker(world), []
+    inner = ToolRegistry(outer.values())
+
+    @tool(registry=inner)
+    async def unmake_otherwise(thing: str) -> None:
+        world.remove(thing)
+
+    if known:
+        outer.register(inner["unmake_otherwise"])
+
+    async def work() -> None:
+        steps = [Step("make", {"what": "n"}, compensate_with="unmake_otherwise")]
+        ran.append(await Orchestrator(tools=inner).run_saga(steps))
+
+    with pytest.raises(ValueError, match="later") as failed:
+        await Orchestrator(tools=outer).run(Nesting(work), "go")
+    assert (world, ran[0].ok) == ([], known)
+    assert failed.value.saga.status == "rolled_back"  # type: ignore[attr-defined]
+    assert known or "'unmake_otherwise' is not the one" in ran[0].error
+
+
 async def test_a_function_that_is_in_no_registry_of_the_run() -> None:
     world: World = []
     build = maker(world, name="build")["build"]

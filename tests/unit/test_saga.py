@@ -321,7 +321,22 @@ class TestDoubt:
         assert scope.result.status == "failed"
         (stuck,) = scope.result.stuck
         assert (stuck.tool, "nobody knows" in stuck.reason) == ("unsure", True)
+        assert scope.result.in_doubt == ()  # it is told once, as what got stuck
         assert "not undone: unsure" in caught.value.__notes__[0]
+
+    @pytest.mark.parametrize(
+        ("error", "outcome"), [(TimeoutError("no answer"), "doubt"), (ValueError("no answer"), "failed")]
+    )
+    async def test_the_journal_says_what_the_call_raised(self, world: World, error: Exception, outcome: str) -> None:
+        @tool(registry=world.tools, side_effects=["x:write"])
+        async def unsure() -> None:
+            raise error
+
+        async with world.saga() as scope:
+            with pytest.raises(type(error)):
+                await scope.use("unsure")
+        effect = fold("r", await world.storage.read(stream_of(scope.result.run_id))).effects["e1"]
+        assert (effect.outcome, effect.error) == (outcome, f"{type(error).__name__}: no answer")
 
     async def test_in_a_run_that_succeeds_it_is_listed_and_left(self, world: World) -> None:
         @tool(registry=world.tools, compensating_tool="unbook", side_effects=["x:write"])
