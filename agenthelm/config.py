@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from agenthelm.exceptions import ConfigError, nearest
 
@@ -335,7 +335,7 @@ _READERS: dict[str, Callable[[Any], object]] = {
     "trace": _trace,
     "app": _location,
     "lm_timeout": lambda value: _number(value, above=0),
-    "unpriced": _one_of("warn", "deny", "allow"),
+    "unpriced": _one_of(*get_args(Unpriced)),
     "workers": _count,
     "pricing": _pricing,
 }

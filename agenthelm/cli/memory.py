@@ -28,7 +28,6 @@ Session = Annotated[
         help="The session's own values instead of the shared ones.",
     ),
 ]
-_LONGEST_TTL = 1e10  # of which a memory is sure, three centuries
 Key = Annotated[str, typer.Argument(metavar="KEY")]
 
 
@@ -83,9 +82,10 @@ async def set_value(
     """Keep a value."""
     from agenthelm.cli import _console
     from agenthelm.exceptions import ConfigError
+    from agenthelm.memory.values import LONGEST_TTL
 
-    if ttl is not None and not 0 < ttl <= _LONGEST_TTL:
-        raise ConfigError(f"--ttl must be above 0, and at most {_LONGEST_TTL:g} seconds, not {ttl:g}", setting="ttl")
+    if ttl is not None and not 0 < ttl <= LONGEST_TTL:
+        raise ConfigError(f"--ttl must be above 0, and at most {LONGEST_TTL:g} seconds, not {ttl:g}", setting="ttl")
     parsed = _parsed(_given(value))
     async with _open() as hub:
         memory = _context(hub, session, namespace)

@@ -12,9 +12,9 @@ from pydantic import BaseModel
 
 from agenthelm.exceptions import MemoryStoreError, MemoryValueError
 
-__all__ = ["check_key", "check_ttl", "decode", "encode", "not_an_integer", "same"]
+__all__ = ["LONGEST_TTL", "check_key", "check_ttl", "decode", "encode", "not_an_integer", "same"]
 
-_LONGEST_TTL = 10**10
+LONGEST_TTL = 10**10
 """Seconds, about 317 years: more than this is a mistake, and some stores can't hold it."""
 
 _HINTS = {
@@ -140,9 +140,9 @@ def check_ttl(ttl: float | None) -> float | None:
     """
     if ttl is None:
         return None
-    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not 0 < ttl <= _LONGEST_TTL:
+    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not 0 < ttl <= LONGEST_TTL:
         raise MemoryValueError(
-            f"ttl must be a positive number of seconds up to {_LONGEST_TTL:g}, or None to keep the value; not {ttl!r}"
+            f"ttl must be a positive number of seconds up to {LONGEST_TTL:g}, or None to keep the value; not {ttl!r}"
         )
     return ttl
 
