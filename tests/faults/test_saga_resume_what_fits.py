@@ -18,6 +18,7 @@ from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.results import SagaResult
 from agenthelm.orchestration.saga import Ref, Step, saga
 from agenthelm.testing.storage import FaultyStorage, SimulatedCrash
+from tests.support.making import making
 from tests.support.saga_leases import Later
 
 
@@ -44,14 +45,7 @@ def world() -> list[str]:
 def tools(world: list[str]) -> ToolRegistry:
     registry = ToolRegistry()
 
-    @tool(registry=registry, compensating_tool="unmake")
-    async def make(name: str) -> dict[str, str]:
-        world.append(name)
-        return {"thing": name}
-
-    @tool(registry=registry)
-    async def unmake(thing: str) -> None:
-        world.remove(thing)
+    making(registry, world)
 
     @tool(registry=registry)
     async def unmake_otherwise(thing: str) -> None:
@@ -70,7 +64,7 @@ def tools(world: list[str]) -> ToolRegistry:
             await scope.use("make", name="inner")
         with pytest.raises(SagaError):
             await scope.use("make", name="late")  # it is over
-        return {"thing": (await make(name))["thing"]}
+        return {"thing": (await registry["make"].function(name))["thing"]}
 
     return registry
 

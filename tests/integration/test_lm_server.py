@@ -425,22 +425,21 @@ async def test_a_model_that_is_being_asked_keeps_its_connections(server: OpenAIS
     assert result.usage.failed_calls == 0
 
 
+async def ask_until_refused(run: Any) -> None:
+    while run.stop.error is None:
+        with suppress(dspy.LMError):
+            await run.call(program, question="?")
+
+
 @pytest.mark.parametrize("callers", [1, 8, 64])
 async def test_parallel_callers_on_one_budget_never_overshoot_it(callers: int) -> None:
     """With ``max_tokens`` set, what is reserved bounds what is spent: nothing is overshot, at any number of callers."""
     with OpenAIServer(jitter=callers) as server:
         lm = model(server, max_tokens=60)
         limit = 0.002
-        async with lm_run(lm, budget=Budget(usd=limit)) as run:
-
-            async def ask_until_refused() -> None:
-                while run.stop.error is None:
-                    with suppress(dspy.LMError):
-                        await run.call(program, question="?")
-
-            async with anyio.create_task_group() as group:
-                for _ in range(callers):
-                    group.start_soon(ask_until_refused)
+        async with lm_run(lm, budget=Budget(usd=limit)) as run, anyio.create_task_group() as group:
+            for _ in range(callers):
+                group.start_soon(ask_until_refused, run)
         total = run.ledger.total()
         bill = sum(seen.input_tokens * 150 + seen.output_tokens * 600 for seen in server.seen) / 10**9
     assert server.asked == total.calls > 0
@@ -458,16 +457,9 @@ async def test_without_max_tokens_only_the_calls_in_flight_at_the_limit_can_over
         lm = model(server)
         lm.kwargs.pop("max_tokens", None)
         limit = 0.05
-        async with lm_run(lm, budget=Budget(usd=limit)) as run:
-
-            async def ask_until_refused() -> None:
-                while run.stop.error is None:
-                    with suppress(dspy.LMError):
-                        await run.call(program, question="?")
-
-            async with anyio.create_task_group() as group:
-                for _ in range(callers):
-                    group.start_soon(ask_until_refused)
+        async with lm_run(lm, budget=Budget(usd=limit)) as run, anyio.create_task_group() as group:
+            for _ in range(callers):
+                group.start_soon(ask_until_refused, run)
         total = run.ledger.total()
     assert all("max_tokens" not in seen.body and "max_completion_tokens" not in seen.body for seen in server.seen)
     each = (100 * 150 + longer * 600) / 10**9
