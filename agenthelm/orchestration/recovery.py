@@ -83,47 +83,15 @@ class Recovery:
         self, run_id: str | None = None, *, resume: bool = False, namespace: str | None = None
     ) -> list[SagaResult]:
         """Finish what dead processes left; see `Orchestrator.recover`."""
-        results: list[SagaResult] = []
-        states: list[RunState] = []
-        if run_id is not None:
-            state = await load(self.executor.storage, run_id, namespace=namespace)
-            if state.status is not None:
-                return []
-            if not state.claimable(self.executor.clock.wall()):
-                raise RunBusyError(run_id, owner=str(state.owner))
-            states = [state]
-        else:
-            found = await self.executor.storage.streams(where={"state": "open"}, prefix=stream_of(""))
-            for info in found:
-                try:
-                    states.append(await load(self.executor.storage, run_of(info.name), namespace=namespace))
-                except RunNotFoundError:  # another tenant's, or dropped just now
-                    continue
-                except CorruptRecordError as error:  # of this run nothing may be concluded; the others are not to blame
-                    if namespace is not None:
-                        continue  # not even whose it is
-                    unread = SagaResult("failed", error=describe(error), exception=error, run_id=run_of(info.name))
-                    results.append(unread)
-        for state in states:
-            if state.status is None and state.claimable(self.executor.clock.wall()):
-                try:
-                    self._refuse_missing(state, _to_be_undone(state), one_by_one=resume)
-                except PlanError as unknown:  # whoever has its tools may recover it
-                    if run_id is not None:
-                        raise
-                    _log.info("%s", unknown)
-                    results.append(
-                        SagaResult("failed", error=describe(unknown), exception=unknown, run_id=state.run_id)
-                    )
-                    continue
-                try:
-                    with entered(self._as(state)):
-                        results.append(await in_child(self._take_over, state, resume))
-                except (LeaseLostError, RunBusyError, RunNotFoundError) as taken:  # another process goes on with it
-                    if run_id is not None:
-                        raise
-                    _log.warning("%s", taken)
-        return results
+        if run_id is None:
+            return await self._recover_all(resume, namespace)
+        state = await load(self.executor.storage, run_id, namespace=namespace)
+        if state.status is not None:
+            return []
+        if not state.claimable(self.executor.clock.wall()):
+            raise RunBusyError(run_id, owner=str(state.owner))
+        self._refuse_missing(state, _to_be_undone(state), one_by_one=resume)
+        return [await self._take_over(state, resume)]
 
     async def retry(self, run_id: str, *, namespace: str | None = None) -> SagaResult:
         """Try once more to undo what could not be undone; see `Orchestrator.retry`."""
@@ -153,17 +121,10 @@ class Recovery:
             )
         if state.status is None and not dead:
             raise RunBusyError(run_id, owner=str(state.owner))
-        left = [s for s in state.effects.values() if not s.settled]
-        open_ones = [s for s in left if s.reason is not None or s.doubtful]
-        chosen = [] if dead else _named(step, open_ones)
-        if outcome == "undone":
-            left = [s for s in left if s.reason is not None or s.undoing or s.outcome != "failed"]
-            chosen = [s for s in left if step == s.effect.id] or chosen or _named(step, left)
-        if not chosen:
-            raise PlanError(_unnamed(run_id, step, outcome, left if outcome == "undone" else open_ones))
+        chosen = _meant(state, step, outcome, dead=dead)
         status: SagaStatus | None = None
         if state.status == "failed":  # what got stuck ends anew
-            stuck = [s for s in open_ones if s.reason is not None and all(s is not entry for entry in chosen)]
+            stuck = any(s.failed_to_undo and all(s is not entry for entry in chosen) for s in state.effects.values())
             status = "failed" if stuck else _apart_from_stuck(state) or "rolled_back"
         try:
             # All of it at once, and nobody holds the run after that: one that has ended is never taken for a dead one and
@@ -185,6 +146,33 @@ class Recovery:
     def _journal(self, state: RunState) -> Journal:
         executor = self.executor
         return Journal(executor.storage, state.run_id, executor.clock, position=state.position, epoch=state.epoch)
+
+    async def _recover_all(self, resume: bool, namespace: str | None) -> list[SagaResult]:
+        """Finish all that can be claimed; what can't be read, or undone here, is left alone and named."""
+        results: list[SagaResult] = []
+        states: list[RunState] = []
+        for info in await self.executor.storage.streams(where={"state": "open"}, prefix=stream_of("")):
+            try:
+                states.append(await load(self.executor.storage, run_of(info.name), namespace=namespace))
+            except RunNotFoundError:  # another tenant's, or dropped just now
+                continue
+            except CorruptRecordError as error:  # of this run nothing may be concluded; the others are not to blame
+                if namespace is None:  # whose it is can't be read either
+                    results.append(_left_alone(run_of(info.name), error))
+        for state in states:
+            if state.status is not None or not state.claimable(self.executor.clock.wall()):
+                continue
+            try:
+                self._refuse_missing(state, _to_be_undone(state), one_by_one=resume)
+            except PlanError as unknown:  # whoever has its tools may recover it
+                _log.info("%s", unknown)
+                results.append(_left_alone(state.run_id, unknown))
+                continue
+            try:
+                results.append(await self._take_over(state, resume))
+            except (LeaseLostError, RunBusyError, RunNotFoundError) as taken:  # another process goes on with it
+                _log.warning("%s", taken)
+        return results
 
     def _refuse_missing(
         self, state: RunState, effects: Iterable[EffectState], *, again: bool = False, one_by_one: bool = False
@@ -248,8 +236,13 @@ class Recovery:
         Raises:
             RunBusyError: Somebody else was first.
         """
-        journal = await self._claim(state, kept=state.kept)
-        return await beside(journal.keep, self._finish, state, journal, resume)
+
+        async def end() -> SagaResult:
+            journal = await self._claim(state, kept=state.kept)
+            return await beside(journal.keep, self._finish, state, journal, resume)
+
+        with entered(self._as(state)):
+            return await in_child(end)
 
     async def _finish(self, state: RunState, journal: Journal, resume: bool) -> SagaResult:
         reason = DIED
@@ -318,6 +311,11 @@ class Recovery:
         return self.identity.evolve(run_id=state.run_id, session_id=state.session_id, namespace=state.namespace)
 
 
+def _left_alone(run_id: str, error: Exception) -> SagaResult:
+    """The result of a run that is not touched, because of that."""
+    return SagaResult("failed", error=describe(error), exception=error, run_id=run_id)
+
+
 def _named(step: str, effects: list[EffectState]) -> list[EffectState]:
     """Those of the effects that somebody means: by id, else by step, else by tool if it is the only one."""
     of_tool = [s for s in effects if step == s.effect.tool]
@@ -326,6 +324,29 @@ def _named(step: str, effects: list[EffectState]) -> list[EffectState]:
         or [s for s in effects if step == s.effect.step]
         or (of_tool if len(of_tool) == 1 else [])
     )
+
+
+def _meant(state: RunState, step: str, outcome: str, *, dead: bool) -> list[EffectState]:
+    """The effects on which somebody has a word.
+
+    Args:
+        state: The run.
+        step: What they are called: the effect's id, its step, or its tool.
+        outcome: The word.
+        dead: Whether the run's process is gone, so that of what is open there nothing is known yet.
+
+    Raises:
+        PlanError: There are none on which that can be said.
+    """
+    left = [s for s in state.effects.values() if not s.settled]
+    open_ones = [s for s in left if s.reason is not None or s.doubtful]
+    chosen = [] if dead else _named(step, open_ones)
+    if outcome == "undone":
+        left = [s for s in left if s.reason is not None or s.undoing or s.outcome != "failed"]
+        chosen = [s for s in left if step == s.effect.id] or chosen or _named(step, left)
+    if not chosen:
+        raise PlanError(_unnamed(state.run_id, step, outcome, left if outcome == "undone" else open_ones))
+    return chosen
 
 
 def _unnamed(run_id: str, step: str, outcome: str, effects: list[EffectState]) -> str:
