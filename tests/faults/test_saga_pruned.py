@@ -93,6 +93,25 @@ async def test_a_run_that_is_undone_meanwhile_keeps_its_journal() -> None:
     assert (await world.orchestrator.undo(run_id)).status == "rolled_back"
 
 
+async def test_a_run_that_is_recovered_and_pruned_meanwhile_keeps_no_other_from_being_recovered() -> None:
+    storage = Interrupting("streams")
+    world = World(storage)
+    for name in ("a", "b"):
+        dying = FaultyStorage(storage, matching=lambda record: record.data.get("type") == "closed", do="crash")
+        with pytest.raises(SimulatedCrash):
+            await Orchestrator(tools=world.tools, storage=dying).run_saga([Step("make", {"name": name})])
+    recovering = Orchestrator(tools=world.tools, storage=storage, clock=Later())
+    gone, other = [info.name.removeprefix("run:") for info in await storage.streams(prefix=stream_of(""))]
+
+    async def recover_and_prune() -> None:
+        await recovering.recover(gone)
+        await prune_older(storage, SystemClock(), before=EVER)
+
+    storage.meanwhile = recover_and_prune
+    (result,) = await recovering.recover()
+    assert (result.run_id, result.status, world.things) == (other, "rolled_back", set())
+
+
 async def test_an_undo_that_had_read_the_journal_before_finds_that_it_is_gone() -> None:
     storage = Interrupting("read")
     world = World(storage)
