@@ -33,7 +33,6 @@ class EffectState:
         scope: The path of the scope it belongs to; ``""`` is the run itself, ``".1.2"`` a scope inside a scope.
         order: Its place in the order of beginnings.
         outcome: How the call ended; None while, or because, it never returned.
-        error: What its call raised, in one line.
         completed: Its place in the order of completions.
         recorded: Whether it was read from a journal, which holds its arguments and its result as JSON.
         result: What it returned; see `value`.
@@ -46,6 +45,7 @@ class EffectState:
         attempts: How many attempts its own call took, as far as that is known; None if nothing is.
         contract: Fingerprint of the tool's contract when it was called.
         origin: The file that the tool was defined in; ``""`` if that is not known.
+        error: What its call raised, in one line.
         undoing: Undos begun without a known end.
         undone: Whether it does not stand any more: undone, or found never to have happened.
         compensated: Whether its compensator ran, or a human did its work, which covers what the tool did inside as well.
@@ -181,12 +181,12 @@ class RunState:
         opened_at: When it began.
         last_at: When something was recorded last.
         status: How it ended; None while it is open.
-        effects: What it did, by id, in order of beginning.
-        unwinding: The scopes that it was decided to undo, in order of decision.
-        reason: Why it was decided to undo the whole run; None if it was not.
-        undone: Ids of the effects that were undone, or found never to have happened, in the order in which that was said.
         closed_at: When it ended last, also if it was claimed after that.
         kept: How it will end again when whoever claimed it after its end is done; None if it is to be undone.
+        unwinding: The scopes that it was decided to undo, in order of decision.
+        reason: Why it was decided to undo the whole run; None if it was not.
+        effects: What it did, by id, in order of beginning.
+        undone: Ids of the effects that were undone, or found never to have happened, in the order in which that was said.
     """
 
     run_id: str

@@ -67,9 +67,10 @@ def _replacement(match: re.Match[str]) -> str:
 def scrub(text: str) -> str:
     """Replace what looks like a secret in free text by ``***``.
 
-    Knows credentials in URLs and before ``host:port``, ``Authorization`` headers, ``name=value`` and ``"name": "value"`` with a secret-looking
-    name (of JSON within JSON, too), private keys, JSON Web Tokens, and the key shapes of well-known providers. A last resort for text nobody
-    structured: values that are known to be secret are masked by name or by type before.
+    Knows credentials in URLs and before ``host:port``, ``Authorization`` headers, ``name=value`` and ``"name": "value"``
+    with a secret-looking name (of JSON within JSON, too), private keys, JSON Web Tokens, and the key shapes of well-known
+    providers. A last resort for text nobody structured: values that are known to be secret are masked by name or by type
+    before.
     """
     if len(text) < _SHORTEST:
         return text

@@ -149,8 +149,8 @@ def connect(path: Path, *, busy_timeout: float, writing: bool, mode: str = "rw")
 def connect_reading(path: Path, *, busy_timeout: float) -> tuple[sqlite3.Connection, bool]:
     """Open a connection for reading, also where nothing may be written; returns it, and whether it sees later commits.
 
-    Readers of a WAL file write beside it. Where they may not, and nobody has left anything there, the file is taken as it is; it
-    is not to be kept open, because who may write does not wait for such readers.
+    Readers of a WAL file write beside it. Where they may not, and nobody has left anything there, the file is taken as it
+    is; it is not to be kept open, because who may write does not wait for such readers.
     """
     connection = connect(path, busy_timeout=busy_timeout, writing=False)
     try:
