@@ -71,6 +71,7 @@ class View:
         """Leave the terminal as it was found; may be called twice."""
         live, self._live = self._live, None
         if live is not None:
+            live.transient = self.run_id is None  # nothing has begun
             self._draw(live.stop)
 
     @staticmethod
@@ -81,15 +82,17 @@ class View:
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
-        """Keep the terminal free for a prompt."""
+        """Keep the terminal free for a prompt, and come back below it."""
         self._paused += 1
         if self._live is not None and self._paused == 1:
+            self._live.transient = True
             self._draw(self._live.stop)
         try:
             yield
         finally:
             self._paused -= 1
             if self._live is not None and self._paused == 0:
+                self._live.transient = False
                 self._draw(functools.partial(self._live.start, refresh=True))
 
     def prompting(self, handler: ApprovalHandler) -> ApprovalHandler:

@@ -14,6 +14,7 @@ from tests.support.terminal import at_terminal
 RUN = ("run", "Lisbon", "--app", "app.py", "-a", "planner", "--model", "offline")
 HANG = ("run", "a hotel", "--app", "hanging.py", "-a", "waiter", "--model", "offline")
 QUESTION = "or a reason to deny: "
+ERASED = "\x1b[2K"
 
 
 @pytest.fixture
@@ -60,6 +61,23 @@ def test_an_approval_is_asked_for_and_given(cli: Cli) -> None:
     assert '"ada@example.org"' in shown
     assert world(cli)["mail"] == "ada@example.org"
     assert "can't be taken back: send_mail" in shown
+
+
+def test_a_prompt_has_the_screen_to_itself_and_the_view_comes_back_once(cli: Cli) -> None:
+    _, _, raw = at_terminal([*RUN, "-i", "mail=true"], folder=cli.folder, answers={QUESTION: "y\n"})
+    before, _, after = raw.partition("Approval needed")
+    assert ERASED in before[before.rindex("planner") :]
+    assert ERASED not in after[after.rindex("planner") :]
+
+
+def test_a_run_that_does_not_begin_leaves_nothing_of_the_view(cli: Cli) -> None:
+    cli.write("trip.yaml", "- {tool: book, arguments: {what: hotel}}\n")
+    run = ["saga", "run", "trip.yaml", "--app", "world.py", "--run-id", "trip-1"]
+    cli(*run)
+    code, _, raw = at_terminal(run, folder=cli.folder, answers={})
+    view, _, _ = raw.partition("error: there is a run 'trip-1' already")
+    assert code == 2
+    assert ERASED in view[view.rindex(" ms") :]
 
 
 def test_a_reason_to_deny_reaches_the_agent_and_the_record(cli: Cli) -> None:
