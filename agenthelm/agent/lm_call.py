@@ -14,7 +14,7 @@ from dspy.lm15 import FunctionTool, Request, Response, TextPart
 from agenthelm._runtime.context import RunContext, current_run, new_call_id, raise_if_stopped, report
 from agenthelm._runtime.groups import shielded
 from agenthelm._runtime.progress import Progress
-from agenthelm.agent.ending import tell_ending
+from agenthelm.agent.ending import check_ending
 from agenthelm.agent.lm_errors import fate_of, is_retryable, remember_attempts
 from agenthelm.agent.lm_span import tell_request, tell_response, tell_usage
 from agenthelm.core.cost import Amount, Price, Reservation, TokenUsage
@@ -196,10 +196,14 @@ class LMCall:
         self.attempts += 1
 
     def answered(self, response: Response) -> None:
-        """Settle an attempt to what its answer says it took."""
+        """Settle an attempt to what its answer says it took.
+
+        Raises:
+            ModelCallError: The answer was cut off where that would not be seen.
+        """
         self._settle(usage_of(response, self.model, self.verbatim))
-        tell_ending(response.finish_reason)
         tell_response(self._span, self.request, response)
+        check_ending(response.finish_reason, self.model)
 
     def _settle(self, usage: TokenUsage | None) -> None:
         hold, self._hold = self._hold, None
@@ -279,12 +283,12 @@ class LMCall:
         elif event.type == "delta":
             self._emitted = True
         elif event.type == "end" and self._hold is not None:
-            tell_ending(event.finish_reason)
             empty = Response(
                 id=None, model=self.model, message=lm15.Message.assistant(""), finish_reason="stop",
                 usage=event.usage or lm15.Usage(),
             )  # fmt: skip
             self._settle(usage_of(empty, self.model, self.verbatim))
+            check_ending(event.finish_reason, self.model)
 
     def is_news(self, event: Any) -> bool:
         """Whether a stream's reader has not had this event from an attempt before: DSPy's takes one start only."""

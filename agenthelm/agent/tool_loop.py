@@ -18,7 +18,7 @@ from pydantic_core import to_jsonable_python
 
 from agenthelm._runtime.context import raise_if_stopped
 from agenthelm.agent.bridge import await_from_sync
-from agenthelm.agent.ending import watched_ending
+from agenthelm.agent.ending import cut_off, watched_ending
 from agenthelm.agent.toolset import Toolset
 from agenthelm.core.redaction import masked
 from agenthelm.core.sensitive import without_marked
@@ -161,12 +161,8 @@ class ToolLoop(dspy.Module):
 
 def _cut_off() -> ModelCallError:
     model = str(getattr(dspy.settings.lm, "model", None) or "the model")
-    return ModelCallError(
-        f"the answers of model {model!r} were cut off, {_MISREADINGS} in a row, so no tool was called by them; give the "
-        "model more max_tokens",
-        model=model,
-        attempts=_MISREADINGS,
-    )
+    what = f"the answers of model {model!r} were cut off, {_MISREADINGS} in a row, so no tool was called by them"
+    return cut_off(what, model, attempts=_MISREADINGS)
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

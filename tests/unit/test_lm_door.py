@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import anyio
@@ -70,6 +71,29 @@ async def test_a_call_is_booked_recorded_and_reported() -> None:
     total = run.ledger.totals("agent")["writer"]
     assert (total.calls, total.tokens, total.cost_usd) == (1, 150, 0.00018)
     assert [(step.kind, step.cost_usd) for step in run.progress] == [("lm_started", None), ("lm_finished", 0.00018)]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("outputs", ["nights: int", "city: str, nights: list[int]", "nights: float | None"])
+async def test_a_number_that_an_answer_was_cut_off_in_is_none(outputs: str, streamed: bool) -> None:
+    text = "[[ ## city ## ]]\nLisbon\n\n[[ ## nights ## ]]\n1"  # of 14
+    lm = scripted(Reply(text=text, cut=True, output_tokens=7))
+    send, receive = anyio.create_memory_object_stream[Any](1000)
+    async with lm_run(lm) as run, send, receive:
+        with dspy.context(send_stream=send) if streamed else nullcontext(), pytest.raises(Exception) as raised:
+            await run.call(dspy.Predict(f"question -> {outputs}"), question="?")
+        (event,) = await run.events()
+    error = unwrap(raised.value)
+    assert isinstance(error, ModelCallError)
+    assert str(error) == (
+        "the answer of model 'scripted' was cut off, so its 'nights' can't be relied on; give the model more max_tokens"
+    )
+    assert (event.outcome, run.ledger.total().output_tokens, len(lm.requests)) == ("failed", 7, 1)
+
+
+async def test_a_text_may_be_cut_off() -> None:
+    async with lm_run(scripted(Reply(text="[[ ## answer ## ]]\nIt was a dark and", cut=True))) as run:
+        assert (await run.call(program, question="?")).answer == "It was a dark and"
 
 
 async def test_prompts_and_answers_stay_out_of_events() -> None:
