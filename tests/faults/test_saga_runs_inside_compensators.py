@@ -9,7 +9,7 @@ import pytest
 
 from agenthelm.agent.base import Agent
 from agenthelm.core.cost import Budget
-from agenthelm.core.handlers import AutoDeny
+from agenthelm.core.handlers import ApprovalHandler, ApprovalRequest, AutoDeny, Decision
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.core.tracer import ExecutionTracer
 from agenthelm.orchestration.orchestrator import Orchestrator
@@ -65,3 +65,27 @@ async def test_neither_approval_nor_budget_refuses_it(way: Callable[..., Awaitab
 
     result = await orchestrator.run_saga([Step("pay"), Step("fail")])
     assert (result.status, result.stuck, world) == ("rolled_back", (), [])
+
+
+@pytest.mark.parametrize("way", [plan, agents, by_hand, steps], ids=lambda way: way.__name__)
+async def test_one_that_an_ordinary_tool_begins_is_asked_about_as_any_other(
+    way: Callable[..., Awaitable[None]],
+) -> None:
+    class Deny(ApprovalHandler):
+        async def request_approval(self, request: ApprovalRequest) -> Decision:
+            return Decision(False, "not this one")
+
+    tools, world = ToolRegistry(), []
+    orchestrator = Orchestrator(tools=tools, approval_handler=Deny())
+
+    @tool(registry=tools)
+    async def begin() -> None:
+        await way(orchestrator, tools)
+
+    @tool(registry=tools, requires_approval=True)
+    async def gate() -> None:
+        world.append("passed")
+
+    result = await orchestrator.run_saga([Step("begin")])
+    assert (result.ok, world) == (False, [])
+    assert "tool 'gate' was not approved by Deny: not this one" in str(result.error)
