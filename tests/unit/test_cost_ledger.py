@@ -194,6 +194,35 @@ def test_an_unpriced_call_inside_a_tool_settles_it_at_its_max_cost() -> None:
     assert run.priced_usd == 0.0
 
 
+def test_and_at_what_is_known_of_it_where_that_is_more() -> None:
+    run = Ledger("run", Budget(usd=1.0))
+    hold = run.reserve(Amount(usd=0.08, tool_calls=1))
+    tool = run.child("tool:t", Budget(usd=0.08), drawn_from=hold)
+    tool.reserve(Amount(usd=None, calls=1)).settle(Amount(usd=None, calls=1))
+    tool.charge(0.5)
+    hold.settle()
+    assert (run.spent().usd, run.remaining().usd) == (0.5, 0.5)
+
+
+def test_a_charge_beyond_the_reservation_of_a_nested_tool_comes_out_of_that_of_the_outer_one() -> None:
+    run = Ledger("run", Budget(usd=1.0))
+    outer_hold = run.reserve(Amount(usd=0.5, tool_calls=1))
+    outer = run.child("tool:outer", Budget(usd=0.5), drawn_from=outer_hold)
+    inner_hold = outer.reserve(Amount(usd=0.1, tool_calls=1))
+    inner = outer.child("tool:inner", Budget(usd=0.1), drawn_from=inner_hold)
+    inner.charge(0.2)
+    assert (outer.remaining().usd, run.remaining().usd) == (pytest.approx(0.3), 0.5)
+    inner_hold.settle()
+    outer_hold.settle()
+    assert (run.spent().usd, run.remaining().usd) == (0.2, 0.8)
+
+
+def test_what_a_settlement_does_not_say_is_as_it_was_reserved() -> None:
+    run = Ledger("run", Budget(calls=5, tool_calls=5))
+    run.reserve(Amount(calls=2, tool_calls=1)).settle(Amount(usd=0.1))
+    assert run.spent() == Amount(usd=0.1, tokens=0, calls=2, tool_calls=1)
+
+
 def test_a_charge_beyond_the_reservation_shows_in_the_parents_at_once() -> None:
     run = Ledger("run", Budget(usd=0.10))
     hold = run.reserve(Amount(usd=0.02, tool_calls=1))
@@ -287,6 +316,14 @@ def test_compensations_are_booked_and_never_refused() -> None:
     undo.reserve(Amount(usd=3.0, calls=1)).settle(Amount(usd=2.0, calls=1))
     assert run.spent().usd == 2.0
     assert run.stop.error is None
+
+
+def test_neither_is_what_they_do_through_agents_and_models_without_a_price() -> None:
+    run = Ledger("run", Budget(usd=0.01))
+    inside = run.unlimited().child("tool:undo").agent("a", Budget(calls=0, seconds=0))
+    inside.reserve(Amount(usd=None, calls=1), deny_unpriced=True).settle(Amount(usd=None, calls=1))
+    inside.check()
+    assert (run.total().calls, run.cost_usd, run.stop.error) == (1, None, None)
 
 
 def test_an_unknown_price_is_none_and_the_priced_part_stands_beside_it() -> None:

@@ -753,6 +753,16 @@ class TestApproval:
         (request,) = handler.requests
         assert (request.compensating_tool, request.irreversible) == (undone_by, irreversible)
 
+    async def test_who_is_asked_is_shown_nothing_that_a_hook_takes_out(self) -> None:
+        handler = Asked(Decision(True))
+        door = Door(approval_handler=handler, redact=lambda name, value: "gone" if name == "iban" else value)
+
+        @tool(registry=door.tools, requires_approval=True)
+        async def pay(iban: str, to: dict[str, str]) -> None: ...
+
+        await door.call("pay", iban="DE00", to={"name": "Bob", "iban": "DE00"})
+        assert dict(handler.requests[0].arguments) == {"iban": "gone", "to": {"name": "Bob", "iban": "gone"}}
+
     async def test_a_denial_without_a_reason_says_so(self) -> None:
         door = Door(approval_handler=Asked(Decision(False, approver="Ada")))
 
@@ -1105,6 +1115,15 @@ class TestBudgets:
         await door.call("pay")
         assert door.ledger.spent().usd == pytest.approx(0.2)
         assert (await door.event()).estimated_cost_usd == pytest.approx(0.2)
+
+    async def test_what_a_tool_charges_is_booked_for_the_agent_that_called_it(self, door: Door) -> None:
+        @tool(registry=door.tools)
+        async def pay() -> None:
+            charge(0.2)
+
+        await door.call("pay")
+        assert {name: used.priced_usd for name, used in door.ledger.totals("agent").items()} == {"agent": 0.2}
+        assert {name: used.priced_usd for name, used in door.ledger.totals("tool").items()} == {"pay": 0.2}
 
     async def test_what_is_charged_in_a_thread_of_the_tools_own_is_booked_or_said_in_the_log(
         self, caplog: pytest.LogCaptureFixture
