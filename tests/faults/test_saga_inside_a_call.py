@@ -86,6 +86,28 @@ async def test_what_a_failed_attempt_did_inside_is_undone_by_itself(live: bool) 
     assert hotel.undone == ["undo_trip room2", "free room1"]
 
 
+@live_or_later
+async def test_so_is_it_if_the_attempt_that_returned_did_nothing_inside(live: bool) -> None:
+    hotel = Hotel()
+    tries: list[str] = []
+
+    @tool(registry=hotel.tools, compensating_tool="undo_day", retries=1, backoff=Backoff(0.0))
+    async def day_trip() -> dict[str, str]:
+        tries.append("again")
+        if len(tries) == 1:
+            await current_executor().call("reserve", {})  # type: ignore[union-attr]
+            raise ValueError("the form was incomplete")
+        return {"day": "monday"}
+
+    @tool(registry=hotel.tools)
+    async def undo_day(day: str) -> None:
+        hotel.undone.append(f"undo_day {day}")
+
+    result = await hotel.undo("day_trip", live=live)
+    assert (result.status, hotel.rooms) == ("rolled_back", [])
+    assert hotel.undone == ["undo_day monday", "free room0"]
+
+
 @pytest.mark.parametrize("later", ["recover", "resume, and undo"])
 async def test_what_a_failed_attempt_did_inside_is_undone_by_itself_if_the_next_one_never_returned(later: str) -> None:
     hotel = Hotel()

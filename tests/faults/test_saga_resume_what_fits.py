@@ -320,6 +320,32 @@ async def test_what_verify_said_of_a_step_is_on_record_when_the_plan_goes_on(wor
     assert world == []
 
 
+async def test_a_step_that_was_called_again_is_undone_once_if_the_plan_fails_later(world: list[str]) -> None:
+    """The first call is known not to have happened, whatever ``verify`` would say of the second one."""
+    tools, undone = ToolRegistry(), []
+
+    @tool(registry=tools, compensating_tool="leave", verify=lambda: {"booking": "a"} if world else False)
+    async def stay() -> dict[str, str]:
+        world.append("a")
+        return {"booking": "a"}
+
+    @tool(registry=tools)
+    async def leave(booking: str) -> None:
+        undone.append(booking)
+        world.remove(booking)
+
+    @tool(registry=tools)
+    async def fail() -> None:
+        raise ValueError("no")
+
+    storage = Dying(2)
+    await Orchestrator(tools=tools, storage=storage).run_saga([Step("stay"), Step("fail")])
+    world.clear()
+    storage.left = 1000
+    (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=True)
+    assert (result.status, result.undone, undone, world) == ("rolled_back", ("e2",), ["a"], [])
+
+
 @pytest.mark.parametrize("returns", ["nothing", "a booking"])
 async def test_a_step_that_is_found_done_keeps_its_plan_going_if_it_returns_nothing(
     world: list[str], returns: str
