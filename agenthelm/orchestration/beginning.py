@@ -33,9 +33,11 @@ def own_run_id(asked: str | None) -> str:
     if asked is None:
         return new_run_id()
     refuse_reimport()
-    if not isinstance(asked, str) or not _RUN_ID.fullmatch(asked) or asked == _LATEST:
+    if asked == _LATEST:
+        raise ConfigError(f"run_id can't be {_LATEST!r}, by which commands mean the latest run", setting="run_id")
+    if not isinstance(asked, str) or not _RUN_ID.fullmatch(asked):
         raise ConfigError(
-            f"run_id must be a text of at most 128 letters, digits, and . _ : - after the first of them, and not 'last', "
+            "run_id must be a text of at most 128 letters, digits, and . _ : - after the first of them, "
             f"not {asked!r:.160}",
             setting="run_id",
         )

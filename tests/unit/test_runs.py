@@ -135,7 +135,7 @@ class TestIds:
             async with saga(tools=shop.tools, storage=shop.storage, run_id="order-8"):
                 pytest.fail("the block was entered")
 
-    @pytest.mark.parametrize("odd", ["", "last", "-n", "a b", "a/b", "é", "x" * 129, 7, "a\n"])
+    @pytest.mark.parametrize("odd", ["", "-n", "a b", "a/b", "é", "x" * 129, 7, "a\n"])
     async def test_what_is_no_id_is_refused(self, odd: Any) -> None:
         shop = Shop()
         with pytest.raises(ConfigError, match="run_id must be a text of at most 128 letters"):
@@ -143,6 +143,10 @@ class TestIds:
         with pytest.raises(ConfigError, match="run_id must be"):
             saga(run_id=odd)
         assert await shop.orchestrator.runs.latest() == []
+
+    def test_the_name_of_the_latest_run_is_not_the_id_of_one(self) -> None:
+        with pytest.raises(ConfigError, match=r"^run_id can't be 'last', by which commands mean the latest run$"):
+            saga(run_id="last")
 
     async def test_a_run_inside_a_run_has_none_of_its_own(self) -> None:
         shop = Shop()
