@@ -11,7 +11,7 @@ import dspy
 
 from agenthelm.exceptions import ModelCallError
 
-__all__ = ["Ending", "check_ending", "cut_off", "watched_ending"]
+__all__ = ["check_ending", "cut_off", "watched_ending"]
 
 _ENDING = "agenthelm_ending"
 """The name among DSPy's settings, which go wherever DSPy calls a model."""
