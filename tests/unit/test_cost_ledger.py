@@ -227,7 +227,9 @@ def test_a_charge_beyond_the_reservation_shows_in_the_parents_at_once() -> None:
     run = Ledger("run", Budget(usd=0.10))
     hold = run.reserve(Amount(usd=0.02, tool_calls=1))
     tool = run.child("tool:t", Budget(usd=0.02), drawn_from=hold)
-    tool.charge(0.09)
+    tool.charge(0.05)
+    assert run.remaining().usd == pytest.approx(0.05)
+    tool.charge(0.04)
     assert run.remaining().usd == pytest.approx(0.01)
     with pytest.raises(BudgetExceededError):
         tool.reserve(ONE)
@@ -350,6 +352,17 @@ def test_a_cached_answer_takes_nothing() -> None:
     ledger.reserve(Amount()).settle(usage=usage(0, 0), outcome="cached", agent="a")
     total = ledger.total()
     assert (total.calls, total.cached_calls, total.cost_usd) == (0, 1, 0.0)
+
+
+def test_whatever_was_reserved_for_it() -> None:
+    limits = Budget(usd=1.0, tokens=100, calls=1)
+    ledger = Ledger("run", limits)
+    ledger.reserve(Amount(usd=0.9, tokens=90, calls=1)).settle(usage=usage(), outcome="cached", agent="a")
+    ledger.reserve(Amount(usd=0.9)).settle(Amount(usd=0.0, tokens=9), usage=usage(), outcome="cached")
+    total = ledger.total()
+    assert (total.calls, total.cached_calls, total.cost_usd) == (0, 2, 0.0)
+    assert (total.input_tokens, total.output_tokens, total.estimated_tokens) == (0, 0, 0)
+    assert (ledger.spent(), ledger.remaining()) == (Amount(usd=0.0), limits)
 
 
 def test_totals_by_agent_model_and_tool() -> None:
