@@ -511,6 +511,26 @@ class TestWatching:
             ("unwinding", "cancel"), ("tool_started", "cancel"), ("tool_finished", "cancel"), ("undone", "book"),
         ]  # fmt: skip
 
+    async def test_it_hears_whose_a_tool_is_and_what_went_wrong(self) -> None:
+        tools, heard = ToolRegistry(), []
+
+        @tool(registry=tools)
+        async def refuse() -> None:
+            raise ValueError("no room")
+
+        class Asks(Agent):
+            async def aforward(self, context: Any, task: str) -> dict[str, Any]:
+                with pytest.raises(ValueError, match="no room"):
+                    await self.ause("refuse")
+                return {}
+
+        async with Orchestrator(tools=tools, observer=heard.append) as orchestrator:
+            result = await orchestrator.run(Asks(name="asks"), "x")
+        assert [(p.kind, p.agent, p.error, p.run_id) for p in heard if p.name == "refuse"] == [
+            ("tool_started", "asks", None, result.run_id),
+            ("tool_failed", "asks", "ValueError: no room", result.run_id),
+        ]
+
 
 def documented(name: str, page: str) -> Any:
     """A function as a page of the docs has it."""

@@ -164,6 +164,13 @@ class TestCalling:
             await door.executor.call("transfer", {}, allowed={"look"})
         assert [e.outcome for e in await door.events()] == ["invalid", "invalid"]
 
+    async def test_what_is_allowed_can_be_called_by_name(self, door: Door) -> None:
+        @tool(registry=door.tools)
+        async def look() -> str:
+            return "seen"
+
+        assert await door.executor.call("look", {}, allowed={"look", "transfer"}) == "seen"
+
     async def test_wrong_arguments_never_reach_the_tool(self, door: Door) -> None:
         @tool(registry=door.tools, retries=3)
         async def look(x: int) -> None:

@@ -18,7 +18,7 @@ from agenthelm.core.redaction import MASK
 from agenthelm.core.sensitive import carries_secret, holds_secrets, secret_fields, secret_texts, without_marked
 from agenthelm.core.storage.base import EVENTS
 from agenthelm.core.tool import Tool, ToolContract
-from agenthelm.exceptions import OutcomeUnknown, UnknownToolError
+from agenthelm.exceptions import OutcomeUnknown, ToolInputError, UnknownToolError
 from agenthelm.telling import message_of, notes_of
 
 SECRET = "blaue Katze 4711"
@@ -275,6 +275,17 @@ async def test_what_a_caller_hides_stays_hidden_where_there_is_no_such_tool() ->
         await executor.call("leave", {"pin": SECRET}, hidden=frozenset({"pin"}))
     (record,) = await storage.read(EVENTS)
     assert record.data["inputs"] == {"pin": MASK}
+
+
+async def test_what_a_caller_hides_and_what_the_tool_hides_stay_hidden_where_the_call_does_not_fit() -> None:
+    def leave(pin: str, code: SecretStr) -> None: ...
+
+    storage = InMemoryStorage()
+    executor = ToolExecutor(ToolRegistry([Tool.from_function(leave)]), storage)
+    with pytest.raises(ToolInputError):
+        await executor.call("leave", {"pin": SECRET, "code": [SECRET], "no": 1}, hidden=frozenset({"pin"}))
+    (record,) = await storage.read(EVENTS)
+    assert record.data["inputs"] == {"pin": MASK, "code": MASK, "no": MASK}
 
 
 @pytest.mark.parametrize("fails", [False, True])
