@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from agenthelm.core.tool import ToolRegistry, tool
 from agenthelm.exceptions import ConfigError, PlanError
 from agenthelm.orchestration.orchestrator import Orchestrator
+from agenthelm.orchestration.plan import Plan
 from agenthelm.orchestration.saga import Ref, SagaOrchestrator, Step
 
 called: list[str] = []
@@ -108,3 +109,7 @@ async def test_an_unknown_way_to_treat_errors_is_refused(tools: ToolRegistry) ->
         with pytest.raises(ConfigError, match=r"on_error must be one of .* not 'rolback'\. Did you mean 'rollback'?"):
             await run([GOOD], on_error="rolback")  # type: ignore[arg-type]
     assert called == []
+
+
+def test_steps_that_may_run_together_keep_the_order_they_were_given_in() -> None:
+    assert Plan.of([[Step("b"), Step("a")], [Step("d"), Step("c")]]).order() == [["b", "a"], ["d", "c"]]

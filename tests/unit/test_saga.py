@@ -325,9 +325,12 @@ class TestDoubt:
         assert "not undone: unsure" in caught.value.__notes__[0]
 
     @pytest.mark.parametrize(
-        ("error", "outcome"), [(TimeoutError("no answer"), "doubt"), (ValueError("no answer"), "failed")]
+        ("error", "outcome", "status"),
+        [(TimeoutError("no answer"), "doubt", "in doubt"), (ValueError("no answer"), "failed", "failed")],
     )
-    async def test_the_journal_says_what_the_call_raised(self, world: World, error: Exception, outcome: str) -> None:
+    async def test_the_journal_says_what_the_call_raised(
+        self, world: World, error: Exception, outcome: str, status: str
+    ) -> None:
         @tool(registry=world.tools, side_effects=["x:write"])
         async def unsure() -> None:
             raise error
@@ -336,7 +339,8 @@ class TestDoubt:
             with pytest.raises(type(error)):
                 await scope.use("unsure")
         effect = fold("r", await world.storage.read(stream_of(scope.result.run_id))).effects["e1"]
-        assert (effect.outcome, effect.error) == (outcome, f"{type(error).__name__}: no answer")
+        assert (effect.outcome, effect.status) == (outcome, status)
+        assert effect.error == f"{type(error).__name__}: no answer"
 
     async def test_in_a_run_that_succeeds_it_is_listed_and_left(self, world: World) -> None:
         @tool(registry=world.tools, compensating_tool="unbook", side_effects=["x:write"])
