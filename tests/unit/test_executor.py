@@ -231,9 +231,11 @@ class TestCalling:
             return look()
 
         door.tools.register(Tool.from_function(wrapped, name="look"))
-        with pytest.raises(ToolOutputError, match="async def"):
+        with pytest.raises(ToolOutputError, match="async def") as refused:
             await door.call("look")
-        assert (await door.event()).outcome == "invalid"
+        event = await door.event()
+        assert (event.outcome, event.error_type) == ("invalid", "ToolOutputError")
+        assert event.error_state == f"ToolOutputError: {refused.value}"
 
     async def test_a_key_from_an_earlier_try_stands_over_one_among_the_arguments(self, door: Door) -> None:
         @tool(registry=door.tools)

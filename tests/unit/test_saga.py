@@ -340,6 +340,7 @@ class TestDoubt:
                 await scope.use("unsure")
         effect = fold("r", await world.storage.read(stream_of(scope.result.run_id))).effects["e1"]
         assert (effect.outcome, effect.status) == (outcome, status)
+        assert scope.result.irreversible == (("e1",) if status == "in doubt" else ())
         assert effect.error == f"{type(error).__name__}: no answer"
 
     async def test_in_a_run_that_succeeds_it_is_listed_and_left(self, world: World) -> None:
