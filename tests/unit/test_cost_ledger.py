@@ -312,6 +312,15 @@ def test_seconds_are_checked_at_each_door() -> None:
         ledger.check()
 
 
+def test_a_scope_inside_goes_by_the_clock_of_its_run() -> None:
+    clock = FakeClock()
+    inner = Ledger("run", clock=clock).child("run").child("tool:t", Budget(seconds=5))
+    inner.check()
+    clock.now += 5
+    with pytest.raises(BudgetExceededError, match="5 s"):
+        inner.check()
+
+
 def test_compensations_are_booked_and_never_refused() -> None:
     run = Ledger("run", Budget(usd=0.01, calls=0, seconds=0))
     undo = run.unlimited()

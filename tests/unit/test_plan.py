@@ -113,3 +113,13 @@ async def test_an_unknown_way_to_treat_errors_is_refused(tools: ToolRegistry) ->
 
 def test_steps_that_may_run_together_keep_the_order_they_were_given_in() -> None:
     assert Plan.of([[Step("b"), Step("a")], [Step("d"), Step("c")]]).order() == [["b", "a"], ["d", "c"]]
+
+
+@pytest.mark.parametrize(
+    "value", [Ref("later"), [Ref("later")], (1, Ref("later")), {"a": [{"b": Ref("later")}]}, [[Ref("later")]]]
+)
+def test_a_ref_to_what_has_not_run_is_refused_wherever_it_stands(value: Any) -> None:
+    with pytest.raises(PlanError, match="'later', which need not have run before it"):
+        Plan.of([Step("make", {"what": value}), Step("later")])
+    with pytest.raises(PlanError, match="'later', which is not in the plan"):
+        Plan.of([Step("make", {"what": value})])
