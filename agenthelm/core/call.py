@@ -124,20 +124,20 @@ class Call:
             self.guarded = binding.guarded_among(self.bound) | hidden
         self.compensating_tool = compensating_tool or tool.contract.compensating_tool
         self.is_effect = self.compensates is None and (tool.contract.effectful or compensating_tool is not None)
-        if self.is_effect and binding.takes_key:
+        if binding.takes_key:
             self._check_key(self.bound[KEY_PARAMETER])
         self.digest = digest(tool.name, self.bound)
 
     def _check_key(self, bound: Any) -> None:
-        """Make sure that the tool gets the key that goes to its compensator, its ``verify`` and the journal.
+        """Make sure that a tool, its compensator and its ``verify`` get the key that is in the journal.
 
         Raises:
             ToolInputError: Its own type makes another of it.
         """
         if isinstance(bound, str) and bound != self.key:
             raise ToolInputError(
-                f"tool {self.name!r}: the type of {KEY_PARAMETER!r} makes {bound!r} of {self.key!r}, so what undoes it would "
-                f"get another key; give a key that it leaves as it is, or annotate the parameter as str",
+                f"tool {self.name!r}: the type of {KEY_PARAMETER!r} makes {bound!r} of {self.key!r}, so what is done and what "
+                f"undoes it would go by different keys; give a key that it leaves as it is, or annotate the parameter as str",
                 tool_name=self.name,
             )
 

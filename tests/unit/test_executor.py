@@ -265,6 +265,24 @@ class TestCalling:
             await door.call("pay", idempotency_key=given)
         assert (await door.event()).outcome == "invalid"
 
+    async def test_what_undoes_it_is_not_called_with_another_key_because_of_its_own_type(self) -> None:
+        tools = ToolRegistry()
+
+        @tool(registry=tools, compensating_tool="refund")
+        async def pay(idempotency_key: str) -> None: ...
+
+        @tool(registry=tools, inputs={"idempotency_key": Annotated[str, StringConstraints(to_upper=True)]})
+        async def refund(idempotency_key: str) -> None:
+            raise AssertionError("never called")
+
+        with pytest.raises(ZeroDivisionError):
+            async with saga(tools=tools) as scope:
+                await scope.use("pay", idempotency_key="k1")
+                raise ZeroDivisionError
+        assert scope.result is not None
+        (stuck,) = scope.result.stuck
+        assert "would go by different keys" in stuck.reason
+
     @pytest.mark.parametrize(("kind", "given"), [(Any, 5), (int, 5), (UUID, UUID(int=5))])
     async def test_a_key_that_is_no_text_is_known_by_the_text_of_it(self, kind: Any, given: Any) -> None:
         tools, keys = ToolRegistry(), []
