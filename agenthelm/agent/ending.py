@@ -28,7 +28,7 @@ class Ending:
     __slots__ = ("cut",)
 
     def __init__(self) -> None:
-        self.cut = False
+        self.cut: bool = False
 
 
 @contextmanager
