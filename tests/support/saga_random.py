@@ -393,7 +393,7 @@ async def play(case: Case) -> list[str]:
         return wrong if not stage.things else [*wrong, f"no journal, and there are {stage.things}"]
     at_once = not (_on_asyncio() and case.cancel and case.cancel[0] == "native")  # that comes a turn of the loop later
     broken = storage.count >= (case.fault or _NO_CALL)
-    if told and at_once and run.status == "success" and not stage.late and not broken:
+    if told and at_once and run.status == "success" and stage.things and not stage.late and not broken:
         wrong.append("it was cancelled, and what it did stands")
     if not broken:
         wrong += _against_memory(run, stage.live)
@@ -555,7 +555,8 @@ def _truth(run: RunState, stage: Stage, *, broken: bool, unrecorded: bool = Fals
     if run.status in ("success", "stopped"):
         for state in run.effects.values():
             name = state.effect.arguments["name"]
-            if state.outcome == "ok" and not state.settled and name not in there and not unrecorded:
+            stands = state.outcome == "ok" and not state.settled and state.reason is None  # what is stuck may be gone
+            if stands and name not in there and not unrecorded:
                 yield f"{name} is said to be there, and is not"
         known = {s.effect.arguments["name"] for s in run.effects.values() if s.outcome != "failed" and not s.undone}
         for name in there:
