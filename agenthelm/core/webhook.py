@@ -73,9 +73,9 @@ class WebhookHandler(ApprovalHandler):
     """Asks an HTTP endpoint and waits for its answer, which may take as long as a human takes.
 
     The request is a POST of JSON: the fields of `ApprovalRequest` and a fresh ``nonce``, signed with the shared secret
-    (see `sign`); its ``expires_at`` says until when an answer is waited for. The answer is a 200 with JSON ``{"id", "nonce", "digest", "approved", "reason", "approver"}``, signed
-    the same way; id, nonce and digest must be those of the request. Anything else, from a refused connection to a
-    signature that does not fit, is a denial with the reason.
+    (see `sign`); its ``expires_at`` says until when an answer is waited for. The answer is a 200 with JSON
+    ``{"id", "nonce", "digest", "approved", "reason", "approver"}``, signed the same way; id, nonce and digest must be those
+    of the request. Anything else, from a refused connection to a signature that does not fit, is a denial with the reason.
 
     Args:
         url: Where to ask. ``https://``; plain ``http://`` only to this machine.
