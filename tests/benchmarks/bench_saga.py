@@ -1,6 +1,6 @@
 """What a saga's step costs: over the bare call, over bare commits in the same folder, and beside DBOS and LangGraph.
 
-Everything is measured in one process, in turns, so that the machine's moods fall on all alike. A machine that is shared
+Everything is measured in turns, so that the machine's moods fall on all alike. A machine that is shared
 changes its speed by the second: *typical* is the median of the turns, *quiet* the tenth of them that were disturbed least.
 Where commits are quick, the processor limits how much concurrent sagas gain; ``--slower-disk 1`` tells what they gain on a
 disk whose commits take a millisecond longer.
@@ -15,6 +15,7 @@ import asyncio
 import gc
 import importlib.util
 import logging
+import multiprocessing
 import os
 import platform
 import sqlite3
@@ -25,6 +26,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -273,33 +275,55 @@ ENGINES = {
 CONCURRENCY = (1, 10, 200)
 
 
-async def rates(folder: Path, rounds: int) -> dict[str, dict[int, float]]:
-    """Durable steps per second by engine and by how many sagas run at once; the engines take turns."""
-    running: dict[str, Rate] = {}
-    closing_later = []
-    for name, (module, start) in ENGINES.items():
+def rates(folder: Path, rounds: int) -> dict[str, dict[int, float]]:
+    """Durable steps per second by engine and by how many sagas run at once.
+
+    The engines take turns. Each has a process of its own, as in a service: threads and modules of another one would
+    cost it time.
+    """
+    start = multiprocessing.get_context("spawn")
+    running: dict[str, Connection] = {}
+    processes = []
+    for name, (module, _) in ENGINES.items():
         if not _importable(module):
             print(f"{name}: not installed, left out")
             continue
-        running[name], close = await start(folder)
-        closing_later.append(close)
-    for rate in running.values():
-        await rate(2)  # warm
-    # In nobody's service are three engines loaded at once; each would pay the garbage collector for the others' modules.
-    gc.collect()
-    gc.freeze()
+        running[name], there = start.Pipe()
+        processes.append(start.Process(target=_serve, args=(name, folder, there)))
+        processes[-1].start()
+        there.close()
+        running[name].recv()
     found: dict[str, dict[int, list[float]]] = {name: {count: [] for count in CONCURRENCY} for name in running}
     for _ in range(rounds):
         for count in CONCURRENCY:
-            for name, rate in running.items():
-                times = 20 if count == 1 else 1
-                start_at = time.perf_counter()
-                for _ in range(times):
-                    await rate(count)
-                found[name][count].append(times * count * STEPS / (time.perf_counter() - start_at))
-    for close in closing_later:
-        await close()
+            for _ in range(max(1, 20 // count)):
+                for name, engine in running.items():
+                    engine.send(count)
+                    found[name][count].append(count * STEPS / engine.recv())
+    for engine in running.values():
+        engine.send(0)
+    for process in processes:
+        process.join()
     return {n: {count: statistics.median(v) for count, v in by.items()} for n, by in found.items()}
+
+
+def _serve(name: str, folder: Path, orders: Connection) -> None:
+    """Run one engine: as many sagas at once as is asked for, and say how many seconds that took, until 0 are."""
+    logging.disable()
+
+    async def serve() -> None:
+        rate, close = await ENGINES[name][1](folder)
+        await rate(2)  # warm
+        gc.collect()
+        gc.freeze()
+        orders.send(None)
+        while count := orders.recv():
+            start = time.perf_counter()
+            await rate(count)
+            orders.send(time.perf_counter() - start)
+        await close()
+
+    anyio.run(serve)
 
 
 def _importable(module: str) -> bool:
@@ -366,7 +390,7 @@ def main() -> None:
                 f"durable steps per second, {words:7} one saga {one:.0f}; 10 at once {ten:.0f}, {ten / one:.1f} times "
                 f"(goal: 3.5); 200 at once {many:.0f}, {many / one:.1f} times (goal: 5)"
             )
-        found = anyio.run(rates, folder, max(3, options.rounds // 2))
+        found = rates(folder, max(3, options.rounds // 2))
         print(f"\n{'durable steps per second, sagas at once':42}" + "".join(f"{count:>10}" for count in CONCURRENCY))
         ours = next(iter(found.values()))
         for engine, by in found.items():
