@@ -46,8 +46,12 @@ def older_file(path: Path) -> None:
     old = sqlite3.connect(path)
     for statement in MIGRATIONS[0]():
         old.execute(statement)
-    old.execute("INSERT INTO streams VALUES (1, 'events', 3000, NULL, 1.0, 2.0), (2, 'run:1', 1, 'open', 1.0, 1.0)")
-    old.execute("""INSERT INTO records VALUES ('run:1', 0, '{"n":1}')""")
+    old.execute(
+        "INSERT INTO streams VALUES (1, 'events', 3000, NULL, 1.0, 2.0), (2, 'run:1', 2, 'open', 1.0, 1.0), (3, 'run:2', 1, 'open', 1.0, 1.0)"
+    )
+    old.execute(
+        """INSERT INTO records VALUES ('run:1', 1, '{"n":2}'), ('run:2', 0, '{"n":3}'), ('run:1', 0, '{"n":1}')"""
+    )
     for n in range(3000):
         old.execute(
             "INSERT INTO events (position, execution_time, data) VALUES (?, ?, ?)",
@@ -64,8 +68,10 @@ async def test_an_older_file_is_migrated_on_first_use_and_keeps_its_records(path
     async with SqliteStorage(path) as storage:
         found = await storage.read(EVENTS, where={"execution_time": Between(100, 100.2)})
         assert [event.data["n"] for event in found] == [1000, 1001, 1002]
-        assert [record.data for record in await storage.read("run:1")] == [{"n": 1}]
-        assert [info.name for info in await storage.streams(where={"state": "open"})] == ["run:1"]
+        assert await storage.append([Record("run:1", {"n": 4})], {"run:1": 2}) == {"run:1": 3}
+        assert [record.data for record in await storage.read("run:1")] == [{"n": 1}, {"n": 2}, {"n": 4}]
+        assert [record.data for record in await storage.read("run:2")] == [{"n": 3}]
+        assert {info.name for info in await storage.streams(where={"state": "open"})} == {"run:1", "run:2"}
         later = [Record(EVENTS, {"n": n, "execution_time": 5_000}) for n in range(3_000, 3_100)]
         assert await storage.append(later) == {EVENTS: 3_100}
         found = await storage.read(EVENTS, where={"execution_time": Between(299.9, None)}, newest_first=True)
@@ -75,6 +81,20 @@ async def test_an_older_file_is_migrated_on_first_use_and_keeps_its_records(path
     zones = check.execute("SELECT zone, low_execution_time, high_execution_time FROM zones").fetchall()
     assert zones == [(0, 0, 102.3), (1, 102.4, 204.7), (2, 204.8, 5_000), (3, 5_000, 5_000)]
     check.close()
+
+
+async def test_what_many_runs_append_at_once_shares_pages(path: Path) -> None:
+    runs, wal = range(100), path.with_name("log.db-wal")
+
+    async def commit(storage: SqliteStorage) -> None:
+        await storage.append([Record(f"run:{run}", {"text": "x" * 500}) for run in runs])
+
+    async with SqliteStorage(path) as storage:
+        for _ in range(8):
+            await commit(storage)
+        storage._log._open().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        await commit(storage)
+        assert wal.stat().st_size < len(runs) / 2 * 4096
 
 
 async def test_a_migration_that_fails_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
