@@ -19,6 +19,7 @@ class Progress:
         error: One line, for what failed.
         cost_usd: What the run has cost so far, where it is known at that moment.
         run_id: The run.
+        step: The step of a plan that it belongs to.
     """
 
     kind: Literal[
@@ -40,3 +41,9 @@ class Progress:
     error: str | None = None
     cost_usd: float | None = None
     run_id: str | None = None
+    step: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The name, and which step that is where it says something else."""
+        return self.name if self.step in (None, self.name) else f"{self.name} ({self.step})"

@@ -114,13 +114,13 @@ class View:
     def _update(self, progress: Progress) -> None:
         what, _, how = progress.kind.partition("_")
         if progress.kind == "undone":
-            self.undone.append(progress.name)
+            self.undone.append(progress.title)
         elif progress.kind == "undo_failed":
-            self.not_undone.append(progress.name)
-        elif what == "agent":
+            self.not_undone.append(progress.title)
+        elif what == "agent" or (what == "tool" and progress.step and not progress.agent):
             if how == "started":
-                self._rows.append(_Row(progress.name, time.monotonic()))
-            elif (row := self._row(progress.name)) is not None:
+                self._rows.append(_Row(progress.title, time.monotonic()))
+            elif (row := self._row(progress.title)) is not None:
                 row.ended, row.failed = time.monotonic(), how == "failed"
         elif what in ("tool", "lm") and progress.agent and (row := self._row(progress.agent)) is not None:
             doing = progress.name
@@ -138,7 +138,7 @@ class View:
         now = time.monotonic()
         for row in self._rows[-12:]:
             mark, style = ("●", "cyan") if row.ended is None else ("✗", "red") if row.failed else ("✓", "green")
-            line = Text.assemble((f" {sign(mark, console.file)} ", style), clean(row.name, width=30))
+            line = Text.assemble((f" {sign(mark, console.file)} ", style), clean(row.name, width=50))
             line.append(f"  {seconds((row.ended or now) - row.started)}", "dim")
             if row.ended is None and row.doing:
                 line.append(f"  {clean(', '.join(row.doing), width=50)}", "dim")
@@ -153,7 +153,7 @@ class View:
 
 def _line(progress: Progress) -> str:
     by = f"{progress.agent}: " if progress.agent and progress.agent != progress.name else ""
-    name = clean(progress.name, width=60)
+    name = clean(progress.title, width=60)
     why = f": {clean(progress.error, width=160)}" if progress.error else ""
     match progress.kind:
         case "agent_started":

@@ -328,6 +328,7 @@ class ToolExecutor:
                     error=call.error_state,
                     cost_usd=self.ledger.root.cost_usd,
                     run_id=context.run_id,
+                    step=context.step,
                 )
             )
 

@@ -183,7 +183,7 @@ class Unwinder:
         done, late = anyio.Event(), anyio.Event()
         executor = replace(executor, late=late)
         scope = CancelScope()
-        report(Progress("unwinding", compensator.name, run_id=self.journal.run_id))
+        report(Progress("unwinding", compensator.name, run_id=self.journal.run_id, step=state.effect.step))
         self._group.start_soon(self._compensate, executor, state, compensator, scope, done)
         with anyio.move_on_after(self.grace):
             await done.wait()
@@ -342,7 +342,7 @@ class Unwinder:
     async def _mark_undone(self, state: EffectState) -> None:
         state.undoing, state.undone, state.compensated, state.reason = False, True, True, None
         self.undone.append(state.effect.id)
-        report(Progress("undone", state.effect.tool, run_id=self.journal.run_id))
+        report(Progress("undone", state.effect.tool, run_id=self.journal.run_id, step=state.effect.step))
         covered = [
             other
             for other in self._all_inside(state)
@@ -357,7 +357,7 @@ class Unwinder:
         """Leave an effect standing; ``doubt`` says whether its undo may have worked, None that nothing was learnt."""
         state.reason = reason
         state.undoing = state.undoing if doubt is None else doubt
-        told = scrub(reason)
-        _log.warning("run %s: %s could not be undone: %s", self.journal.run_id, state.effect.tool, told)
-        report(Progress("undo_failed", state.effect.tool, error=told, run_id=self.journal.run_id))
+        effect, told = state.effect, scrub(reason)
+        _log.warning("run %s: %s could not be undone: %s", self.journal.run_id, effect.tool, told)
+        report(Progress("undo_failed", effect.tool, error=told, run_id=self.journal.run_id, step=effect.step))
         await self._report(state, "undo_failed", error=reason, doubt=state.undoing)

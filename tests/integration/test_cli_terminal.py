@@ -40,6 +40,17 @@ def test_the_live_view_shows_agents_time_and_cost_and_leaves_the_cursor_visible(
     assert "also in the result: city, details" in shown
 
 
+def test_the_live_view_shows_the_steps_of_a_plan(cli: Cli) -> None:
+    cli.write(
+        "trip.yaml",
+        "- {tool: book, id: flight, arguments: {what: flight}}\n- {tool: explode, id: car, arguments: {why: no cars}}\n",
+    )
+    code, shown, _ = at_terminal(["saga", "run", "trip.yaml", "--app", "world.py"], folder=cli.folder, answers={})
+    assert code == 1
+    for line in ("✓ book (flight)", "✗ explode (car)", "↶ undone: book (flight)"):
+        assert line in shown
+
+
 def test_what_an_agent_remembers_is_shown_and_does_not_drive_the_terminal(cli: Cli) -> None:
     cli("memory", "set", "note", "two\nlines \x1b[2J")
     code, _, raw = at_terminal(["memory", "get", "note"], folder=cli.folder, answers={})

@@ -531,6 +531,23 @@ class TestWatching:
             ("tool_failed", "asks", "ValueError: no room", result.run_id),
         ]
 
+    async def test_it_hears_which_step_of_a_plan_it_is(self, world: World) -> None:
+        heard: list[Progress] = []
+        plan = [Step("book", {"name": "room"}, id="hotel"), Step("book", {"name": "seat"}), Step("fail")]
+
+        @tool(registry=world.tools)
+        async def fail() -> None:
+            raise ValueError
+
+        async with Orchestrator(tools=world.tools, observer=heard.append) as orchestrator:
+            await orchestrator.run_saga(plan)
+        assert [(p.kind, p.title) for p in heard] == [
+            ("tool_started", "book (hotel)"), ("tool_finished", "book (hotel)"),
+            ("tool_started", "book"), ("tool_finished", "book"), ("tool_started", "fail"), ("tool_failed", "fail"),
+            ("unwinding", "cancel (book)"), ("tool_started", "cancel"), ("tool_finished", "cancel"), ("undone", "book"),
+            ("unwinding", "cancel (hotel)"), ("tool_started", "cancel"), ("tool_finished", "cancel"), ("undone", "book (hotel)"),
+        ]  # fmt: skip
+
 
 def documented(name: str, page: str) -> Any:
     """A function as a page of the docs has it."""
