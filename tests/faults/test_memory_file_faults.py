@@ -189,6 +189,32 @@ async def test_a_place_that_is_no_file_is_one_error(tmp_path: Path, place: str) 
             await memory.write("k", 1)
 
 
+async def test_a_second_memory_in_one_process_keeps_the_first_ones_locks(tmp_path: Path) -> None:
+    """Or another process takes the file for unused, and removes the log that the first one still writes to."""
+    url = f"sqlite:///{tmp_path}/memory.db"
+    look = """
+        import sys, anyio
+        from agenthelm.memory import ShortTermMemory
+        async def main():
+            async with ShortTermMemory(sys.argv[1]) as memory:
+                print(await memory.read("k"))
+        anyio.run(main)
+        """
+    async with ShortTermMemory(url) as first, ShortTermMemory(url) as second:
+        await first.write("k", 1)
+        assert await second.read("k") == 1
+        for value in (1, 2):
+            await first.write("k", value)
+            assert await anyio.to_thread.run_sync(lambda: said(child(look, url))) == str(value)
+
+
+async def test_a_file_behind_a_link_to_nothing_is_made_for_its_owner_only(tmp_path: Path) -> None:
+    (tmp_path / "link.db").symlink_to(tmp_path / "memory.db")
+    async with ShortTermMemory(f"sqlite:///{tmp_path}/link.db") as memory:
+        await memory.write("k", 1)
+    assert (tmp_path / "memory.db").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_full_disk_is_one_error_and_what_was_there_stays(tmp_path: Path) -> None:
     process = child(
         """

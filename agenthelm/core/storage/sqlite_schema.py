@@ -7,15 +7,14 @@ from __future__ import annotations
 import math
 import os
 import sqlite3
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 from agenthelm.core.storage.codec import INDEXED_FIELDS, decode
-from agenthelm.core.storage.files import file_id
 from agenthelm.core.storage.writer import UnavailableError
 from agenthelm.exceptions import StorageError
+from agenthelm.sqlite import enter_wal, make_private
 
 __all__ = [
     "FRESH_BITS",
@@ -142,7 +141,7 @@ def connect(path: Path, *, busy_timeout: float, writing: bool, mode: str = "rw")
     connection = sqlite3.connect(uri, timeout=busy_timeout, isolation_level=None, check_same_thread=False, uri=True)
     try:
         if writing:
-            _enter_wal(connection, deadline=time.monotonic() + busy_timeout)
+            enter_wal(connection, timeout=busy_timeout)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA fullfsync = ON")  # for macOS, whose `fsync` leaves it in the drive's cache
         else:
@@ -203,29 +202,14 @@ def _json_field(text: str, name: str) -> str | float | None:
     return value if isinstance(value, (str, int, float)) else None
 
 
-def _enter_wal(connection: sqlite3.Connection, *, deadline: float) -> None:
-    # SQLite does not wait for its busy timeout here when two processes create one file at once.
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as exc:
-            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.005)
-
-
 def private_file(path: Path) -> None:
     """Create a file only its owner may read, and its folder, where they are missing.
 
     Raises:
         StorageError: That is not possible.
     """
-    if file_id(path) is not None:
-        return
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        make_private(path)
     except OSError as exc:
         raise UnavailableError(f"can't create {path}: {exc.strerror}") from None
 

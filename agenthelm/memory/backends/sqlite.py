@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sqlite3
 import threading
 import time
@@ -18,6 +17,7 @@ from agenthelm._runtime.workers import Workers
 from agenthelm.exceptions import MemoryStoreError
 from agenthelm.memory.backends._integers import added
 from agenthelm.memory.base import KeyValueBackend
+from agenthelm.sqlite import enter_wal, make_private
 
 __all__ = ["SqliteBackend"]
 
@@ -117,31 +117,16 @@ class SqliteBackend(KeyValueBackend, Forked):
                 raise self._translated(exc) from exc
 
     def _open(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Made here, because SQLite would make it readable by all.
-        os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
+        make_private(self._path)
         connection = sqlite3.connect(self._path, timeout=self._busy, isolation_level=None, check_same_thread=False)
         try:
-            self._use_wal(connection)
+            enter_wal(connection, timeout=self._busy)
             connection.execute("PRAGMA synchronous = NORMAL")  # a memory, not a journal: a power cut may take the last
             connection.executescript(_TABLE)
         except BaseException:
             connection.close()
             raise
         return connection
-
-    def _use_wal(self, connection: sqlite3.Connection) -> None:
-        """Switch to write-ahead logging; SQLite's own time-out does not cover processes that do so at once."""
-        until = time.monotonic() + self._busy
-        while True:
-            try:
-                connection.execute("PRAGMA journal_mode = WAL").close()
-            except sqlite3.OperationalError as exc:
-                if "locked" not in str(exc) or time.monotonic() > until:
-                    raise
-                time.sleep(0.01)
-            else:
-                return
 
     def _translated(self, error: Exception) -> MemoryStoreError:
         text = str(error)
