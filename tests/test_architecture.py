@@ -86,7 +86,7 @@ CATCH_ALL = {
     "core.sensitive:carries_secret": "what can't be looked through may hold a secret",
     "orchestration.journal:ResultForm.of": "a result that can't be looked through is opaque, and its effect finished",
     "core.storage.writer:Writer._work": "handed to the task that waits for it",
-    "core.storage.writer:Writer._outcomes": "handed to the tasks that wait for it",
+    "core.storage.writer:Writer._results": "handed to the tasks that wait for it",
     "core.webhook:WebhookHandler.request_approval": "whatever a peer does, it has not said yes",
     "orchestration.unwind:Unwinder._compensate": "one failed compensation never stops the others; it is stuck, by name",
 }

@@ -27,7 +27,8 @@ _CALLS, _CACHED, _FAILED, _ESTIMATED, _UNPRICED, _TOOLS, _INPUT, _OUTPUT, _CACHE
 )
 _PICO = len(_COUNTS)
 
-Outcome = Literal["answered", "cached", "failed"]
+LMOutcome = Literal["answered", "cached", "failed"]
+"""How an LM call ended, for the books."""
 _Key = tuple[str | None, str | None, str | None]
 _Account = tuple[list[int], list[int], float]
 """What is spent, what is reserved, and since when."""
@@ -343,7 +344,7 @@ class Reservation:
         usage: TokenUsage | None = None,
         agent: str | None = None,
         model: str | None = None,
-        outcome: Outcome = "answered",
+        outcome: LMOutcome = "answered",
     ) -> None:
         """Book what the call took in fact and give the rest back.
 
@@ -426,7 +427,7 @@ class Reservation:
         amount: tuple[int, int, int, int],
         usage: TokenUsage | None,
         agent: str | None,
-        outcome: Outcome,
+        outcome: LMOutcome,
         *,
         unpriced: bool,
         model: str | None = None,

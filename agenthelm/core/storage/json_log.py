@@ -30,7 +30,7 @@ from agenthelm.core.storage.json_lines import (
     sync_folder,
     write_all,
 )
-from agenthelm.core.storage.writer import Append, Outcome, place
+from agenthelm.core.storage.writer import Append, AppendResult, place
 from agenthelm.exceptions import StalePositionError, StorageError
 
 __all__ = ["JsonLog"]
@@ -83,28 +83,28 @@ class JsonLog(Forked):
         """How many torn or damaged lines were left out."""
         return self._index.skipped
 
-    def commit(self, appends: Sequence[Append]) -> list[Outcome]:
+    def commit(self, appends: Sequence[Append]) -> list[AppendResult]:
         """Write all appends with one write and one fsync."""
         with self._guard, self._opened(exclusive=True):
             streams = self._index.streams
             names = {entry.stream for a in appends for entry in a.entries}.union(*(a.expected for a in appends))
             positions = {name: len(streams[name].offsets) for name in names if name in streams}
             now, last = time.time(), self._index.last
-            outcomes: list[Outcome] = []
+            results: list[AppendResult] = []
             written: list[bytes] = []
             for append in appends:
                 starts = {entry.stream: positions.get(entry.stream, 0) for entry in append.entries}
                 try:
                     touched = place(append, positions)
                 except StalePositionError as exc:
-                    outcomes.append(exc)
+                    results.append(exc)
                     continue
-                outcomes.append(touched)
+                results.append(touched)
                 if touched:
                     written.append(line_of(now, last, append, starts))
                     last = touched
             self._write(written)
-            return outcomes
+            return results
 
     def drop(self, stream: str) -> None:
         """Forget a stream; its room is given back once dropped records outnumber the others."""

@@ -14,7 +14,7 @@ from typing import Any
 from agenthelm.core.storage.base import EVENTS
 from agenthelm.core.storage.codec import INDEXED_FIELDS
 from agenthelm.core.storage.sqlite_schema import FRESH_BITS
-from agenthelm.core.storage.writer import Append, Outcome, check
+from agenthelm.core.storage.writer import Append, AppendResult, check
 from agenthelm.exceptions import StalePositionError
 
 __all__ = ["Batch", "open_inbox"]
@@ -78,18 +78,18 @@ class Batch:
         before: The position of every stream they name.
 
     Attributes:
-        outcomes: What becomes of each append, once the others are written.
+        results: What becomes of each append, once the others are written.
         before: As given.
         after: Where the streams are then.
         stale: Whether any is left out.
     """
 
-    __slots__ = ("_events", "_moved", "_records", "after", "before", "outcomes", "stale")
+    __slots__ = ("_events", "_moved", "_records", "after", "before", "results", "stale")
 
     def __init__(self, appends: Sequence[Append], before: Mapping[str, int]) -> None:
         self.before: Mapping[str, int] = before
         self.after: dict[str, int] = dict(before)
-        self.outcomes: list[Outcome] = []
+        self.results: list[AppendResult] = []
         self.stale: bool = False
         self._events: list[tuple[Any, ...]] = []
         self._records: list[tuple[str, int, str]] = []
@@ -100,7 +100,7 @@ class Batch:
                 check(append, after)
             except StalePositionError as exc:
                 # Without its traceback, which would hold this batch, and so the exception itself.
-                self.outcomes.append(exc.with_traceback(None))
+                self.results.append(exc.with_traceback(None))
                 self.stale = True
                 continue
             touched: dict[str, int] = {}
@@ -113,7 +113,7 @@ class Batch:
                     self._events.append((position, *_fields(data), text))
                 else:
                     self._records.append((stream, position, text))
-            self.outcomes.append(touched)
+            self.results.append(touched)
 
     def write(self, connection: sqlite3.Connection) -> None:
         """Write it in a transaction that has begun, in which ``before`` was read."""

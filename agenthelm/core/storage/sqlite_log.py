@@ -20,7 +20,7 @@ from agenthelm.core.storage.sqlite_schema import (
     private_file,
     translated,
 )
-from agenthelm.core.storage.writer import Append, Outcome, UnavailableError
+from agenthelm.core.storage.writer import Append, AppendResult, UnavailableError
 
 __all__ = ["SqliteLog"]
 
@@ -68,7 +68,7 @@ class SqliteLog(Forked):
                 return file
             return self._file
 
-    def commit(self, appends: Sequence[Append]) -> list[Outcome]:
+    def commit(self, appends: Sequence[Append]) -> list[AppendResult]:
         """Write all appends in one transaction.
 
         A stale append is left out before anything is written, so it leaves nothing to take back; and when the transaction
@@ -87,7 +87,7 @@ class SqliteLog(Forked):
                 self._close()  # rolls back; and a connection whose disk has failed is not to be trusted
                 raise
         self._positions.update(batch.after)
-        return batch.outcomes
+        return batch.results
 
     def _at_once(self, connection: sqlite3.Connection, appends: Sequence[Append]) -> Batch | None:
         """Write without asking first where the streams are, if that can be told; None if nothing could be written so."""

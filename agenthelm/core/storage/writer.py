@@ -17,9 +17,9 @@ from agenthelm.core.storage.codec import Entry
 from agenthelm.exceptions import StalePositionError, StorageClosedError, StorageError
 from agenthelm.telling import describe
 
-__all__ = ["Append", "Outcome", "UnavailableError", "Writer", "check", "place"]
+__all__ = ["Append", "AppendResult", "UnavailableError", "Writer", "check", "place"]
 
-Outcome = dict[str, int] | StorageError
+AppendResult = dict[str, int] | StorageError
 """What became of one append: the new positions of the streams it touched, or why nothing of it was written."""
 
 
@@ -37,7 +37,7 @@ class Append(NamedTuple):
 class Log(Protocol):
     """What a storage does on its writer thread; it must not refer back to the storage (see `Writer`)."""
 
-    def commit(self, appends: Sequence[Append]) -> list[Outcome]:
+    def commit(self, appends: Sequence[Append]) -> list[AppendResult]:
         """Write all appends in one durable step; one that is stale fails alone.
 
         Raises:
@@ -224,18 +224,18 @@ class Writer(Forked):
         if not tickets:
             return
         appends = [ticket.work for ticket in tickets if isinstance(ticket.work, Append)]
-        for ticket, outcome in zip(tickets, self._outcomes(appends), strict=True):
-            if isinstance(outcome, StorageError):
-                ticket.error = outcome
+        for ticket, result in zip(tickets, self._results(appends), strict=True):
+            if isinstance(result, StorageError):
+                ticket.error = result
             else:
-                ticket.value = outcome
+                ticket.value = result
 
-    def _outcomes(self, appends: Sequence[Append]) -> list[Outcome]:
+    def _results(self, appends: Sequence[Append]) -> list[AppendResult]:
         try:
             return self._log.commit(appends)
         except UnavailableError as exc:
             return [StorageError(str(exc)) for _ in appends]
         except Exception as exc:  # noqa: BLE001 - whatever it is, the tasks that wait must hear of it
             if len(appends) > 1:  # one of them may be to blame; the others must not suffer
-                return [outcome for append in appends for outcome in self._outcomes([append])]
+                return [result for append in appends for result in self._results([append])]
             return [exc if isinstance(exc, StorageError) else StorageError(f"{self._name}: {describe(exc)}")]
