@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 import json
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -77,21 +78,26 @@ def carries_secret(value: Any) -> bool:
 
 
 def _carries_secret(value: Any) -> bool:
-    kind = type(value)
+    kind: type = type(value)
     if kind in PLAIN or (kind is dict and is_plain(value.values())):
         return False
     if isinstance(value, SECRETS):
         return True
+    parts = _parts(value)
+    return parts is not None and (bool(hidden_fields(kind)) or any(map(_carries_secret, parts)))
+
+
+def _parts(value: Any) -> Iterable[Any] | None:
+    """What a value is made of, one level down; None for what is no collection, model or dataclass."""
     if isinstance(value, Mapping):
-        return any(map(_carries_secret, value.values()))
+        return value.values()
     if isinstance(value, BaseModel):
-        return bool(hidden_fields(type(value))) or any(map(_carries_secret, dict(value).values()))
+        return dict(value).values()
     if isinstance(value, (list, tuple, set, frozenset)):
-        return any(map(_carries_secret, value))
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = (getattr(value, field.name) for field in dataclasses.fields(value))
-        return bool(hidden_fields(type(value))) or any(map(_carries_secret, fields))
-    return False
+        return [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return None
 
 
 def secret_fields(annotation: Any) -> frozenset[str]:
@@ -125,7 +131,11 @@ def without_marked(value: Any, shown: Any) -> Any:
             pairs = zip(shown.items(), value.values(), strict=True)
             return {name: without_marked(inner, item) for (name, item), inner in pairs}
     elif isinstance(value, (list, tuple, set, frozenset)) and isinstance(shown, list) and len(value) == len(shown):
-        return [without_marked(inner, item) for inner, item in zip(value, shown, strict=True)]
+        hidden, names = hidden_fields(type(value)), getattr(value, "_fields", itertools.repeat(""))  # of a named tuple
+        return [
+            MASK if name in hidden and inner is not None else without_marked(inner, item)
+            for name, inner, item in zip(names, value, shown, strict=False)
+        ]
     # Of what a serialiser of its own made another shape of, nobody can tell what is what.
     return MASK if carries_secret(value) else shown
 
@@ -149,14 +159,10 @@ def _texts(values: Iterable[Any], whole: bool) -> Iterator[str]:
         elif isinstance(value, (str, bytes, *_SPOKEN)):
             if whole:
                 yield from _wordings(value)
-        elif isinstance(value, Mapping):
-            yield from _texts([*value, *value.values()] if whole else value.values(), whole)
-        elif isinstance(value, BaseModel):
-            yield from _texts(dict(value).values(), whole)
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            yield from _texts(value, whole)
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            yield from _texts([getattr(value, field.name) for field in dataclasses.fields(value)], whole)
+        else:
+            if whole and isinstance(value, Mapping):
+                yield from _texts(value, whole)  # its keys
+            yield from _texts(_parts(value) or (), whole)
 
 
 def _wordings(value: Any) -> Iterator[str]:

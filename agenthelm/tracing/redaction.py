@@ -181,6 +181,17 @@ def _unlike(name: str, taken: Mapping[str, Any]) -> str:
     return next(f"{name} ({number})" for number in itertools.count(2) if f"{name} ({number})" not in taken)
 
 
+def _fields(value: Any) -> list[tuple[str, Any]] | None:
+    """The fields of a model, a dataclass or a named tuple; None for what has none."""
+    if isinstance(value, BaseModel):
+        return list(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return list(zip(value._fields, value, strict=True))
+    return None
+
+
 class _NotQuick(Exception):  # noqa: N818 - no error: the long way is taken then
     """There is something in it that needs a closer look."""
 
@@ -302,15 +313,11 @@ class _Masking:
         """A value made of others, or anything else."""
         if isinstance(value, Mapping):
             return self.collection(value, lambda: self.entries(value.items(), len(value), _NO_NAMES))
+        if (fields := _fields(value)) is not None:
+            kind: type = type(value)
+            return self.collection(value, lambda: self.entries(fields, len(fields), hidden_fields(kind)))
         if isinstance(value, (list, tuple, set, frozenset)):
             return self.collection(value, lambda: self.items(value))
-        if isinstance(value, BaseModel):
-            hidden = hidden_fields(type(value))
-            fields = list(value)
-            return self.collection(value, lambda: self.entries(fields, len(fields), hidden))
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            pairs = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-            return self.collection(value, lambda: self.entries(pairs, len(pairs), hidden_fields(type(value))))
         if isinstance(value, BaseException):
             return self.text(f"{type(value).__name__}: {value}")
         return self.text(repr(value))

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -63,6 +63,11 @@ class Login:
     api_key: str
 
 
+class Row(NamedTuple):
+    user: str
+    password: str
+
+
 class Colour(Enum):
     RED = "red"
 
@@ -78,6 +83,7 @@ class Colour(Enum):
         {"mine": SECRET},
         {"account": Account(user="u", password=SECRET, pin=SECRET, note=SECRET)},
         {"login": Login("u", SECRET)},
+        {"row": Row("u", SECRET)},
         {"text": f"https://user:{SECRET}@example.org/"},
         {"text": f"é Bearer {SECRET}"},
         {"error": ValueError(f"api_key={SECRET}")},

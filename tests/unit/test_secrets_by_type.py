@@ -120,6 +120,8 @@ RESULTS: dict[str, tuple[Any, Any, Any]] = {
     "optional field": (Perhaps, Perhaps(user="ann", pin=SECRET), {"user": "ann", "pin": MASK}),
     "list in a field": (Several, Several(user="ann", pins=[SECRET]), {"user": "ann", "pins": MASK}),
     "a dataclass of no declared type": (Any, Account(SECRET, "ann"), {"pin": MASK, "user": "ann"}),
+    "a named tuple of no declared type": (Any, Row(SECRET, "ann"), {"pin": MASK, "user": "ann"}),
+    "named tuples of no declared type": (Any, [Row(SECRET, "ann")], [{"pin": MASK, "user": "ann"}]),
     "a mapping": (Annotated[dict[str, Any], Redacted], {"pin": SECRET, "tries": 3}, MASK),
     "a list": (Annotated[list[int], Redacted], [4, 7], MASK),
     "a number": (Annotated[int, Redacted], 4, MASK),
@@ -439,6 +441,7 @@ def test_of_what_is_written_in_another_shape_nothing_of_a_secret_is_shown() -> N
     assert without_marked(odd, odd.model_dump(mode="json")) == {"account": MASK}
     assert without_marked([odd], ["one", "two"]) == MASK
     assert without_marked({"a": 1}, {"a": 1}) == {"a": 1}
+    assert without_marked([Row(SECRET, "ann")], [[SECRET, "ann"]]) == [[MASK, "ann"]]
     assert carries_secret([odd])
 
 
