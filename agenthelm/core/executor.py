@@ -229,29 +229,39 @@ class ToolExecutor:
             call.ended()
             if call.attempts == 0 and isinstance(error, Exception):
                 effects = None  # its beginning could not be recorded, so there is no end to record
-            unheard = call.cancellation is not None or self.passes_doors
-            if attempts.doubt and isinstance(error, Exception) and not unheard:
-                assert call.bound is not None and call.key is not None
-                try:
-                    verdict = await inside.executor.verify(entry, call.bound, call.key)
-                except BaseException:  # cancelled while it was asked: the doubt stays, and goes on record
-                    call.failed(error, doubt=True)
-                    await self._record(call, inside, effects, "doubt", error=error)
-                    raise
-                if verdict is not None:
-                    attempts.doubt = False
-                    if verdict.happened:
-                        return await self._happened(call, entry, inside, effects, verdict, error)
-            call.failed(error, doubt=attempts.doubt)
-            outcome: Outcome = "doubt" if attempts.doubt else "failed"
-            await self._record(call, inside, effects, outcome, error=error)
+            verdict = await self._asked(call, entry, inside, effects, error) if attempts.doubt else None
+            if verdict is not None and verdict.happened:
+                return await self._happened(call, entry, inside, effects, verdict, error)
+            doubt = attempts.doubt and verdict is None
+            call.failed(error, doubt=doubt)
+            await self._record(call, inside, effects, "doubt" if doubt else "failed", error=error)
             if call.cancellation is not None:
                 raise call.cancellation from None
             raise
         return await self._close(call, entry, inside, effects, value)
 
+    async def _asked(
+        self, call: Call, entry: Tool, inside: _Inside, effects: EffectLog | None, error: BaseException
+    ) -> Verdict | None:
+        """What ``verify`` says of a call in doubt, where somebody waits for the answer; None for nothing."""
+        if call.cancellation is not None or self.passes_doors or not isinstance(error, Exception):
+            return None
+        assert call.bound is not None and call.key is not None
+        try:
+            return await inside.executor.verify(entry, call.bound, call.key)
+        except BaseException:  # cancelled while it was asked: the doubt stays, and goes on record
+            call.failed(error, doubt=True)
+            await self._record(call, inside, effects, "doubt", error=error)
+            raise
+
     async def _happened(
-        self, call: Call, entry: Tool, inside: _Inside, effects: EffectLog | None, verdict: Verdict, error: Exception
+        self,
+        call: Call,
+        entry: Tool,
+        inside: _Inside,
+        effects: EffectLog | None,
+        verdict: Verdict,
+        error: BaseException,
     ) -> Any:
         """``verify`` found the effect in place although the call raised."""
         if verdict.known:
