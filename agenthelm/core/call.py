@@ -200,18 +200,7 @@ class Call:
             "retry_count": self.attempts - 1 if self.attempts else 0,
             "late": self.late,
         }
-        if self.digest:
-            event["digest"] = self.digest
-        if self.context is not None:
-            self._say_whose(self.context, event)
-        if self.effect_id is not None:
-            event["effect_id"] = self.effect_id
-        if self.compensates is not None:
-            event["compensates"] = self.compensates
-        if self.approver is not None:
-            event["approver"], event["approval_reason"] = self.approver, self.approval_reason
-        if self.ids[0] is not None:
-            event["trace_id"], event["span_id"] = self.ids
+        self._say_what_is_known(event)
         if not succeeded:
             event["error_state"], event["error_type"] = self.error_state, self.error_type
         if secrets:
@@ -224,15 +213,27 @@ class Call:
             describe_span(self.span, event, "" if self.tool is None else self.tool.description)
         return event
 
-    @staticmethod
-    def _say_whose(context: RunContext, event: dict[str, Any]) -> None:
-        event["run_id"] = context.run_id
-        event["session_id"] = context.session_id
-        event["namespace"] = context.namespace
-        if context.agent is not None:
-            event["agent_name"] = context.agent
-        if context.step is not None:
-            event["step"] = context.step
+    def _say_what_is_known(self, event: dict[str, Any]) -> None:
+        """The fields that not every call has."""
+        if self.digest:
+            event["digest"] = self.digest
+        context = self.context
+        if context is not None:
+            event["run_id"] = context.run_id
+            event["session_id"] = context.session_id
+            event["namespace"] = context.namespace
+            if context.agent is not None:
+                event["agent_name"] = context.agent
+            if context.step is not None:
+                event["step"] = context.step
+        if self.effect_id is not None:
+            event["effect_id"] = self.effect_id
+        if self.compensates is not None:
+            event["compensates"] = self.compensates
+        if self.approver is not None:
+            event["approver"], event["approval_reason"] = self.approver, self.approval_reason
+        if self.ids[0] is not None:
+            event["trace_id"], event["span_id"] = self.ids
 
     def _seconds(self) -> float:
         """From the first attempt to the end of the last; a call that was refused took none."""
