@@ -123,38 +123,18 @@ class SagaScope:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         ended = error
-        error = self._leave(error)
-        if error is None and self._outer is None:
-            try:
-                # Whoever was cancelled meanwhile never hears of the result, so it must not stand.
-                await anyio.lowlevel.checkpoint_if_cancelled()
-            except anyio.get_cancelled_exc_class() as cancelled:
-                error = cancelled
+        error = await self._or_cancelled(self._leave(error))
+        final: BaseException | None = None
         try:
-            final = self._verdict(error)
-            if self._run.journal.lost is None:
-                if self.protected:
-                    with CancelScope(shield=True):
-                        final = await self._finish(final)
-                    if final is None and self._outer is None:
-                        await anyio.lowlevel.checkpoint_if_cancelled()
-                else:
-                    final = await shielded(self._finish, final)
+            final = await self._conclude(error)
         except anyio.get_cancelled_exc_class() as cancelled:
             error = cancelled
             if self._run.journal.lost is None:
                 await self.take_back(cancelled)
                 raise
         finally:
-            try:
-                if self._lease is not None:
-                    await self._lease.end(error, elsewhere=self._elsewhere)
-            except anyio.get_cancelled_exc_class() as cancelled:
-                await self.take_back(cancelled)
-                raise
-        lost = self._run.journal.lost
-        if lost is not None:
-            final = lost
+            await self._end_lease(error)
+        final = self._run.journal.lost or final
         if isinstance(final, Exception):
             self._sign(final)
         if final is not None and final is not ended:
@@ -283,6 +263,36 @@ class SagaScope:
                 return misplaced
             error.add_note(str(misplaced))
         return error
+
+    async def _or_cancelled(self, error: BaseException | None) -> BaseException | None:
+        """What the block ends with; a run's success must not stand where a cancellation keeps it from being heard of."""
+        if error is None and self._outer is None:
+            try:
+                await anyio.lowlevel.checkpoint_if_cancelled()
+            except anyio.get_cancelled_exc_class() as cancelled:
+                return cancelled
+        return error
+
+    async def _conclude(self, error: BaseException | None) -> BaseException | None:
+        """Decide what the block ends with and see to it, whatever is cancelled meanwhile; nothing for a run that was lost."""
+        final = self._verdict(error)
+        if self._run.journal.lost is not None:
+            return final
+        if not self.protected:
+            return await shielded(self._finish, final)
+        with CancelScope(shield=True):
+            final = await self._finish(final)
+        if final is None and self._outer is None:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        return final
+
+    async def _end_lease(self, error: BaseException | None) -> None:
+        try:
+            if self._lease is not None:
+                await self._lease.end(error, elsewhere=self._elsewhere)
+        except anyio.get_cancelled_exc_class() as cancelled:
+            await self.take_back(cancelled)
+            raise
 
     def _verdict(self, error: BaseException | None) -> BaseException | None:
         """What the block ends with: a stop goes over whatever else was made of it, a cancellation over that."""
