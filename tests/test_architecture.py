@@ -88,7 +88,7 @@ CATCH_ALL = {
     "core.storage.writer:Writer._work": "handed to the task that waits for it",
     "core.storage.writer:Writer._results": "handed to the tasks that wait for it",
     "core.webhook:WebhookHandler.request_approval": "whatever a peer does, it has not said yes",
-    "orchestration.unwind:Unwinder._compensate": "one failed compensation never stops the others; it is stuck, by name",
+    "orchestration.unwind:Unwinder._undo": "one failed compensation never stops the others; it is stuck, by name",
 }
 """Who catches ``Exception`` or more and does not raise: module:function -> why that hides nothing."""
 

@@ -286,43 +286,51 @@ class Unwinder:
         self, executor: ToolExecutor, state: EffectState, compensator: Tool, scope: CancelScope, done: anyio.Event
     ) -> None:
         """One compensation in a task of its own, announced before and reported after."""
-        effect = state.effect
         try:
-            announced = await self._report(state, "undoing", by=compensator.name)
-            if self.journal.lost is not None:
-                return
-            if not announced and not compensator.contract.idempotent:
-                state.reason = "the journal can't be written, so it is left for recovery"
-                return
-            state.undoing = True
-            try:
-                with scope:
-                    await executor.call(
-                        compensator,
-                        self._means.arguments(state, compensator),
-                        key=effect.key,
-                        compensates=effect.id,
-                        hidden=self._means.hidden(state),
-                        links=((effect.trace_id, effect.span_id, "undoes"),),
-                    )
-            except Exception as error:  # noqa: BLE001 - one failed compensation never stops the others
-                if isinstance(error, ToolOutputError) and error.ran and error.tool_name == compensator.name:
-                    _log.warning("%s; what it undid is undone", error)
-                    await self._mark_undone(state)
-                    return
-                doubt = scope.cancel_called or compensator.contract.in_doubt_after(error)
-                await self._stuck(state, f"{compensator.name} failed: {describe(error)}", doubt=doubt)
-            except BaseException as error:  # a cancellation that is none of ours, which the scope keeps
-                await self._stuck(state, f"{compensator.name} did not end: {describe(error)}", doubt=True)
-                if isinstance(error, KeyboardInterrupt):
-                    raise
-            else:
-                if scope.cancelled_caught:
-                    await self._stuck(state, f"{compensator.name} did not finish within {self.grace:g} s", doubt=True)
-                else:
-                    await self._mark_undone(state)
+            if await self._announce(state, compensator):
+                await self._undo(executor, state, compensator, scope)
         finally:
             done.set()
+
+    async def _announce(self, state: EffectState, compensator: Tool) -> bool:
+        """Say that an undo begins; False if it may not."""
+        announced = await self._report(state, "undoing", by=compensator.name)
+        if self.journal.lost is not None:
+            return False
+        if not announced and not compensator.contract.idempotent:
+            state.reason = "the journal can't be written, so it is left for recovery"
+            return False
+        state.undoing = True
+        return True
+
+    async def _undo(self, executor: ToolExecutor, state: EffectState, compensator: Tool, scope: CancelScope) -> None:
+        effect = state.effect
+        try:
+            with scope:
+                await executor.call(
+                    compensator,
+                    self._means.arguments(state, compensator),
+                    key=effect.key,
+                    compensates=effect.id,
+                    hidden=self._means.hidden(state),
+                    links=((effect.trace_id, effect.span_id, "undoes"),),
+                )
+        except Exception as error:  # noqa: BLE001 - one failed compensation never stops the others
+            if isinstance(error, ToolOutputError) and error.ran and error.tool_name == compensator.name:
+                _log.warning("%s; what it undid is undone", error)
+                await self._mark_undone(state)
+                return
+            doubt = scope.cancel_called or compensator.contract.in_doubt_after(error)
+            await self._stuck(state, f"{compensator.name} failed: {describe(error)}", doubt=doubt)
+        except BaseException as error:  # a cancellation that is none of ours, which the scope keeps
+            await self._stuck(state, f"{compensator.name} did not end: {describe(error)}", doubt=True)
+            if isinstance(error, KeyboardInterrupt):
+                raise
+        else:
+            if scope.cancelled_caught:
+                await self._stuck(state, f"{compensator.name} did not finish within {self.grace:g} s", doubt=True)
+            else:
+                await self._mark_undone(state)
 
     # -- the record ---------------------------------------------------------------------------------------------------
 
