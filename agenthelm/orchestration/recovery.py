@@ -112,6 +112,8 @@ class Recovery:
         """Record a human's word on what became of an effect; see `Orchestrator.resolve`."""
         state = await load(self.executor.storage, run_id, namespace=namespace)
         dead = state.status is None and state.claimable(self.executor.clock.wall())
+        if state.status is None and not dead:
+            raise RunBusyError(run_id, owner=str(state.owner))
         if dead and outcome != "undone":
             raise RunBusyError(
                 run_id,
@@ -119,13 +121,7 @@ class Recovery:
                 advice=f"that is gone or silent: end the run first, with `agenthelm saga recover {run_id}` or recover(); "
                 "before that it can only be said what was undone by hand",
             )
-        if state.status is None and not dead:
-            raise RunBusyError(run_id, owner=str(state.owner))
         chosen = _meant(state, step, outcome, dead=dead)
-        status: SagaStatus | None = None
-        if state.status == "failed":  # what got stuck ends anew
-            stuck = any(s.failed_to_undo and all(s is not entry for entry in chosen) for s in state.effects.values())
-            status = "failed" if stuck else _apart_from_stuck(state) or "rolled_back"
         try:
             # All of it at once, and nobody holds the run after that: one that has ended is never taken for a dead one and
             # undone, and a dead one can be recovered at once. Whoever only seemed dead writes nothing more into it.
@@ -133,7 +129,7 @@ class Recovery:
                 [entry.effect.id for entry in chosen],
                 outcome,
                 by="a human",
-                status=status,
+                status=_status_without(state, chosen),
                 error=state.reason,
                 expel=dead,
             )
@@ -245,9 +241,10 @@ class Recovery:
             return await in_child(end)
 
     async def _finish(self, state: RunState, journal: Journal, resume: bool) -> SagaResult:
-        reason = DIED
+        """End a claimed run: go on with it where that is asked for and possible, and undo it otherwise."""
         if state.closed_at is not None:  # it had ended, and whoever undid it, or a part of it, died
             return await self._unwind(state, journal, "undone on purpose")
+        reason = DIED
         if resume and not state.decided and state.kind == "steps" and state.plan is not None:
             try:
                 plan, budget = _resumable(state, self.executor.tools)
@@ -255,16 +252,20 @@ class Recovery:
             except PlanError as unfit:  # what it would do further could perhaps not be undone
                 reason = f"{DIED}, and it can't go on: {unfit}"
             else:
-                own = budget or self.budget
-                resumption = Resumption(self.executor, self.grace, self._as(state), own, state, journal)
-                try:
-                    results = await resumption.results(plan)
-                except anyio.get_cancelled_exc_class():
-                    await self._give_up(state, journal, "cancelled before it could go on")
-                    raise
-                if results is not None:
-                    return await resumption.go_on(plan, results)
+                if (result := await self._go_on(state, journal, plan, budget)) is not None:
+                    return result
         return await self._give_up(state, journal, reason)
+
+    async def _go_on(self, state: RunState, journal: Journal, plan: Plan, budget: Budget | None) -> SagaResult | None:
+        """Resume a plan of steps; None where what it has done can't be relied on."""
+        own = budget or self.budget
+        resumption = Resumption(self.executor, self.grace, self._as(state), own, state, journal)
+        try:
+            results = await resumption.results(plan)
+        except anyio.get_cancelled_exc_class():
+            await self._give_up(state, journal, "cancelled before it could go on")
+            raise
+        return None if results is None else await resumption.go_on(plan, results)
 
     async def _give_up(self, state: RunState, journal: Journal, reason: str) -> SagaResult:
         """End a run that does not go on: undo it, or leave it as it is if that was asked for."""
@@ -382,6 +383,14 @@ def _to_be_undone(state: RunState) -> list[EffectState]:
     if state.closed_at is not None:
         return state.begun() if state.kept else list(state.effects.values())
     return list(state.effects.values()) if state.decided or state.rollback else state.begun()
+
+
+def _status_without(state: RunState, resolved: list[EffectState]) -> SagaStatus | None:
+    """How a failed run ends anew once these effects are resolved; None for others, whose end stays what it was."""
+    if state.status != "failed":
+        return None
+    stuck = any(s.failed_to_undo and all(s is not entry for entry in resolved) for s in state.effects.values())
+    return "failed" if stuck else _apart_from_stuck(state) or "rolled_back"
 
 
 def _apart_from_stuck(state: RunState) -> SagaStatus | None:
