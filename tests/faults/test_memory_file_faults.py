@@ -208,6 +208,28 @@ async def test_a_second_memory_in_one_process_keeps_the_first_ones_locks(tmp_pat
             assert await anyio.to_thread.run_sync(lambda: said(child(look, url))) == str(value)
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_file_that_was_removed_or_replaced_gives_way_to_the_one_there_is(
+    tmp_path: Path, replaced: bool
+) -> None:
+    """Or what is written is in a file that nobody can open again."""
+    url = f"sqlite:///{tmp_path}/memory.db"
+    async with ShortTermMemory(f"sqlite:///{tmp_path}/other.db") as other:
+        await other.write("k", "new")
+    async with ShortTermMemory(url) as memory:
+        await memory.write("k", "old")
+        if replaced:
+            (tmp_path / "other.db").replace(tmp_path / "memory.db")
+            for beside in ("memory.db-wal", "memory.db-shm"):
+                (tmp_path / beside).unlink()
+        else:
+            (tmp_path / "memory.db").unlink()
+        assert await memory.read("k") == ("new" if replaced else None)
+        await memory.write("later", 1)
+        async with ShortTermMemory(url) as second:
+            assert await second.read("later") == 1
+
+
 async def test_a_file_behind_a_link_to_nothing_is_made_for_its_owner_only(tmp_path: Path) -> None:
     (tmp_path / "link.db").symlink_to(tmp_path / "memory.db")
     async with ShortTermMemory(f"sqlite:///{tmp_path}/link.db") as memory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sqlite3
 import threading
 import time
@@ -38,7 +39,8 @@ class SqliteBackend(KeyValueBackend, Forked):
     """Values in a file that several processes may share, forks of this one among them.
 
     The file is made on first use, readable by its owner only. A lapsed value is invisible from its moment on and is
-    removed by a later write. Every call runs in the backend's own worker thread, one at a time.
+    removed by a later write. Every call runs in the backend's own worker thread, one at a time. When the file is removed
+    or replaced meanwhile, its values are gone, and later calls use the new one.
 
     Args:
         path: The file; ``~`` is the user's home. Missing folders are made.
@@ -56,6 +58,7 @@ class SqliteBackend(KeyValueBackend, Forked):
         # Threads of several loops may meet here, and one whose caller was cancelled natively may still be at work.
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
+        self._file: os.stat_result | None = None
         self._closed = False
         self._swept = -math.inf  # the first write sweeps too: a process that ends soon makes no other
         super().__init__()
@@ -108,6 +111,8 @@ class SqliteBackend(KeyValueBackend, Forked):
             if self._closed:
                 raise MemoryStoreError(f"the memory at {self.location} is closed; open another one")
             try:
+                if self._connection is not None and self._moved():
+                    self.before_fork()  # what is written through this connection, nobody reads
                 if self._connection is None:
                     self._connection = self._open()
                 return function(self._connection, *args, **kwargs)
@@ -118,6 +123,7 @@ class SqliteBackend(KeyValueBackend, Forked):
 
     def _open(self) -> sqlite3.Connection:
         make_private(self._path)
+        self._file = self._path.stat()
         connection = sqlite3.connect(self._path, timeout=self._busy, isolation_level=None, check_same_thread=False)
         try:
             enter_wal(connection, timeout=self._busy)
@@ -127,6 +133,14 @@ class SqliteBackend(KeyValueBackend, Forked):
             connection.close()
             raise
         return connection
+
+    def _moved(self) -> bool:
+        """Whether the path names another file by now, or none."""
+        try:
+            found = os.stat(self._path)  # noqa: PTH116 - asked before every call, and half the price
+        except FileNotFoundError:
+            return True
+        return self._file is None or not os.path.samestat(found, self._file)
 
     def _translated(self, error: Exception) -> MemoryStoreError:
         text = str(error)
