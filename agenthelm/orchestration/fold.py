@@ -99,7 +99,7 @@ def _apply(state: RunState, data: Mapping[str, Any]) -> None:
         if state.decided:
             state.reason = data.get("reason")
         # Now, as whoever undoes it does: later on it can't be seen that what is undone by then was one with another call.
-        settle_repeated(state.effects.values(), None if state.decided else state.in_scope(data["scope"]))
+        settle_repeated(state.effects.values(), None if state.decided else state.effects.in_scope(data["scope"]))
     elif kind == "closed":
         state.status = data["status"]
         state.closed_at = state.last_at
@@ -142,7 +142,7 @@ def _begin(state: RunState, data: Mapping[str, Any]) -> None:
 
 def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping[str, Any]) -> None:
     if kind == "finish":
-        state.complete(effect, data["outcome"])
+        state.effects.complete(effect, data["outcome"])
         effect.has_result = data["outcome"] == "ok" and not data["opaque"]
         effect.result = data["result"]
         effect.left_out = frozenset(data.get("withheld", ()))
@@ -166,14 +166,14 @@ def _about_effect(state: RunState, kind: str, effect: EffectState, data: Mapping
         alone = effect.doubtful and not effect.undoing and (state.status is None or effect.reason is None)
         effect.compensated = effect.undone and data["by"] != "verify" and not alone
         if data["as"] == "done" and effect.reason is None:
-            state.complete(effect, "ok")  # nobody has tried to undo it yet, and it can be
+            state.effects.complete(effect, "ok")  # nobody has tried to undo it yet, and it can be
         else:
             effect.accepted = data["as"] == "done"
         effect.reason, effect.undoing = None, False
         if effect.undone:
             state.undone.append(effect.effect.id)
         if effect.compensated:
-            for inner in state.inside(effect):
+            for inner in state.effects.inside(effect):
                 inner.covered = inner.covered or (inner.reason is None and inner.outcome != "failed")
     else:
         raise ValueError(f"unknown record type {kind!r}")

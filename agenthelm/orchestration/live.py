@@ -14,7 +14,7 @@ from agenthelm.core.sensitive import is_plain
 from agenthelm.core.tool import Tool, ToolRegistry
 from agenthelm.exceptions import PlanError, SagaError, StorageError
 from agenthelm.orchestration.journal import Journal, ResultForm
-from agenthelm.orchestration.state import EffectState, in_scope
+from agenthelm.orchestration.state import Effects, EffectState
 from agenthelm.orchestration.unwind import GRACE_SECONDS
 from agenthelm.telling import describe
 
@@ -28,34 +28,31 @@ class LiveRun:
     Attributes:
         journal: Where it is on record.
         tools: The registry by which all of it is undone: that of the outermost run.
-        states: The effects so far, by id, in order of beginning.
+        states: The effects so far.
         scopes: How many scopes were opened inside each scope.
         resumable: Whether recovery may go on with it instead of undoing it.
         flying: The effects whose calls are under way in this process; a resumed run has doubtful ones besides.
         ending: The scopes that are being closed or undone.
         undone: The effects that were undone in this process, in that order.
         numbered: The number of the last effect's id.
-        completions: How many effects have ended.
         changed: Set when an effect or a scope has ended; None while nobody waits for that.
     """
 
     journal: Journal
     tools: ToolRegistry
-    states: dict[str, EffectState] = field(default_factory=dict)
+    states: Effects = field(default_factory=Effects)
     scopes: dict[str, int] = field(default_factory=dict)
     resumable: bool = False
     flying: set[str] = field(default_factory=set)
     ending: set[str] = field(default_factory=set)
     undone: list[str] = field(default_factory=list)
     numbered: int = 0
-    completions: int = 0
     changed: anyio.Event | None = None
 
     def go_on(self) -> None:
         """Number effects and scopes on from those that a resumed run has already."""
         for effect_id, state in self.states.items():
             self.numbered = max(self.numbered, int(effect_id[1:]))
-            self.completions = max(self.completions, state.completed + 1)
             path = state.scope
             while path:
                 path, _, number = path.rpartition(".")
@@ -65,10 +62,6 @@ class LiveRun:
         """A fresh path below a scope."""
         self.scopes[scope] = number = self.scopes.get(scope, 0) + 1
         return f"{scope}.{number}"
-
-    def in_scope(self, scope: str) -> list[EffectState]:
-        """The effects of a scope and of all inside it, by beginning."""
-        return in_scope(self.states.values(), scope)
 
     def undone_among(self, effects: Iterable[EffectState]) -> tuple[str, ...]:
         """Those effects that were undone, by whichever scope, in that order."""
@@ -90,7 +83,7 @@ class LiveRun:
     def _busy(self, scope: str) -> bool:
         if any(path.startswith(f"{scope}.") for path in self.ending):
             return True
-        return bool(self.flying) and any(s.effect.id in self.flying for s in self.in_scope(scope))
+        return bool(self.flying) and any(s.effect.id in self.flying for s in self.states.in_scope(scope))
 
     def _tell(self) -> None:
         if self.changed is not None:
@@ -100,9 +93,7 @@ class LiveRun:
     def ended(self, state: EffectState, outcome: Outcome) -> None:
         """An effect has ended; what waits for that may look again."""
         self.flying.discard(state.effect.id)
-        state.outcome = outcome
-        state.completed = self.completions
-        self.completions += 1
+        self.states.complete(state, outcome)
         self._tell()
 
 

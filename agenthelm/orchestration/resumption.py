@@ -134,12 +134,12 @@ class Resumption:
         except ToolOutputError as error:  # it happened all the same, but its result is none to go on with
             unfit = describe(error)
         await self.journal.finish(entry.effect.id, "ok", result=ResultForm.of(value, tool.binding), error=unfit)
-        self.state.complete(entry, "ok")
+        self.state.effects.complete(entry, "ok")
         entry.returned(value)
         return unfit is None
 
     async def _undo_inner(self, entry: EffectState) -> bool:
         """Before a step is called again: take back what its first call did inside. False if something stays."""
-        if inner := self.state.inside(entry):
+        if inner := self.state.effects.inside(entry):
             await shielded(Unwinder(self.executor, self.journal, self.grace, recorded=True).unwind, inner)
         return not any(other.failed_to_undo for other in inner)

@@ -22,7 +22,7 @@ from agenthelm.orchestration.journal import Journal, status_of
 from agenthelm.orchestration.lease import Lease
 from agenthelm.orchestration.live import LiveRun, ScopeLog
 from agenthelm.orchestration.results import SagaResult, SagaStatus, StepRecord
-from agenthelm.orchestration.state import EffectState, result_of, settle_repeated
+from agenthelm.orchestration.state import Effects, EffectState, result_of, settle_repeated
 from agenthelm.orchestration.unwind import GRACE_SECONDS, Unwinder
 from agenthelm.telling import describe
 from agenthelm.tracing import names, spans
@@ -84,7 +84,7 @@ class SagaScope:
     grace: float = GRACE_SECONDS
     protected: bool = False
     journal: Journal | None = None
-    states: dict[str, EffectState] = field(default_factory=dict)
+    states: Effects = field(default_factory=Effects)
     steps: list[StepRecord] = field(default_factory=list)
     errors: dict[str, str] = field(default_factory=dict)
     result: SagaResult | None = None
@@ -309,7 +309,7 @@ class SagaScope:
         self._run.ending.add(scope)
         try:
             await self._run.idle(scope)
-            effects = self._run.in_scope(scope)
+            effects = self._run.states.in_scope(scope)
             try:
                 self._effects.refuse_late("saga {} ended", self.opening.name)
             except SagaError as late:  # the scope around it has undone these effects, or let them stand

@@ -14,7 +14,7 @@ from agenthelm.orchestration.owner import Owner
 from agenthelm.orchestration.results import SagaResult, SagaStatus, StuckEffect
 from agenthelm.orchestration.values import decode, encode
 
-__all__ = ["PRUNED", "UNREADABLE", "EffectState", "RunState", "as_found", "in_scope", "result_of", "settle_repeated"]
+__all__ = ["PRUNED", "UNREADABLE", "EffectState", "Effects", "RunState", "as_found", "result_of", "settle_repeated"]
 
 PRUNED = "pruned"
 """What a run is whose journal is about to be dropped, and still is when its pruning was interrupted: the run is gone."""
@@ -161,6 +161,36 @@ def _typed_result(tool: Tool, form: Any) -> Any:
     return decode(next(iter(fields.values())), form)
 
 
+class Effects(dict[str, EffectState]):
+    """The effects of one run, by id, in order of beginning."""
+
+    __slots__ = ("_completions",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._completions = 0
+
+    def in_scope(self, scope: str) -> list[EffectState]:
+        """Those of a scope and of all inside it, by beginning."""
+        inside = f"{scope}."
+        return [state for state in self.values() if state.scope == scope or state.scope.startswith(inside)]
+
+    def inside(self, effect: EffectState) -> list[EffectState]:
+        """Those that were begun inside a call, at any depth, by beginning."""
+        inner, ids = [], {effect.effect.id}
+        for other in self.values():
+            if other.effect.parent in ids:
+                ids.add(other.effect.id)
+                inner.append(other)
+        return inner
+
+    def complete(self, effect: EffectState, outcome: Outcome) -> None:
+        """One has ended, after all that have ended before."""
+        effect.outcome = outcome
+        effect.completed = self._completions
+        self._completions += 1
+
+
 @dataclass(slots=True)
 class RunState:
     """A run, as its journal tells it.
@@ -185,7 +215,7 @@ class RunState:
         kept: How it will end again when whoever claimed it after its end is done; None if it is to be undone.
         unwinding: The scopes that it was decided to undo, in order of decision.
         reason: Why it was decided to undo the whole run; None if it was not.
-        effects: What it did, by id, in order of beginning.
+        effects: What it did.
         undone: Ids of the effects that were undone, or found never to have happened, in the order in which that was said.
     """
 
@@ -208,9 +238,8 @@ class RunState:
     kept: SagaStatus | None = None
     unwinding: list[str] = field(default_factory=list)
     reason: str | None = None
-    effects: dict[str, EffectState] = field(default_factory=dict)
+    effects: Effects = field(default_factory=Effects)
     undone: list[str] = field(default_factory=list)
-    _completions: int = field(init=False, default=0)
 
     @property
     def decided(self) -> bool:
@@ -224,38 +253,13 @@ class RunState:
         them was made again, with what goes with these.
         """
         undoing = [state for state in self.effects.values() if state.undoing]
-        inside = {id(state) for scope in self.unwinding for state in self.in_scope(scope)}
-        inside |= {id(state) for outer in undoing for state in (outer, *self.inside(outer))}
+        inside = {id(state) for scope in self.unwinding for state in self.effects.in_scope(scope)}
+        inside |= {id(state) for outer in undoing for state in (outer, *self.effects.inside(outer))}
         return [state for state in self.effects.values() if id(state) in inside]
-
-    def in_scope(self, scope: str) -> list[EffectState]:
-        """The effects of a scope and of all inside it, by beginning."""
-        return in_scope(self.effects.values(), scope)
-
-    def inside(self, effect: EffectState) -> list[EffectState]:
-        """The effects that were begun inside a call, at any depth, by beginning."""
-        inner, ids = [], {effect.effect.id}
-        for other in self.effects.values():
-            if other.effect.parent in ids:
-                ids.add(other.effect.id)
-                inner.append(other)
-        return inner
-
-    def complete(self, effect: EffectState, outcome: Outcome) -> None:
-        """An effect has ended, after all that have ended before."""
-        effect.outcome = outcome
-        effect.completed = self._completions
-        self._completions += 1
 
     def claimable(self, now: float) -> bool:
         """Whether the owner is known dead, or has been silent for the length of a lease."""
         return self.owner.fate() == "dead" or now - self.last_at > LEASE_SECONDS
-
-
-def in_scope(effects: Iterable[EffectState], scope: str) -> list[EffectState]:
-    """Those of a scope and of all inside it."""
-    inside = f"{scope}."
-    return [state for state in effects if state.scope == scope or state.scope.startswith(inside)]
 
 
 def result_of(effects: Iterable[EffectState], status: SagaStatus, **facts: Any) -> SagaResult:

@@ -421,7 +421,7 @@ class Matrix:
         for stream, records in journals(folder).items():
             state = fold(stream, records)
             if state.status == "success":
-                if state.in_scope("") and any(s.doubtful and not s.settled for s in state.effects.values()):
+                if any(s.doubtful and not s.settled for s in state.effects.values()):
                     row.wrong.append(f"{row.name}: {point}: something is in doubt after success")
                 undone = in_fork(
                     folder, None, lambda o, run=state.run_id: o.undo(run.removeprefix("run:")), self.backend

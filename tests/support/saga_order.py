@@ -19,7 +19,7 @@ def wrong_order(records: Sequence[StoredRecord]) -> Iterator[str]:
         kind, effect = record.data["type"], record.data.get("effect")
         if kind == "unwinding":
             decided.add(record.data["scope"])
-            effects = fold("r", records[:index]).in_scope(record.data["scope"])
+            effects = fold("r", records[:index]).effects.in_scope(record.data["scope"])
             doubtful = sorted((s for s in effects if s.doubtful), key=lambda s: -s.order)
             finished = sorted((s for s in effects if not s.doubtful), key=lambda s: -s.completed)
             rank |= {s.effect.id: (index, n) for n, s in enumerate([*doubtful, *finished])}
