@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, Protocol, TypeVar
 
 import anyio
@@ -185,18 +186,15 @@ async def named(
     errors: dict[str, Exception] = {}
     exits: list[SystemExit] = []
     cancelled: list[BaseException] = []
-    limiter = anyio.Semaphore(max_concurrency) if max_concurrency else None
+    limiter = anyio.Semaphore(max_concurrency) if max_concurrency else nullcontext()
 
     try:
         async with anyio.create_task_group() as group:
 
             async def one(name: str, task: Callable[[], Awaitable[T]]) -> None:
                 try:
-                    if limiter is None:
+                    async with limiter:
                         results[name] = await task()
-                    else:
-                        async with limiter:
-                            results[name] = await task()
                 except Exception as exc:  # noqa: BLE001 - raised or returned below
                     errors[name] = exc
                     if not collect:
