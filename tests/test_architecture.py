@@ -18,17 +18,20 @@ BELOW = {
     "telling": set(),
     "lazy": set(),
     "sqlite": set(),
+    "copies": set(),
     "config": {"exceptions"},
     "_runtime": {"exceptions", "telling", "config"},
-    "tracing": {"exceptions", "telling", "config", "lazy"},
-    "core": {"_runtime", "tracing", "exceptions", "telling", "config", "lazy", "sqlite"},
+    "tracing": {"exceptions", "telling", "config", "lazy", "copies"},
+    "core": {"_runtime", "tracing", "exceptions", "telling", "config", "lazy", "sqlite", "copies"},
     "memory": {"_runtime", "tracing", "exceptions", "telling", "config", "sqlite"},
     "agent": {"core", "memory", "_runtime", "tracing", "exceptions", "telling", "config", "lazy"},
-    "orchestration": {"agent", "core", "memory", "_runtime", "tracing", "exceptions", "telling", "config", "lazy"},
+    "orchestration": {
+        "agent", "core", "memory", "_runtime", "tracing", "exceptions", "telling", "config", "lazy", "copies"
+    },
     "testing": {"orchestration", "agent", "core", "memory", "_runtime", "tracing", "exceptions", "config", "lazy"},
     "cli": {"orchestration", "agent", "core", "memory", "_runtime", "tracing", "exceptions", "telling", "config"},
     "__main__": {"cli"},
-}
+}  # fmt: skip
 """Each room, and the rooms it may import."""
 
 ONLY_IN = {
@@ -43,6 +46,7 @@ ONLY_IN = {
 """Each outside library, and the only places that may import it."""
 
 CATCH_ALL = {
+    "copies:own": "a value that can't be copied is shared",
     "telling:_text": "somebody else's __str__",
     "orchestration.values:decode": "the form that is handed out instead is as good as before",
     "orchestration.values:encode": "what a value's own methods raise makes it opaque, by name",
@@ -65,7 +69,6 @@ CATCH_ALL = {
     "core.approval:_required": "a predicate that can't say no says yes",
     "core.approval:_ask": "a handler that breaks has not said yes",
     "core.binding:own_copy": "the others are copied one by one",
-    "core.binding:_own": "a value that can't be copied is shared",
     "core.process:reported": "carries the error out of its process",
     "core.process:_portable": "an error that does not pickle is told by a class that does",
     "core.binding:Binding.unfit": "a validator that breaks says nothing about the value; the call itself will",
@@ -75,7 +78,6 @@ CATCH_ALL = {
     "core.digest:_shown": "a value without a repr is told by its identity",
     "core.digest:_apart": "as above",
     "memory.hub:MemoryHub.health.ask": "a store that breaks has not answered; what it raised is its state",
-    "tracing.redaction:_own": "a value that can't be copied is shared",
     "tracing.redaction:_Masking.named": "what somebody's hook can't handle is not shown",
     "tracing.redaction:_Masking.value": "a value that can't be shown must not fail the call it is recorded for",
     "tracing.site:Site.__enter__": "what a host's telemetry raises is logged, and costs no run its outcome",

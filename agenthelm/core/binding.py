@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.errors import PydanticUserError
 
+from agenthelm.copies import own
 from agenthelm.core.effects import LostResult
 from agenthelm.core.json_schema import SchemaWithoutSecrets
 from agenthelm.core.redaction import MASK, looks_secret
@@ -288,11 +289,4 @@ def own_copy(bound: dict[str, Any]) -> dict[str, Any]:
     try:
         return copy.deepcopy(bound)
     except Exception:  # noqa: BLE001 - one of them can't be copied: the others can
-        return {name: _own(value) for name, value in bound.items()}
-
-
-def _own(value: Any) -> Any:
-    try:
-        return copy.deepcopy(value)
-    except Exception:  # noqa: BLE001 - shared as it is
-        return value
+        return {name: own(value) for name, value in bound.items()}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from agenthelm.core.binding import own_copy
+from agenthelm.copies import own
 from agenthelm.core.effects import Effect, Outcome
 from agenthelm.core.tool import Tool
 from agenthelm.orchestration.journal import LEASE_SECONDS, ResultForm
@@ -126,7 +126,7 @@ class EffectState:
         """Keep what the call returned, and what the journal says of that."""
         self.result, self.has_result, self.form = value, True, None
         if form is not None and (form.opaque or form.withheld):
-            self.result = own_copy({"result": value})["result"]
+            self.result = own(value)
         elif form is not None:
             self.form = form.value
 

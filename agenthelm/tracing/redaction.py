@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import enum
 import functools
@@ -19,6 +18,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
+from agenthelm.copies import own
 from agenthelm.tracing.marks import SECRETS, hidden_fields
 from agenthelm.tracing.scrub import MASK, scrub, veiled
 
@@ -166,14 +166,6 @@ def masked(
     return _Masking(hook, cap, secrets).top(value, sensitive)
 
 
-def _own(value: Any) -> Any:
-    """A copy that somebody else's function may change; what can't be copied (handles, locks) is shared."""
-    try:
-        return copy.deepcopy(value)
-    except Exception:  # noqa: BLE001 - somebody else's class
-        return value
-
-
 def _unlike(name: str, taken: Mapping[str, Any]) -> str:
     """A name as it is, or with a number where one that is shown alike is taken: no entry may hide another."""
     if name not in taken:
@@ -279,7 +271,7 @@ class _Masking:
             return MASK
         if self.hook is not None and not isinstance(value, SECRETS):
             try:
-                value = self.hook(name, _own(value))
+                value = self.hook(name, own(value))
             except Exception:  # noqa: BLE001 - somebody else's function; what it can't handle is not shown
                 return MASK
         return self.value(value)
