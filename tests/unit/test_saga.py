@@ -354,6 +354,38 @@ class TestDoubt:
         assert scope.result.status == "success"
         assert scope.result.in_doubt == ("e1",)
 
+    @pytest.mark.parametrize("error", [TimeoutError("no answer"), ValueError("no")])
+    async def test_a_call_without_an_answer_has_no_result_and_not_the_result_none(
+        self, world: World, error: Exception
+    ) -> None:
+        told: list[str | None] = []
+
+        @tool(registry=world.tools, compensating_tool="forget")
+        async def note() -> str | None:
+            raise error
+
+        @tool(registry=world.tools)
+        async def forget(idempotency_key: str, result: str | None = "unknown") -> None:
+            told.append(result)
+
+        @tool(registry=world.tools, compensating_tool="take_back")
+        async def hand_out() -> str | None:
+            raise error
+
+        @tool(registry=world.tools)
+        async def take_back(idempotency_key: str, result: str | None) -> None:
+            told.append(result)
+
+        with pytest.raises(KeyError):
+            async with world.saga() as scope:
+                for name in ("note", "hand_out"):
+                    with pytest.raises(type(error)):
+                        await scope.use(name)
+                raise KeyError
+        assert told == ["unknown"]
+        in_doubt = isinstance(error, TimeoutError)
+        assert [stuck.tool for stuck in scope.result.stuck] == (["hand_out"] if in_doubt else [])
+
     async def test_doubtful_ones_are_undone_first(self, world: World) -> None:
         with pytest.raises(KeyError):
             async with world.saga() as scope:
