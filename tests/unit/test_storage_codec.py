@@ -89,6 +89,14 @@ async def test_a_value_that_is_no_plain_value_equals_none_of_them(log: BaseStora
         assert len(await log.read(EVENTS, where={"note": float("inf"), "run_id": "a"})) == 3
 
 
+async def test_an_indexed_field_may_hold_what_no_index_can(log: BaseStorage) -> None:
+    async with log:
+        event = {"run_id": "a", "agent_name": ["b"], "tool_name": {"c": 1}}
+        await log.append([Record(EVENTS, event)])
+        assert [found.data for found in await log.read(EVENTS, where={"run_id": "a"})] == [event]
+        assert await log.read(EVENTS, where={"agent_name": "b"}) == []
+
+
 async def test_records_longer_than_a_block_come_back_whole(log: BaseStorage) -> None:
     async with log:
         data = {"text": "x" * 300_000}

@@ -98,6 +98,23 @@ async def test_a_torn_last_line_is_skipped_counted_and_repaired_by_the_next_appe
     assert all(json.loads(line) for line in path.read_bytes().splitlines())
 
 
+async def test_reading_changes_nothing_in_the_file(path: Path) -> None:
+    torn = b"".join(await fill(path))[:-20]
+    path.write_bytes(torn)
+    assert await read(path, EVENTS) == [0, 1, 2]
+    assert path.read_bytes() == torn
+
+
+async def test_a_torn_line_that_is_longer_than_the_next_one_is_gone_whole(path: Path) -> None:
+    whole = b"".join(await fill(path))
+    path.write_bytes(whole + b'{"at":1.0,"before":{},"records":[' + b" " * 5_000)
+    async with JsonStorage(path) as storage:
+        await storage.append([Record(EVENTS, {"n": 4})])
+    assert path.read_bytes().startswith(whole)
+    (line,) = path.read_bytes().removeprefix(whole).splitlines()
+    assert json.loads(line)["records"] == [{"stream": EVENTS, "position": 4, "data": {"n": 4}}]
+
+
 async def test_a_torn_line_that_another_process_repaired_is_not_missed(path: Path) -> None:
     lines = await fill(path)
     path.write_bytes(b"".join(lines) + b'{"at":1.0,"before":{},"records":[' + b" " * 500)
@@ -284,6 +301,30 @@ async def drop_most_of_it(path: Path) -> None:
         assert await storage.append([Record("run:2", {"n": 3})], {"run:2": 1}) == {"run:2": 2}
         await storage.append([Record("run:3", {}), Record("run:3", {})])
         await storage.drop("run:3")
+
+
+async def test_a_log_that_lacks_a_line_does_not_shrink_and_forget_that(path: Path) -> None:
+    lines = await fill(path)
+    path.write_bytes(b"".join([*lines[:3], *lines[4:]]))  # without the last record of run:0
+    async with JsonStorage(path) as storage:
+        await storage.append([Record("run:9", {"n": "x" * 100_000}) for _ in range(20)])
+        await storage.drop("run:9")
+    with pytest.raises(CorruptRecordError, match="record 1 of stream 'run:0'"):
+        await read(path, "run:0")
+
+
+async def test_after_it_has_shrunk_a_line_that_is_gone_is_missed_as_before(path: Path) -> None:
+    async with JsonStorage(path) as storage:
+        await storage.append([Record("run:9", {"n": "x" * 1_000_000}) for _ in range(5)])
+        for stream in ("run:1", "run:2", "run:1"):
+            await storage.append([Record(stream, {"n": 1})])
+        await storage.drop("run:9")
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 4
+    path.write_bytes(b"".join([*lines[:2], *lines[3:]]))
+    assert await read(path, "run:1") == [1, 1]
+    with pytest.raises(CorruptRecordError, match="record 0 of stream 'run:2'"):
+        await read(path, "run:2")
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link])
