@@ -28,7 +28,7 @@ import pytest
 
 from agenthelm._runtime.apart import cancelled_once, streamed_once
 from agenthelm._runtime.context import RunContext, StopMark, current_run, entered, new_run_id, raise_if_stopped
-from agenthelm._runtime.groups import in_child, named, shielded, wait_through
+from agenthelm._runtime.groups import beside, in_child, named, shielded, wait_through
 from agenthelm._runtime.retry import Backoff, asked_delay
 from agenthelm._runtime.workers import Outlasted, Workers, await_on_loop, hop_back
 from agenthelm.telling import conceal
@@ -180,6 +180,35 @@ class TestThreads:
                 await task
             assert gate.ended
 
+    @on_asyncio
+    @pytest.mark.parametrize("times", [1, 2])
+    async def test_a_native_cancellation_that_a_thread_outlasts_is_handed_back_with_what_it_did(
+        self, times: int
+    ) -> None:
+        gate = Gate()
+        task = asyncio.ensure_future(Workers().outlast(gate))
+        await gate.wait_entered()
+        for _ in range(times):
+            task.cancel()
+            await anyio.wait_all_tasks_blocked()
+        assert not task.done()
+        gate.go.set()
+        thread = await task
+        assert (gate.ended, thread.value) == (True, "value")
+        assert isinstance(thread.cancellation, asyncio.CancelledError)
+
+    async def test_a_function_that_is_cancelled_while_it_waits_for_a_thread_never_begins(self) -> None:
+        workers, gate, other = Workers(1), Gate(), Gate()
+        async with anyio.create_task_group() as group:
+            group.start_soon(workers.outlast, gate)
+            await gate.wait_entered()
+            async with anyio.create_task_group() as waiting:
+                waiting.start_soon(workers.outlast, other)
+                await anyio.wait_all_tasks_blocked()
+                waiting.cancel_scope.cancel()
+            gate.go.set()
+        assert not other.entered.is_set()
+
     async def test_an_error_leaves_a_thread_bare(self) -> None:
         def fail() -> None:
             raise KeyError("x")
@@ -232,6 +261,58 @@ class TestThreads:
                 await begun.wait()
                 group.cancel_scope.cancel()
             await ended.wait()
+
+    async def test_it_has_ended_before_the_caller_goes_on(self) -> None:
+        begun, ended = anyio.Event(), False
+
+        async def on_the_loop() -> None:
+            nonlocal ended
+            begun.set()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    for _ in range(100):
+                        await anyio.lowlevel.checkpoint()
+                ended = True
+
+        with anyio.fail_after(60), anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+
+                async def call() -> None:
+                    try:
+                        await Workers().run_abandonable(hop_back, on_the_loop)
+                    finally:
+                        assert ended
+
+                group.start_soon(call)
+                await begun.wait()
+                scope.cancel()
+        assert scope.cancelled_caught
+
+    async def test_nothing_is_done_any_more_for_a_thread_that_was_let_go(self) -> None:
+        gate, over, done, told = Gate(), threading.Event(), list[str](), list[BaseException]()
+
+        async def on_the_loop() -> None:
+            done.append("it was")
+
+        def in_thread() -> None:
+            gate()
+            try:
+                await_on_loop(on_the_loop)
+            except BaseException as exc:  # which it is depends on the backend
+                told.append(exc)
+            finally:
+                over.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(Workers().run_abandonable, in_thread)
+            await gate.wait_entered()
+            group.cancel_scope.cancel()
+        gate.go.set()
+        assert await anyio.to_thread.run_sync(over.wait, 60)
+        assert not done
+        assert len(told) == 1
 
     async def test_a_thread_whose_caller_went_before_it_began_does_nothing(self) -> None:
         gate = Gate()
@@ -313,6 +394,36 @@ class TestChildren:
         assert await in_child(value) == 7
         with pytest.raises(LookupError, match="gone"):
             await in_child(error)
+
+    @pytest.mark.parametrize("error", [LookupError("gone"), SystemExit(3)])
+    async def test_what_runs_beside_something_ends_with_it_and_changes_nothing_about_its_end(
+        self, error: BaseException
+    ) -> None:
+        ended: list[str] = []
+
+        async def background() -> None:
+            begun.set()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                ended.append("background")
+
+        async def value() -> int:
+            await begun.wait()
+            return 7
+
+        async def fail() -> None:
+            await begun.wait()
+            raise error
+
+        with anyio.fail_after(60):
+            begun = anyio.Event()
+            assert await beside(background, value) == 7
+            begun = anyio.Event()
+            with pytest.raises(type(error)) as caught:
+                await beside(background, fail)
+        assert caught.value is error
+        assert ended == ["background", "background"]
 
     async def test_cancellation_reaches_a_child_as_something_shields_hold_off(self) -> None:
         cleaned: list[str] = []
@@ -629,6 +740,15 @@ class TestNamed:
         assert results == {"good": "fine"}
         assert list(errors) == ["bad"]
 
+    @pytest.mark.parametrize("collect", [False, True])
+    async def test_an_exit_leaves_bare_also_when_all_others_have_ended(self, collect: bool) -> None:
+        async def leave() -> None:
+            raise SystemExit(3)
+
+        with pytest.raises(SystemExit) as caught:
+            await named({"leave": leave}, collect=collect)
+        assert caught.value.code == 3
+
     async def test_no_more_run_at_once_than_allowed(self) -> None:
         running = peak = 0
 
@@ -720,6 +840,12 @@ class TestBackoff:
         with closing(HTTPError("http://x", 503, "busy", headers, None)) as busy:
             assert asked_delay(busy, now=1000.0) == seconds
 
+    def test_a_date_that_a_peer_names_is_reckoned_from_the_callers_time(self) -> None:
+        response = httpx.Response(429, headers={"retry-after": "Thu, 01 Jan 1970 00:20:00 GMT"})
+        error = httpx.HTTPStatusError("busy", request=httpx.Request("GET", "http://x"), response=response)
+        assert Backoff(maximum=0).delay(1, error=error, now=1000.0) == 200.0
+        assert Backoff(maximum=0).delay(1, error=error) == 0.0  # long ago
+
     def test_of_a_group_the_peer_that_asked_for_most_is_heard(self) -> None:
         patient, busy = RuntimeError(), ConnectionError()
         patient.retry_after, busy.retry_after = 2.0, 9.5  # type: ignore[attr-defined]
@@ -750,7 +876,15 @@ class TestBackoff:
 
     @pytest.mark.parametrize(
         "numbers",
-        [{"factor": 0.5}, {"initial": math.nan}, {"factor": math.inf}, {"maximum": math.nan}, {"initial": "1"}],
+        [
+            {"factor": 0.5},
+            {"initial": math.nan},
+            {"factor": math.inf},
+            {"maximum": math.nan},
+            {"maximum": -1},
+            {"longest_wait": -1},
+            {"initial": "1"},
+        ],
     )
     def test_senseless_numbers_are_refused(self, numbers: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match="factor >= 1"):
