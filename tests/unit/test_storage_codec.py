@@ -29,7 +29,7 @@ def test_frozen_mappings_are_json_too() -> None:
     assert encode(Record("a", MappingProxyType({"n": MappingProxyType({})}))) == '{"n":{}}'
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", {("a", "b"): 1}])
+@pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", {("a", "b"): 1}, [10**5_000]])
 def test_what_json_cannot_hold_is_named_with_its_stream(value: object) -> None:
     with pytest.raises(StorageError, match="a record for stream 'run:1' can't be stored as JSON"):
         encode(Record("run:1", {"value": value}))
@@ -87,6 +87,21 @@ async def test_a_value_that_is_no_plain_value_equals_none_of_them(log: BaseStora
         await log.append([Record(EVENTS, {"run_id": "a", "note": float("inf"), "list": [1]}) for _ in range(3)])
         assert await log.read(EVENTS, where={"note": Between(high=5)}) == []
         assert len(await log.read(EVENTS, where={"note": float("inf"), "run_id": "a"})) == 3
+
+
+async def test_a_stream_says_when_it_began_and_when_it_last_moved(
+    log: BaseStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1_000.5]
+    monkeypatch.setattr("time.time", lambda: clock[0])
+    async with log:
+        await log.append([Record("run:1", {}, "open"), Record("run:2", {})])
+        clock[0] = 3_000.5
+        await log.append([Record("run:1", {}, "open"), Record("run:2", {})])
+        clock[0] = 4_000.5
+        await log.append([Record("run:2", {})])
+        times = [(info.created_at, info.updated_at) for info in await log.streams(newest_first=False)]
+        assert times == [(1_000.5, 3_000.5), (1_000.5, 4_000.5)]
 
 
 async def test_an_indexed_field_may_hold_what_no_index_can(log: BaseStorage) -> None:

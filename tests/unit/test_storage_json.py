@@ -218,6 +218,16 @@ async def test_a_line_that_is_gone_is_missed_in_the_journal_it_ended(path: Path)
         await read(path, "run:0")
 
 
+async def test_a_journal_that_goes_on_after_lines_that_are_gone_is_refused(path: Path) -> None:
+    async with JsonStorage(path) as storage:
+        for n, stream in enumerate(["run:a", "run:a", "run:b", "run:a"]):
+            await storage.append([Record(stream, {"n": n})])
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], lines[4]]))
+    with pytest.raises(CorruptRecordError, match="record 1 of stream 'run:a'"):
+        await read(path, "run:a")
+
+
 async def test_a_record_that_says_another_stream_now_is_missed_in_its_own(path: Path) -> None:
     lines = await fill(path)
     lines[3] = lines[3].replace(b'"run:0"', b'"run:8"')
@@ -401,6 +411,7 @@ async def test_a_log_that_was_deleted_or_cut_while_open_is_read_anew(path: Path)
         {"stream": "run:1", "position": 10**15, "data": {}},
         {"stream": 7, "position": 0, "data": {}},
         {"stream": "run:1", "position": 0, "data": "text"},
+        {"stream": "run:1", "position": 0},
     ],
 )
 async def test_a_line_that_is_json_but_no_record_is_damage(path: Path, record: dict[str, object]) -> None:
@@ -411,6 +422,36 @@ async def test_a_line_that_is_json_but_no_record_is_damage(path: Path, record: d
         assert len(await storage.read(EVENTS)) == 4
         assert [entry.data["n"] for entry in await storage.read("run:1")] == [1, 3]
         assert storage.skipped == 1
+
+
+async def test_a_line_without_a_time_is_damage(path: Path) -> None:
+    lines = await fill(path)
+    lines[2] = lines[2].replace(b'{"at":', b'{"at":"')
+    lines[2] = lines[2].replace(b',"before"', b'","before"', 1)
+    assert isinstance(json.loads(lines[2])["at"], str)
+    path.write_bytes(b"".join(lines))
+    async with JsonStorage(path) as storage:
+        assert [event.data["n"] for event in await storage.read(EVENTS)] == [0, 2, 3]
+        assert all(isinstance(info.updated_at, float) for info in await storage.streams())
+
+
+async def test_what_others_have_written_is_dropped_by_whoever_has_read_nothing_yet(path: Path) -> None:
+    await fill(path)
+    async with JsonStorage(path) as storage:
+        await storage.drop("run:0")
+    assert await read(path, "run:0") == []
+    assert await read(path, "run:1") == [1, 3]
+
+
+async def test_reading_leaves_no_file_open(path: Path) -> None:
+    await fill(path)
+    async with JsonStorage(path) as storage:
+        await storage.read(EVENTS)
+        opened = len(list(Path("/dev/fd").iterdir()))
+        for _ in range(20):
+            await storage.read(EVENTS)
+            await storage.read("run:none")
+        assert len(list(Path("/dev/fd").iterdir())) < opened + 20
 
 
 async def test_a_log_that_may_only_be_read_can_be_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,3 +106,10 @@ class TestBounds:
     def test_a_bound_must_leave_something(self) -> None:
         with pytest.raises(ValueError, match="at least 1"):
             InMemoryStorage(max_events=0)
+
+    async def test_one_of_each_is_enough(self) -> None:
+        storage = InMemoryStorage(max_events=1, max_runs=1)
+        for n in range(3):
+            await storage.append([Record(EVENTS, {"n": n}), Record(f"run:{n}", {}, "success")])
+        assert [event.data["n"] for event in await storage.read(EVENTS)] == [2]
+        assert [info.name for info in await storage.streams(prefix="run:")] == ["run:2"]

@@ -14,7 +14,8 @@ import pytest
 
 from agenthelm.core.storage import EVENTS, Between, Record, SqliteStorage, sqlite_query
 from agenthelm.core.storage.codec import INDEXED_FIELDS, matches
-from agenthelm.core.storage.sqlite_schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
+from agenthelm.core.storage.sqlite_schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION, connect
+from agenthelm.core.storage.sqlite_storage import _Readers
 from agenthelm.exceptions import ConfigError, CorruptRecordError, StalePositionError, StorageError
 
 
@@ -262,6 +263,42 @@ async def test_no_more_positions_are_remembered_than_a_limit(path: Path, monkeyp
         assert len(storage._log._positions) <= 21
         with pytest.raises(StalePositionError):
             await storage.append([Record("run:1", {})], {"run:1": 0})
+
+
+async def test_that_holds_for_appends_that_are_one_statement_as_well(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agenthelm.core.storage.sqlite_log._REMEMBERED", 20)
+    monkeypatch.setattr("agenthelm.core.storage.sqlite_log._MANY", 1)
+    async with SqliteStorage(path) as storage:
+        for n in range(50):
+            assert await storage.append([Record(f"run:{n}", {})], {f"run:{n}": 0}) == {f"run:{n}": 1}
+        assert len(storage._log._positions) <= 21
+
+
+async def test_after_closing_nothing_of_it_is_open(path: Path) -> None:
+    async with SqliteStorage(path) as storage:
+        await storage.append([Record(EVENTS, {})])
+        await storage.read(EVENTS)
+    assert list(path.parent.iterdir()) == [path]  # whoever closes the file last takes away what is beside it
+
+
+def test_a_reader_that_is_under_way_while_the_storage_closes_closes_its_own_connection(path: Path) -> None:
+    readers = _Readers(path, busy_timeout=1)
+    path.parent.mkdir(parents=True)
+    with closing(connect(path, busy_timeout=1, writing=True)):
+        with readers.borrowed((0, 0)) as connection:
+            readers.close()
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
+
+
+def test_reading_makes_no_file(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pytest.raises(sqlite3.OperationalError), closing(connect(path, busy_timeout=1, writing=False)) as connection:
+        connection.execute("SELECT 1 FROM sqlite_master")
+    assert not path.exists()
 
 
 async def test_every_advertised_filter_has_its_index(path: Path) -> None:
