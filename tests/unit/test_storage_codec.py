@@ -112,6 +112,22 @@ async def test_an_indexed_field_may_hold_what_no_index_can(log: BaseStorage) -> 
         assert await log.read(EVENTS, where={"agent_name": "b"}) == []
 
 
+async def test_an_integer_of_any_size_may_be_asked_for(log: BaseStorage) -> None:
+    async with log:
+        for stream in (EVENTS, "run:a"):
+            await log.append([Record(stream, {"n": n, "execution_time": 1.5}) for n in (1, 10**30, -(10**30))])
+            wheres: list[dict[str, Any]] = [
+                {"n": 10**30},
+                {"n": Between(low=2**63)},
+                {"n": Between(high=-(2**63) - 1)},
+                {"n": Between(low=-(10**400), high=10**29)},
+                {"execution_time": Between(high=10**400)},
+                {"execution_time": 10**30},
+            ]
+            found = [[record.position for record in await log.read(stream, where=where)] for where in wheres]
+            assert found == [[1], [1], [2], [0, 2], [0, 1, 2], []]
+
+
 async def test_records_longer_than_a_block_come_back_whole(log: BaseStorage) -> None:
     async with log:
         data = {"text": "x" * 300_000}

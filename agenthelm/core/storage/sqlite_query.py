@@ -82,9 +82,19 @@ def _bounds(wanted: Between) -> tuple[Any, Any]:
     textual = _textual(wanted)
     if not textual and wanted.low is None is wanted.high:
         return -math.inf, _PAST_EVERY_STRING
-    low = ("" if textual else -math.inf) if wanted.low is None else wanted.low
-    high = (_PAST_EVERY_STRING if textual else math.inf) if wanted.high is None else wanted.high
+    low = ("" if textual else -math.inf) if wanted.low is None else _held(wanted.low)
+    high = (_PAST_EVERY_STRING if textual else math.inf) if wanted.high is None else _held(wanted.high)
     return low, high
+
+
+def _held(wanted: str | float) -> str | float:
+    """A value as SQLite can hold it: what is beyond the 64 bits of its integers is a float to it, in JSON as well."""
+    if not isinstance(wanted, int) or -(2**63) <= wanted < 2**63:
+        return wanted
+    try:
+        return float(wanted)
+    except OverflowError:
+        return math.inf if wanted > 0 else -math.inf
 
 
 def _condition(field: str, wanted: str | float | Between | None, *, events: bool) -> _Condition:
@@ -102,7 +112,7 @@ def _condition(field: str, wanted: str | float | Between | None, *, events: bool
     if wanted is None:
         return _Condition(field, f"{column} IS NULL", values, is_range=False)
     if not isinstance(wanted, Between):
-        return _Condition(field, f"{column} = ?", (*values, wanted), is_range=False)
+        return _Condition(field, f"{column} = ?", (*values, _held(wanted)), is_range=False)
     low, high = _bounds(wanted)
     return _Condition(field, f"{column} >= ? AND {column} <= ?", (*values, low, *values, high), is_range=True)
 
