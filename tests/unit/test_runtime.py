@@ -193,7 +193,8 @@ class TestThreads:
             await anyio.wait_all_tasks_blocked()
         assert not task.done()
         gate.go.set()
-        thread = await task
+        with anyio.fail_after(60):
+            thread = await task
         assert (gate.ended, thread.value) == (True, "value")
         assert isinstance(thread.cancellation, asyncio.CancelledError)
 

@@ -106,6 +106,8 @@ class TestBounds:
     def test_a_bound_must_leave_something(self) -> None:
         with pytest.raises(ValueError, match="at least 1"):
             InMemoryStorage(max_events=0)
+        with pytest.raises(ValueError, match="at least 1"):
+            InMemoryStorage(max_runs=0)
 
     async def test_one_of_each_is_enough(self) -> None:
         storage = InMemoryStorage(max_events=1, max_runs=1)
