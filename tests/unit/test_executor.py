@@ -599,6 +599,20 @@ class TestDeadlines:
             await door.call("hang")
         assert (await door.event()).outcome == "in_doubt"
 
+    @on_asyncio
+    async def test_what_a_tool_makes_of_a_time_limit_of_its_own_is_its_answer(self, door: Door) -> None:
+        @tool(registry=door.tools, side_effects=["pay:send"])
+        async def pay() -> None:
+            try:
+                async with asyncio.timeout(0):
+                    await anyio.sleep_forever()
+            except TimeoutError as late:
+                raise ValueError("no connection, so nothing was sent") from late
+
+        with pytest.raises(ValueError, match="nothing was sent"):
+            await door.call("pay")
+        assert (await door.event()).outcome == "failed"
+
 
 class TestVerify:
     @pytest.mark.parametrize(("answer", "outcome"), [(None, "timeout"), (False, "timeout")])

@@ -437,6 +437,33 @@ async def test_a_line_without_a_time_is_damage(path: Path) -> None:
         assert all(isinstance(info.updated_at, float) for info in await storage.streams())
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"at":1.0,"before":[],"records":[]}',
+        b'{"at":1.0,"before":{}}',
+        b'{"at":1.0,"before":{},"records":[7]}',
+        b"[]",
+        b"7",
+        b"[" * 100_000,
+    ],
+    ids=["before", "records", "record", "list", "number", "deep"],
+)
+async def test_what_is_no_line_is_damage(path: Path, line: bytes) -> None:
+    lines = await fill(path)
+    path.write_bytes(b"".join([*lines[:3], line + b"\n", *lines[3:]]))
+    assert await read(path, EVENTS) == [0, 1, 2, 3]
+
+
+async def test_a_line_that_is_there_twice_counts_once(path: Path) -> None:
+    lines = await fill(path)
+    path.write_bytes(b"".join([*lines, lines[-1]]))
+    assert await read(path, EVENTS) == [0, 1, 2, 3]
+    async with JsonStorage(path) as storage:
+        assert await storage.append([Record("run:1", {"n": 4})], {"run:1": 2}) == {"run:1": 3}
+    assert await read(path, "run:1") == [1, 3, 4]
+
+
 async def test_what_others_have_written_is_dropped_by_whoever_has_read_nothing_yet(path: Path) -> None:
     await fill(path)
     async with JsonStorage(path) as storage:
