@@ -135,7 +135,4 @@ def _header(headers: object, now: float) -> float:
         pass  # then it is a date
     from email.utils import parsedate_to_datetime
 
-    try:
-        return parsedate_to_datetime(text).timestamp() - now
-    except (ValueError, OverflowError):
-        return 0.0
+    return parsedate_to_datetime(text).timestamp() - now

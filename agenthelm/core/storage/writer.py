@@ -199,8 +199,7 @@ class Writer(Forked):
         try:
             while (batch := self._queue.get()) is not None:
                 with self._guard:
-                    if self._gathering is batch:
-                        self._gathering = None
+                    self._gathering = None  # which was this one: there is never more than one in the queue
                 self._work(batch.tickets)
                 batch.wake()
         finally:
