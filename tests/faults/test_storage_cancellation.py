@@ -54,6 +54,37 @@ async def test_appends_that_wait_for_a_commit_share_the_next_one(kind: str, tmp_
 
 
 @pytest.mark.parametrize("kind", KINDS)
+async def test_of_two_that_share_a_commit_one_that_fails_does_not_take_the_other_with_it(
+    kind: str, tmp_path: Path
+) -> None:
+    async with opened(kind, tmp_path / "log") as storage:
+        gate, outcomes = Gate(storage), dict[str, object]()
+        commit = storage._log.commit  # type: ignore[attr-defined]
+
+        def picky(appends: list[Append]) -> Any:
+            if any(entry.stream == "bad" for append in appends for entry in append.entries):
+                raise ValueError("not this one")
+            return commit(appends)
+
+        storage._log.commit = picky  # type: ignore[attr-defined]
+
+        async def write(stream: str) -> None:
+            try:
+                outcomes[stream] = await storage.append([Record(stream, {})])
+            except StorageError as error:
+                outcomes[stream] = str(error).partition(": ")[2]
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(write, "first")
+            await anyio.to_thread.run_sync(gate.reached.wait)
+            for stream in ("bad", "good"):
+                group.start_soon(write, stream)
+            await anyio.wait_all_tasks_blocked()
+            gate.open.set()
+        assert outcomes == {"first": {"first": 1}, "bad": "ValueError: not this one", "good": {"good": 1}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_cancelled_append_ends_with_its_commit_and_then_is_cancelled(kind: str, tmp_path: Path) -> None:
     async with opened(kind, tmp_path / "log") as storage:
         gate = Gate(storage)

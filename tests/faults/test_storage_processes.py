@@ -121,6 +121,23 @@ print(sum(counts.values()), flush=True)
 os._exit(0)
 """
 
+FORK_UNDER_A_LOCK = """
+import fcntl
+storage = JsonStorage(path, lock_timeout=0.1)
+anyio.run(storage.append, [Record(EVENTS, {"who": "parent"})])
+descriptor = storage._log._descriptor
+fcntl.flock(descriptor, fcntl.LOCK_EX)
+if (child := os.fork()) == 0:
+    try:
+        anyio.run(storage.append, [Record(EVENTS, {"who": "child"})])
+    except StorageError as error:
+        print("child:", str(error).partition(": ")[2], flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+fcntl.flock(descriptor, fcntl.LOCK_UN)
+print("parent:", anyio.run(storage.append, [Record(EVENTS, {"who": "parent"})])[EVENTS])
+"""
+
 FORK_AMID_AN_APPEND_IN_MEMORY = """
 import signal, threading
 storage = InMemoryStorage()
@@ -470,6 +487,11 @@ async def test_a_fork_amid_reads_and_commits_loses_nothing_on_either_side(kind: 
         assert len(infos) == 4 + 5 * 4
         assert sum(info.position for info in infos if ":parent:" in info.name) == written
         assert {info.position for info in infos if ":child" in info.name} == {5}
+
+
+def test_a_fork_does_not_write_under_a_lock_that_its_parent_holds(tmp_path: Path) -> None:
+    out = finished(start(FORK_UNDER_A_LOCK, "json", tmp_path / "log.jsonl"))
+    assert out.splitlines() == ["child: another process has held it for 0.1 s", "parent: 2"]
 
 
 def test_a_fork_amid_an_append_in_memory_waits_for_nobody_in_the_child(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from agenthelm.core.storage import EVENTS, JsonStorage, Record, file_lock
+from agenthelm.core.storage import EVENTS, JsonStorage, Record, file_lock, json_log
 from agenthelm.core.storage.json_index import Index
 from agenthelm.core.storage.json_lines import HEADER
 from agenthelm.exceptions import ConfigError, CorruptRecordError, StorageError
@@ -339,6 +339,33 @@ async def test_after_it_has_shrunk_a_line_that_is_gone_is_missed_as_before(path:
         await read(path, "run:2")
 
 
+async def test_a_shorter_file_is_on_the_disk_before_it_takes_the_place_of_the_longer_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    did: list[object] = []
+    sync, sync_folder, replace = json_log.sync, json_log.sync_folder, Path.replace
+
+    def synced(descriptor: int) -> None:
+        did.append(os.fstat(descriptor).st_size)
+        sync(descriptor)
+
+    def folder_synced(folder: Path) -> None:
+        did.append(folder)
+        sync_folder(folder)
+
+    def replaced(new: Path, old: Path) -> Path:
+        did.append(("replaced by", new.stat().st_size))
+        return replace(new, old)
+
+    monkeypatch.setattr(json_log, "sync", synced)
+    monkeypatch.setattr(json_log, "sync_folder", folder_synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    await drop_most_of_it(path)
+    (at,) = [n for n, what in enumerate(did) if isinstance(what, tuple)]
+    assert did[at] == ("replaced by", did[at - 1])
+    assert did[at + 1] == path.parent
+
+
 @pytest.mark.parametrize("link", [os.symlink, os.link])
 async def test_a_file_of_two_names_stays_one_when_it_is_to_shrink(path: Path, link: Any) -> None:
     path.parent.mkdir()
@@ -400,6 +427,8 @@ async def test_a_log_that_was_deleted_or_cut_while_open_is_read_anew(path: Path)
         lines = path.read_bytes().splitlines(keepends=True)
         os.truncate(path, len(lines[0]) + len(lines[1]))
         assert len(await storage.read(EVENTS)) == 3
+        assert await storage.append([Record(EVENTS, {"n": 4})], {EVENTS: 3}) == {EVENTS: 4}
+        assert len(path.read_bytes().splitlines()) == 3
         path.unlink()
         assert await storage.read(EVENTS) == []
         assert await storage.append([Record(EVENTS, {"n": 9})]) == {EVENTS: 1}
