@@ -228,7 +228,9 @@ class ToolExecutor:
         except BaseException as error:
             call.ended()
             if call.attempts == 0 and isinstance(error, Exception):
-                effects = None  # its beginning could not be recorded, so there is no end to record
+                # Its beginning could not be recorded, so there is no end to record. And its id may be given to another call
+                # by whoever has claimed the run.
+                effects = call.effect_id = None
             verdict = await self._asked(call, entry, inside, effects, error) if attempts.doubt else None
             if verdict is not None and verdict.happened:
                 return await self._happened(call, entry, inside, effects, verdict, error)

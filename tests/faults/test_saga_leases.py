@@ -192,6 +192,39 @@ async def test_an_owner_that_stalls_while_it_undoes_leaves_the_rest_to_the_claim
     assert "interrupted" in result.stuck[0].reason
 
 
+async def test_a_call_that_comes_after_the_claim_goes_by_no_effect_of_the_claimers() -> None:
+    storage, tools, world = InMemoryStorage(), ToolRegistry(), list[str]()
+    stalled, go_on = anyio.Event(), anyio.Event()
+
+    @tool(registry=tools)
+    async def think() -> None:
+        if not stalled.is_set():
+            stalled.set()
+            with anyio.CancelScope(shield=True):
+                await go_on.wait()
+
+    @tool(compensating_tool="unmake", registry=tools)
+    async def make(name: str) -> dict[str, str]:
+        world.append(name)
+        return {"thing": name}
+
+    @tool(registry=tools)
+    async def unmake(thing: str) -> None: ...
+
+    async def own() -> None:
+        with pytest.raises(LeaseLostError):
+            await Orchestrator(storage=storage, tools=tools).run_saga([Step("think"), Step("make", {"name": "one"})])
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(own)
+        await stalled.wait()
+        (result,) = await Orchestrator(storage=storage, tools=tools, clock=Later()).recover(resume=True)
+        go_on.set()
+    assert (result.status, world) == ("success", ["one"])
+    events = [record.data for record in await storage.read(EVENTS, where={"tool_name": "make"})]
+    assert [(event["outcome"], event.get("effect_id")) for event in events] == [("success", "e1"), ("cancelled", None)]
+
+
 async def test_the_heartbeat_notices_that_the_run_was_claimed_and_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journals, "RENEW_SECONDS", 0.05)
     storage, tools = InMemoryStorage(), ToolRegistry()
