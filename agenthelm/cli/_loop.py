@@ -49,6 +49,7 @@ class Watch:
         restore: Called before anything is printed then: puts the terminal right.
         document: Called at the end of it with the exit code: prints what stdout is for.
         signal: The first signal that came; None as long as none has.
+        over: Whether the command has come to its end, and told it: then a signal stops nothing any more.
     """
 
     def __init__(self) -> None:
@@ -59,6 +60,7 @@ class Watch:
         self.restore: Callable[[], object] = lambda: None
         self.document: Callable[[int], object] = lambda code: None
         self.signal: int | None = None
+        self.over = False
 
 
 _watch: ContextVar[Watch] = ContextVar("agenthelm_cli_watch")
@@ -120,6 +122,8 @@ async def _watched(function: Callable[[], Awaitable[T]]) -> T:
                     value.append(await function())
                 except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001 - raised again below, outside of the task group
                     error.append(exc)
+                finally:
+                    watch().over = True
             group.cancel_scope.cancel()
         if error:
             raise error[0]
@@ -149,12 +153,14 @@ async def _listen(scope: CancelScope, received: list[int], *, task_status: TaskS
 
 
 async def _stop(signum: int) -> None:
-    """End the process now; a thread that hangs can't be waited for."""
+    """End the process now, unless the command ends first; a thread that hangs can't be waited for."""
     current = watch()
     current.restore()
     with anyio.move_on_after(_FLUSH_SECONDS, shield=True):
         if current.flush is not None:
             await current.flush()
+    if current.over:  # meanwhile; a second document, or another exit code, would contradict what it has told
+        return
     current.deliver()
     _write(current.last)
     with suppress(OSError):  # nobody reads it any more

@@ -94,6 +94,43 @@ def test_a_second_interrupt_ends_a_run_whose_thread_hangs_and_recover_finishes_i
     ]
 
 
+ENDS_AS_IT_IS_STOPPED = """
+import os, signal
+import anyio
+from agenthelm.cli import _loop
+
+async def work():
+    stopping, told = anyio.Event(), anyio.Event()
+
+    async def flush():
+        stopping.set()
+        await told.wait()
+
+    _loop.watch().flush = flush
+    _loop.watch().document = lambda code: print("another document")
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        await anyio.sleep_forever()
+    finally:
+        with anyio.CancelScope(shield=True):
+            os.kill(os.getpid(), signal.SIGINT)
+            await stopping.wait()
+        print("the document")
+        told.set()
+
+try:
+    _loop.run(work)
+except _loop.Interrupted as interrupted:
+    print(interrupted.code)
+"""
+
+
+def test_a_command_that_ends_while_a_second_interrupt_is_about_to_stop_it_prints_one_document() -> None:
+    command = [sys.executable, "-c", ENDS_AS_IT_IS_STOPPED]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.stdout.split("\n"), ended.returncode) == (["the document", "130", ""], 0), ended.stderr
+
+
 @pytest.mark.parametrize("command", [(*RUN, "-i", "badly=true"), PLAN])
 def test_an_interrupted_run_that_can_not_be_undone_says_so_and_ends_with_3(cli: Cli, command: tuple[str, ...]) -> None:
     cli.write(
