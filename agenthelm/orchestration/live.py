@@ -30,7 +30,7 @@ class LiveRun:
         tools: The registry by which all of it is undone: that of the outermost run.
         states: The effects so far.
         scopes: How many scopes were opened inside each scope.
-        resumable: Whether recovery may go on with it instead of undoing it.
+        left_standing: Whether recovery may go on with it, or leave it as it is, instead of undoing it.
         flying: The effects whose calls are under way in this process; a resumed run has doubtful ones besides.
         ending: The scopes that are being closed or undone.
         undone: The effects that were undone in this process, in that order.
@@ -42,7 +42,7 @@ class LiveRun:
     tools: ToolRegistry
     states: Effects = field(default_factory=Effects)
     scopes: dict[str, int] = field(default_factory=dict)
-    resumable: bool = False
+    left_standing: bool = False
     flying: set[str] = field(default_factory=set)
     ending: set[str] = field(default_factory=set)
     undone: list[str] = field(default_factory=list)

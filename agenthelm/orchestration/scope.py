@@ -240,7 +240,8 @@ class SagaScope:
             journal = self.journal
         self._lease = Lease(journal, self.stop)
         await self._lease.begin()
-        run = LiveRun(journal, self.executor.tools, self.states, resumable=self.opening.plan is not None)
+        left = self.opening.plan is not None or not self.rollback
+        run = LiveRun(journal, self.executor.tools, self.states, left_standing=left)
         if self.states:
             run.go_on()
         return run
@@ -346,14 +347,17 @@ class SagaScope:
             except StorageError as broken:
                 _log.error("journal of run %s: %s", journal.run_id, broken)
                 decided = False
-            if decided or not self._run.resumable:
-                # What can't be resumed is only ever undone, so what is harmless to repeat is undone even unrecorded.
+            if decided or not self._run.left_standing:
+                # What is only ever undone may be undone even unrecorded, where that is harmless to repeat.
                 await unwinder.unwind(effects)
             else:
-                # Recovery may go on with this run, and must not go on from effects undone behind the journal's back.
+                # Recovery may go on with this run, or let it stand, and must not rely on effects that were undone behind the
+                # journal's back.
                 for state in effects:
                     if not state.settled:
-                        state.reason = "the decision to undo could not be recorded, so it is left for recovery"
+                        state.reason = (
+                            "the decision to undo could not be recorded, so it is left for recovery, or for undo"
+                        )
         stuck = any(state.failed_to_undo for state in effects)
         self._run.undone += unwinder.undone
         await self._close("failed" if stuck else "rolled_back", effects, error)

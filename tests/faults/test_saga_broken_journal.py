@@ -115,3 +115,22 @@ async def test_a_plan_is_not_undone_behind_the_back_of_whoever_may_go_on_with_it
     assert ["left for recovery" in stuck.reason for stuck in result.stuck] == [True]
     (recovered,) = await Orchestrator(tools=tools, storage=storage, clock=Later()).recover(resume=resume)
     assert (recovered.status, log) == ("rolled_back", ["book", "cancel"])
+
+
+async def test_what_recovery_lets_stand_is_not_undone_behind_its_back(tools: ToolRegistry, log: list[str]) -> None:
+    storage = InMemoryStorage()
+    failing = FaultyStorage(storage, matching=lambda record: record.data.get("type") == "unwinding")
+    outer = saga("outer", tools=tools, storage=failing, rollback=False)
+    with pytest.raises(StorageError):
+        async with outer:
+            with pytest.raises(ValueError, match="no car left"):
+                async with saga("inner") as inner:
+                    await inner.use("book")
+                    raise ValueError("no car left")
+    assert outer.result is not None
+    assert (outer.result.status, [stuck.tool for stuck in outer.result.stuck], log) == ("stopped", ["book"], ["book"])
+    orchestrator = Orchestrator(tools=tools, storage=storage, clock=Later())
+    (recovered,) = await orchestrator.recover()
+    assert (recovered.status, recovered.undone, log) == ("stopped", (), ["book"])
+    undone = await orchestrator.undo(outer.run_id)
+    assert (undone.status, log) == ("rolled_back", ["book", "cancel"])
