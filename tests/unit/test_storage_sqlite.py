@@ -407,6 +407,19 @@ async def test_unreadable_events_match_no_filter_on_other_fields(path: Path) -> 
         assert [event.position for event in await storage.read(EVENTS, where={"extra": 1})] == [1]
 
 
+async def test_a_range_finds_what_follows_events_without_the_field_and_what_ends_a_zone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SqliteStorage(path) as storage:
+        timed = {1: 5.0, 1023: 7.0}
+        events = [{"run_id": "a", **({"execution_time": timed[n]} if n in timed else {})} for n in range(1024)]
+        await storage.append([Record(EVENTS, event) for event in events])
+        for many in (sqlite_query.MANY, 1):  # collected from the index, or walked zone by zone
+            monkeypatch.setattr(sqlite_query, "MANY", many)
+            for where in ({"execution_time": Between(low=1)}, {"run_id": "a", "execution_time": Between(low=1)}):
+                assert [event.position for event in await storage.read(EVENTS, where=where)] == [1, 1023]
+
+
 async def test_a_range_that_no_event_is_in_finds_nothing_whatever_else_is_asked(path: Path) -> None:
     async with SqliteStorage(path) as storage:
         await storage.append([Record(EVENTS, {"tool_name": "a", "execution_time": 1.0}) for _ in range(3)])

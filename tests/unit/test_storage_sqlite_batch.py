@@ -165,6 +165,16 @@ def test_what_another_process_wrote_meanwhile_is_noticed(log: SqliteLog, monkeyp
     assert [row[1] for row in contents(log._path)["streams"]] == [2 * MANY + 3, 1, 2]
 
 
+def test_a_stream_that_another_process_has_dropped_begins_anew(log: SqliteLog) -> None:
+    ready(log)
+    other = SqliteLog(log._path, busy_timeout=5)
+    other.drop("run:0")
+    other.close()
+    assert log.commit([append(Record("run:0", {"n": n})) for n in range(MANY)]) == [
+        {"run:0": n + 1} for n in range(MANY)
+    ]
+
+
 def test_a_stream_that_is_only_expected_is_checked_and_not_made(
     log: SqliteLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
