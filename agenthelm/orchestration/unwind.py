@@ -143,6 +143,8 @@ class Unwinder:
         """
         if self.again and state.failed_to_undo:
             return False  # nobody knows whether it was, so it is tried only because somebody says so
+        if state.undoing and state.reason is None and any(parent.compensated for parent, _ in self._enclosing(state)):
+            return False  # that other try was begun after the enclosing call had been undone, and nobody has ended it
         return any(
             self._covers(parent, inner) and not (surely and self._is_to_be_asked_about(parent))
             for parent, inner in self._enclosing(state)

@@ -9,11 +9,11 @@ import pytest
 from agenthelm.agent.base import Agent
 from agenthelm.core.storage import InMemoryStorage
 from agenthelm.core.tool import ToolRegistry, tool
-from agenthelm.exceptions import StorageError
+from agenthelm.exceptions import OutcomeUnknown, StorageError
 from agenthelm.orchestration.orchestrator import Orchestrator
 from agenthelm.orchestration.parallel import Parallel
 from agenthelm.orchestration.results import RunResult
-from agenthelm.orchestration.saga import Step
+from agenthelm.orchestration.saga import Step, saga
 from tests.support.saga_leases import Later
 
 
@@ -125,3 +125,40 @@ async def test_an_undo_that_dies_before_it_decided_is_finished_and_nothing_is_ca
     desk.storage.last, desk.storage.dead = "", False
     (recovered,) = await desk.orchestrator(clock=Later()).recover(resume=resume)
     assert (recovered.status, desk.world) == ("rolled_back", ["called"])
+
+
+@pytest.mark.parametrize("idempotent", [False, True])
+async def test_a_retry_of_what_a_call_did_that_was_undone_since_is_finished_when_it_dies(idempotent: bool) -> None:
+    desk = Desk()
+
+    @tool(registry=desk.tools, compensating_tool="drop")
+    async def put(name: str, idempotency_key: str) -> None:
+        desk.world.append(idempotency_key)
+
+    @tool(registry=desk.tools, idempotent=idempotent)
+    async def drop(idempotency_key: str) -> None:
+        if desk.broken:
+            raise ValueError("broken")
+        desk.world.remove(idempotency_key)
+
+    @tool(registry=desk.tools, compensating_tool="unwrap")
+    async def wrap(idempotency_key: str) -> None:
+        async with saga("inner") as inner:
+            await inner.use("put", name="a")
+            raise OutcomeUnknown("who knows")
+
+    @tool(registry=desk.tools)
+    async def unwrap(idempotency_key: str) -> None: ...
+
+    run = await desk.orchestrator().run_saga([Step("wrap")])
+    assert (run.status, [stuck.tool for stuck in run.stuck], len(desk.world)) == ("failed", ["put"], 1)
+    desk.storage.last = "undoing"
+    with pytest.raises(StorageError):
+        await desk.orchestrator().retry(run.run_id)
+    desk.storage.last, desk.storage.dead, desk.broken = "", False, False
+    (result,) = await desk.orchestrator(clock=Later()).recover()
+    if idempotent:
+        assert (result.status, desk.world) == ("rolled_back", [])
+    else:
+        assert (result.status, len(desk.world)) == ("failed", 1)
+        assert ["was interrupted" in stuck.reason for stuck in result.stuck] == [True]
