@@ -200,7 +200,8 @@ class Unwinder:
         if state.undoing and not compensator.contract.idempotent:
             return await self._resume_undo(executor, state, tool)
         wants_result = needs_result(tool, compensator)
-        if not state.doubtful and (state.has_result or not wants_result):
+        # An undo that was begun is repeated whatever verify says: it may have got no further than what verify looks at.
+        if (state.undoing or not state.doubtful) and (state.has_result or not wants_result):
             return True
         verdict = await self._ask(executor, state, tool)
         if not state.doubtful:

@@ -236,6 +236,41 @@ async def test_an_interrupted_undo_of_a_call_that_failed_ends_with_its_enclosing
     assert [effect.status for effect in state.effects.values()] == ["undone", "undone"]
 
 
+async def test_an_interrupted_undo_is_repeated_though_verify_says_that_nothing_stands() -> None:
+    """It says so of the call: its undo may have died before it took back what was done inside."""
+    tools, storage, booked, undos = ToolRegistry(), InMemoryStorage(), set[str](), list[str]()
+
+    @tool(registry=tools, compensating_tool="cancel")
+    async def reserve(room: str) -> None:
+        booked.add(room)
+
+    def planned() -> bool:
+        return "trip" in booked
+
+    @tool(registry=tools, compensating_tool="cancel", verify=planned)
+    async def plan_trip(idempotency_key: str) -> None:
+        await current_executor().call("reserve", {"room": "left"})  # type: ignore[union-attr]
+        booked.add("trip")
+
+    @tool(registry=tools)
+    async def cancel(idempotency_key: str) -> None:
+        undos.append(idempotency_key)
+        booked.discard("trip")
+        if len(undos) > 1:  # the first time, its process dies here
+            booked.clear()
+
+    ends = {"type": "finish", "effect": "e1"}.items()
+    dying = FaultyStorage(storage, matching=lambda record: ends <= record.data.items(), do="crash")
+    with pytest.raises(SimulatedCrash):
+        await Orchestrator(tools=tools, storage=dying).run_saga([Step("plan_trip")])
+    dying = FaultyStorage(storage, matching=lambda record: record.data.get("type") == "undone", do="crash")
+    with pytest.raises((SimulatedCrash, BaseExceptionGroup)):
+        await Orchestrator(tools=tools, storage=dying, clock=Later()).recover()
+    assert booked == {"left"}
+    (result,) = await Orchestrator(tools=tools, storage=storage, clock=Later(2)).recover()
+    assert (result.status, booked, len(undos)) == ("rolled_back", set(), 2)
+
+
 async def test_what_went_with_a_call_whose_undo_was_interrupted_is_not_undone_again() -> None:
     """A step is begun again, for which what it did is undone; that is interrupted, and then the run is left as it is."""
     tools, storage, undone = ToolRegistry(), InMemoryStorage(), list[str]()
